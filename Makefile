@@ -1,0 +1,45 @@
+# Everything a person or CI runs. `make demo` and `make test` build the environment when needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_ARGS ?=
+
+.PHONY: setup demo test test-slow test-interop lint format bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==2.11.*" "torchaudio==2.11.*"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,deploy]"
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/omnisparse demo --out demo $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -q --durations=10
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow --durations=0
+
+test-interop: setup
+	$(BIN)/python -m pip install --quiet --editable ".[dev,interop]"
+	$(BIN)/python -m pytest -q -m interop
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python tools/benchmark_training.py
+	$(BIN)/python tools/benchmark_extract.py
+
+clean:
+	rm -rf $(VENV) demo runs data build *.egg-info

@@ -1,0 +1,15 @@
+"""The errors a user of omnisparse may see. Each message is one line that names the thing and the legal values."""
+
+from __future__ import annotations
+
+
+class OmnisparseError(Exception):
+    """A failure the user can act on; the command line prints it as one line and exits with 1."""
+
+
+class FormatError(OmnisparseError):
+    """A file that is not what it says it is: artifact, checkpoint or nested file."""
+
+
+class DataError(OmnisparseError):
+    """A corpus, manifest or recording that cannot be used."""
