@@ -1,0 +1,65 @@
+"""A folder whose files appear complete, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Give a new folder beside ``final`` to write files into, and move it to ``final`` at the end.
+
+    Where ``final`` exists already, the new files replace those of the same name, in the order of
+    their names, and everything else in it stays: it may be a folder of the user. Where the body
+    fails, ``final`` is as it was. Left-overs of killed processes are removed on the way.
+
+    Args:
+        final: Path that the folder shall have. Its parents are made.
+
+    Yields:
+        Path of the folder to fill; files only.
+    """
+    final = final.absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{final.name}.tmp-"
+    for stale in final.parent.glob(f"{prefix}*"):
+        if not _is_alive(stale.name.removeprefix(prefix)):
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = final.parent / f"{prefix}{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+        files = sorted(folder.iterdir())
+        for file in files:
+            _sync(file)
+        final.mkdir(exist_ok=True)
+        for file in files:
+            os.replace(file, final / file.name)
+        _sync(final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(owner: str) -> bool:
+    if not owner.isdigit():
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""The batch that models and methods compute on.
+
+Legend: B batch, T stacked frames, F features, U tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnisparse.data.features import FloatArray
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one process computes on in one step."""
+
+    features: Tensor
+    """[B, T, F] float32, 0 where padded."""
+    feature_lengths: Tensor
+    """[B] int64, in stacked frames."""
+    tokens: Tensor
+    """[B, U] int64, padded with 0."""
+    token_lengths: Tensor
+    """[B] int64."""
+    ids: tuple[str, ...]
+    """Names of the utterances."""
+    positions: Tensor
+    """[B] int64: place of each utterance in the global batch of the step, over all processes."""
+    audio_seconds: float
+    """Audio of these utterances, padding excluded."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Transcripts by id."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its tensors on ``device``."""
+        return Batch(
+            features=self.features.to(device, non_blocking=True),
+            feature_lengths=self.feature_lengths.to(device, non_blocking=True),
+            tokens=self.tokens.to(device, non_blocking=True),
+            token_lengths=self.token_lengths.to(device, non_blocking=True),
+            ids=self.ids,
+            positions=self.positions.to(device, non_blocking=True),
+            audio_seconds=self.audio_seconds,
+            texts=self.texts,
+        )
+
+    def select(self, index: Tensor) -> Batch:
+        """Some utterances of the batch, with the padding that they no longer need removed.
+
+        Args:
+            index: [N] int64, rows in the wanted order, at least one.
+        """
+        index = index.to(self.features.device)
+        feature_lengths = self.feature_lengths[index]
+        token_lengths = self.token_lengths[index]
+        longest, most_tokens = int(feature_lengths.max()), int(token_lengths.max())
+        share = float(feature_lengths.sum()) / float(self.feature_lengths.sum())
+        ids = tuple(self.ids[row] for row in index.tolist())
+        return Batch(
+            features=self.features[index, :longest],
+            feature_lengths=feature_lengths,
+            tokens=self.tokens[index, :most_tokens],
+            token_lengths=token_lengths,
+            ids=ids,
+            positions=self.positions[index],
+            audio_seconds=self.audio_seconds * share,
+            texts={name: self.texts[name] for name in ids if name in self.texts},
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def collate(
+    cuts: Sequence[Cut],
+    features: Sequence[FloatArray],
+    tokens: Sequence[Sequence[int]],
+    positions: Sequence[int],
+) -> Batch:
+    """Pad utterances into one batch.
+
+    Args:
+        cuts: The utterances.
+        features: [T_b, F] of each.
+        tokens: [U_b] of each.
+        positions: Places in the global batch.
+    """
+    longest = max(len(one) for one in features)
+    most_tokens = max(len(one) for one in tokens)
+    padded = np.zeros((len(cuts), longest, features[0].shape[1]), dtype=np.float32)
+    padded_tokens = np.zeros((len(cuts), most_tokens), dtype=np.int64)
+    for row, (frames, ids) in enumerate(zip(features, tokens, strict=True)):
+        padded[row, : len(frames)] = frames
+        padded_tokens[row, : len(ids)] = ids
+    return Batch(
+        features=torch.from_numpy(padded),
+        feature_lengths=torch.tensor([len(one) for one in features], dtype=torch.int64),
+        tokens=torch.from_numpy(padded_tokens),
+        token_lengths=torch.tensor([len(one) for one in tokens], dtype=torch.int64),
+        ids=tuple(cut.id for cut in cuts),
+        positions=torch.tensor(list(positions), dtype=torch.int64),
+        audio_seconds=float(sum(cut.duration for cut in cuts)),
+        texts={cut.id: text_of(cut) for cut in cuts},
+    )
+
+
+def text_of(cut: Cut) -> str:
+    """Transcript of a cut with one supervision."""
+    return str(cut.supervisions[0].text or "")
+
+
+def process_slice(num_utterances: int, rank: int, world_size: int) -> list[int]:
+    """Places of a global batch that one process takes.
+
+    Stretches differ in size by at most one and joined in order of rank give the batch. A batch
+    smaller than ``world_size`` is cycled, because every process must have something to compute.
+    """
+    if num_utterances < world_size:
+        return [rank % num_utterances]
+    first = rank * num_utterances // world_size
+    return list(range(first, (rank + 1) * num_utterances // world_size))

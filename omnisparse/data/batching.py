@@ -1,0 +1,351 @@
+"""The same batches in the same order, whatever the number of processes or restarts.
+
+Every epoch is laid out as global batches by lhotse's bucketing sampler, and process `r` takes its
+stretch of each. A position in a run is therefore two numbers: the epoch and the batches done in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
+from omnisparse.data.batch import Batch, collate, process_slice, text_of
+from omnisparse.data.feature_store import FeatureStore, FloatArray, read_samples
+from omnisparse.data.features import FeatureConfig, FeatureExtractor
+from omnisparse.data.filtering import filter_utterances
+from omnisparse.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+    from lhotse.cut import Cut
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "EvaluationBatches",
+    "TrainingBatches",
+    "collate",
+    "filter_utterances",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """How training data becomes batches."""
+
+    batch_seconds: float = 300.0
+    """Audio of one batch over all processes, padding included, in seconds."""
+    max_batch_size: int = 64
+    """Most utterances of one batch over all processes."""
+    num_buckets: int = 20
+    """Classes of duration from which batches are drawn; more pad less and shuffle less."""
+    min_seconds: float = 0.1
+    """Shorter utterances are left out of training, in seconds."""
+    max_seconds: float = 30.0
+    """Longer utterances are left out of training, in seconds."""
+    vocab_size: int = 500
+    """Word pieces, the three special ones included."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """Shape of the features."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """What is done to the training data only."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: If a field is outside its range.
+        """
+        for name in ("max_batch_size", "num_buckets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.vocab_size < 4:
+            raise ValueError(f"vocab_size must be at least 4, got {self.vocab_size}")
+        if not 0 <= self.min_seconds < self.max_seconds:
+            raise ValueError(
+                "min_seconds must be in [0, max_seconds), got "
+                f"min_seconds={self.min_seconds}, max_seconds={self.max_seconds}"
+            )
+        if self.batch_seconds < self.max_seconds:
+            raise ValueError(
+                f"batch_seconds must be at least max_seconds={self.max_seconds}, "
+                f"got {self.batch_seconds}"
+            )
+
+
+class TrainingBatches:
+    """The endless sequence of training batches, from a position that can be saved.
+
+    The data is a pure function of (seed, epoch, utterance), the order of (seed, epoch).
+
+    Args:
+        cuts: Training utterances; those that ``features`` had to skip are left out.
+        features: Frames of all of them.
+        extractor: Normalises and stacks them.
+        tokenizer: Encodes the transcripts.
+        batch_seconds: Audio of one global batch, padding included, in seconds.
+        max_batch_size: Most utterances of one global batch.
+        num_buckets: Classes of duration; fewer are used where the data is little.
+        spec_augment: Masks the normalised frames; None masks nothing.
+        seed: Of order and masks.
+        rank: Number of this process.
+        world_size: Number of processes.
+        prefetch: Batches made ahead by a thread; 0 makes each when it is asked for.
+
+    Raises:
+        ValueError: If there are no cuts, an utterance is longer than ``batch_seconds``, or
+            ``rank`` and ``world_size`` do not fit.
+    """
+
+    def __init__(
+        self,
+        cuts: CutSet,
+        *,
+        features: FeatureStore,
+        extractor: FeatureExtractor,
+        tokenizer: Tokenizer,
+        batch_seconds: float,
+        max_batch_size: int,
+        num_buckets: int = 20,
+        spec_augment: SpecAugment | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size={world_size}), got {rank}")
+        self._cuts = features.available(cuts)
+        if len(self._cuts) == 0:
+            raise ValueError("cuts must hold at least one utterance that can be trained on")
+        longest = max(self._cuts, key=lambda cut: cut.duration)
+        if longest.duration > batch_seconds:
+            raise ValueError(
+                f"batch_seconds must be at least {longest.duration:.2f}, the length of "
+                f"{longest.id}, got {batch_seconds}"
+            )
+        self._features = features
+        self._extractor = extractor
+        self._spec_augment = spec_augment
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._prefetch = prefetch
+        encoded: dict[str, list[int]] = {}
+        for cut in self._cuts:
+            text = text_of(cut)
+            if text not in encoded:
+                encoded[text] = tokenizer.encode(text)
+        self._tokens = encoded
+        self._sampler = _bucketing_sampler(
+            self._cuts, batch_seconds, max_batch_size, num_buckets, seed
+        )
+        self._orders: dict[int, list[list[Cut]]] = {}
+        self._epoch = 0
+        self._batches = 0
+        self.seconds_per_epoch = float(sum(cut.duration for cut in self._cuts))
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self._epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of the present epoch; epochs may differ by a few."""
+        return len(self._epoch_order(self._epoch))
+
+    @property
+    def num_utterances(self) -> int:
+        """Utterances of an epoch."""
+        return len(self._cuts)
+
+    def state_dict(self) -> dict[str, int]:
+        """Position after the last batch that was handed out, the same in every process."""
+        return {"epoch": self._epoch, "batches": self._batches}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to a saved position, also one saved with another number of processes.
+
+        Raises:
+            ValueError: If the position is not one of this data.
+        """
+        epoch, batches = int(state["epoch"]), int(state["batches"])
+        if epoch < 0 or not 0 <= batches < len(self._epoch_order(max(epoch, 0))):
+            raise ValueError(
+                f"epoch={epoch}, batches={batches} is no position in this data: an epoch has "
+                f"{self.steps_per_epoch} batches"
+            )
+        self._epoch, self._batches = epoch, batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of this process from the present position, epoch after epoch, without end."""
+        if self._prefetch == 0:
+            while True:
+                batch = self.batch(self._epoch, self._batches)
+                self._advance()
+                yield batch
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        try:
+            ahead = self._positions_ahead()
+            pending = [pool.submit(self._assemble, next(ahead)) for _ in range(self._prefetch)]
+            while True:
+                batch = pending.pop(0).result()
+                pending.append(pool.submit(self._assemble, next(ahead)))
+                self._advance()
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch of this process at any position; the position of the iterator does not move."""
+        return self._assemble((epoch, self._epoch_order(epoch)[index]))
+
+    def _advance(self) -> None:
+        self._batches += 1
+        if self._batches == self.steps_per_epoch:
+            self._epoch, self._batches = self._epoch + 1, 0
+
+    def _positions_ahead(self) -> Iterator[tuple[int, list[Cut]]]:
+        epoch, first = self._epoch, self._batches
+        order = self._epoch_order(epoch)
+        while True:
+            for index in range(first, len(order)):
+                yield epoch, order[index]
+            epoch, first = epoch + 1, 0
+            order = self._epoch_order(epoch)
+
+    def _epoch_order(self, epoch: int) -> list[list[Cut]]:
+        """Global batches of an epoch; the two last used are kept, for batches made ahead."""
+        if epoch not in self._orders:
+            self._orders = dict(list(self._orders.items())[-1:])
+            self._orders[epoch] = self._lay_out(epoch)
+        return self._orders[epoch]
+
+    def _lay_out(self, epoch: int) -> list[list[Cut]]:
+        """Global batches of an epoch."""
+        generator = utterance_generator("order", self._seed, epoch)
+        # lhotse shuffles by (its seed + epoch), which would give neighbouring seeds the same order.
+        self._sampler.set_epoch(int(generator.integers(1 << 62)))
+        return [list(batch) for batch in self._sampler]
+
+    def _assemble(self, position: tuple[int, list[Cut]]) -> Batch:
+        epoch, cuts = position
+        places = process_slice(len(cuts), self._rank, self._world_size)
+        chosen = [cuts[place] for place in places]
+        features = [self._prepare(cut.id, epoch) for cut in chosen]
+        tokens = [self._tokens[text_of(cut)] for cut in chosen]
+        return collate(chosen, features, tokens, places)
+
+    def _prepare(self, utterance: str, epoch: int) -> FloatArray:
+        frames = self._extractor.normalise(self._features.frames(utterance))
+        if self._spec_augment is not None:
+            generator = utterance_generator("spec-augment", self._seed, epoch, utterance)
+            frames = self._spec_augment(frames, generator)
+        return self._extractor.stack_frames(frames)
+
+
+def _bucketing_sampler(
+    cuts: CutSet, batch_seconds: float, max_batch_size: int, num_buckets: int, seed: int
+) -> Any:
+    from lhotse import CutSet
+    from lhotse.dataset import BucketingSampler
+    from lhotse.utils import fastcopy
+
+    # Every bucket ends in a batch that is not full, so a bucket should make several.
+    seconds = sum(cut.duration for cut in cuts)
+    enough = min(int(seconds / (3 * batch_seconds)), len(cuts) // (3 * max_batch_size) or 1)
+    return BucketingSampler(
+        # Copies, because lhotse writes the rank into every cut that it hands out.
+        CutSet.from_cuts(fastcopy(cut) for cut in cuts),
+        max_duration=batch_seconds,
+        max_cuts=max_batch_size,
+        num_buckets=max(1, min(num_buckets, enough)),
+        shuffle=True,
+        drop_last=False,
+        seed=seed,
+        # The global order is the same in every process; each takes its part in `_assemble`.
+        world_size=1,
+        rank=0,
+    )
+
+
+class EvaluationBatches:
+    """One pass over a test set: shortest first, nothing masked, no order to save.
+
+    Args:
+        cuts: Utterances.
+        extractor: Computes, normalises and stacks features.
+        tokenizer: Encodes the transcripts.
+        batch_seconds: Audio of one batch, padding included, in seconds; an utterance that is longer
+            makes a batch of its own.
+        max_batch_size: Most utterances of one batch.
+        store: Where the frames are taken from; without it they are computed from audio.
+        rank: Number of this process.
+        world_size: Number of processes; each takes every `world_size`-th batch.
+    """
+
+    def __init__(
+        self,
+        cuts: CutSet,
+        *,
+        extractor: FeatureExtractor,
+        tokenizer: Tokenizer,
+        batch_seconds: float = 300.0,
+        max_batch_size: int = 64,
+        store: FeatureStore | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size={world_size}), got {rank}")
+        self._extractor = extractor
+        self._tokenizer = tokenizer
+        self._store = store
+        kept = cuts if store is None else store.available(cuts)
+        ordered = sorted(kept, key=lambda cut: (cut.duration, cut.id))
+        self._batches = _pack(ordered, batch_seconds, max_batch_size)[rank::world_size]
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Transcripts by id, of the utterances of this process."""
+        return {cut.id: text_of(cut) for batch in self._batches for cut in batch}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of this process.
+
+        Raises:
+            DataError: If audio cannot be read. It is never left out: the error rate would change.
+        """
+        for cuts in self._batches:
+            features = [self._prepare(cut) for cut in cuts]
+            tokens = [self._tokenizer.encode(text_of(cut)) for cut in cuts]
+            yield collate(cuts, features, tokens, range(len(cuts)))
+
+    def _prepare(self, cut: Cut) -> FloatArray:
+        if self._store is None:
+            return self._extractor(read_samples(cut))
+        frames = self._store.frames(cut.id)
+        return self._extractor.stack_frames(self._extractor.normalise(frames))
+
+
+def _pack(cuts: Sequence[Cut], batch_seconds: float, max_batch_size: int) -> list[list[Cut]]:
+    """Cut a list sorted by length into batches."""
+    batches: list[list[Cut]] = []
+    for cut in cuts:
+        fits = (
+            batches
+            and len(batches[-1]) < max_batch_size
+            and cut.duration * (len(batches[-1]) + 1) <= batch_seconds
+        )
+        if fits:
+            batches[-1].append(cut)
+        else:
+            batches.append([cut])
+    return batches

@@ -1,0 +1,131 @@
+"""Manifests: read without opening audio, and refused with a name where they are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from lhotse import CutSet
+
+from omnisparse.data.corpora import (
+    load_manifest,
+    perturb_speed,
+    split_statistics,
+    write_nemo_manifest,
+)
+from omnisparse.errors import DataError
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "corpora"
+
+
+def write_lines(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_nemo_paths_are_relative_to_the_manifest(cuts: CutSet, manifest: Path) -> None:
+    assert len(cuts) == 40
+    first = next(iter(cuts))
+    assert first.id == "train000"
+    assert first.supervisions[0].speaker == "speaker0"
+    assert Path(first.recording.sources[0].source).is_relative_to(manifest.parent)
+    assert abs(first.load_audio().shape[1] / 16000 - first.duration) < 1e-6
+
+
+def test_cuts_and_nemo_are_told_apart_by_content(cuts: CutSet, tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        cuts.to_file(tmp_path / name)
+        again = load_manifest(tmp_path / name)
+        assert [cut.to_dict() for cut in again] == [cut.to_dict() for cut in cuts]
+
+
+def test_relative_paths_of_cuts_are_relative_to_the_manifest(manifest: Path) -> None:
+    path = manifest.parent / "relative.jsonl"
+    relative = []
+    for cut in load_manifest(manifest):
+        record = cut.to_dict()
+        source = record["recording"]["sources"][0]
+        source["source"] = str(Path(source["source"]).relative_to(manifest.parent))
+        relative.append(record)
+    write_lines(path, *relative)
+    assert all(Path(c.recording.sources[0].source).is_file() for c in load_manifest(path))
+
+
+def test_offset_selects_a_stretch(cuts: CutSet, manifest: Path) -> None:
+    whole = next(iter(cuts))
+    record = {"audio_filepath": "audio/train000.wav", "offset": 0.1, "duration": 0.2, "text": "a"}
+    loaded = load_manifest(write_lines(manifest.parent / "offset.jsonl", record))
+    cut = next(iter(loaded))
+    assert cut.id == "audio/train000@0.100"
+    assert (cut.load_audio() == whole.load_audio()[:, 1600:4800]).all()
+
+
+def test_nemo_round_trip(cuts: CutSet, manifest: Path) -> None:
+    path = manifest.parent / "again.jsonl"
+    write_nemo_manifest(cuts, path)
+    assert json.loads(path.read_text().splitlines()[0])["audio_filepath"] == "audio/train000.wav"
+    assert [cut.to_dict() for cut in load_manifest(path)] == [cut.to_dict() for cut in cuts]
+
+
+GOOD = {"audio_filepath": "audio/train000.wav", "duration": 0.5, "text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], ":2: not a JSON object"),
+        ({"duration": 1.0, "text": "a"}, ":2: no audio_filepath"),
+        ({"audio_filepath": "audio/train001.wav", "text": "a"}, ":2: no duration"),
+        (GOOD | {"id": "b", "duration": -1}, ":2: duration must be"),
+        (GOOD | {"id": "b", "duration": float("nan")}, ":2: duration must be"),
+        (GOOD | {"id": "b", "text": 3}, ":2: text must be"),
+        (GOOD | {"audio_filepath": "no.wav"}, r"1 audio files are missing: .*no\.wav"),
+        (GOOD, "two utterances are named audio/train000"),
+    ],
+)
+def test_bad_lines_are_named(manifest: Path, record: object, message: str) -> None:
+    path = write_lines(manifest.parent / "bad.jsonl", GOOD, record)
+    with pytest.raises(DataError, match=message):
+        load_manifest(path)
+
+
+def test_what_is_no_manifest_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_manifest(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="a folder"):
+        load_manifest(tmp_path)
+    for name, content in {"a.jsonl": b"hello\n", "b.jsonl": b"", "c.jsonl": b'{"a": 1}\n'}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="neither"):
+            load_manifest(tmp_path / name)
+    (tmp_path / "d.jsonl").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(DataError, match="cannot read"):
+        load_manifest(tmp_path / "d.jsonl")
+    (tmp_path / "e.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(DataError, match="cannot read"):
+        load_manifest(tmp_path / "e.jsonl.gz")
+
+
+def test_speed_copies(cuts: CutSet) -> None:
+    copies = perturb_speed(cuts, (0.9, 1.0, 1.1))
+    assert len(copies) == 120
+    by_id = {cut.id: cut for cut in copies}
+    assert by_id["train000_sp0.9"].duration > by_id["train000"].duration
+    assert by_id["train000"].duration > by_id["train000_sp1.1"].duration
+    assert by_id["train000_sp1.1"].supervisions[0].text == by_id["train000"].supervisions[0].text
+    with pytest.raises(ValueError, match="speed_factors"):
+        perturb_speed(cuts, (1.0, 1.0))
+
+
+def test_statistics(cuts: CutSet) -> None:
+    statistics = split_statistics(cuts)
+    assert statistics["utterances"] == 40
+    assert statistics["speakers"] == 3
+    assert statistics["hours"] == pytest.approx(sum(cut.duration for cut in cuts) / 3600)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared corpora are not here")
+def test_real_corpora_load() -> None:
+    for path in sorted(SHARED.glob("*/*.jsonl")):
+        assert len(load_manifest(path)) == len(path.read_text().splitlines())
