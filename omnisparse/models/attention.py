@@ -1,0 +1,91 @@
+"""Multi-head attention of the LAS decoder over the encoder's frames.
+
+Legend: B batch, T' encoder frames, U tokens, D model, A attention dimension, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from omnisparse.models.losses import length_mask
+
+
+class AttentionMemory(NamedTuple):
+    """What does not change from token to token: the projected encoder frames."""
+
+    keys: Tensor
+    """``[B * H, A / H, T']``, already scaled by ``sqrt(H / A)``."""
+
+    values: Tensor
+    """``[B * H, T', A / H]``."""
+
+    bias: Tensor
+    """``[B * H, 1, T']``: 0 on frames, minus infinity on padding."""
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention with several heads; contexts are concatenated.
+
+    Args:
+        query_dim: Width of the decoder state that asks.
+        memory_dim: Width of the encoder frames.
+        dim: Width A of all heads together, a multiple of ``heads``.
+        heads: Number of heads H.
+
+    Source: Pang et al. 2018, section 4 (4 heads, from Chiu et al. 2018, arXiv:1712.01769).
+    Deviation: the score is a scaled dot product, not the additive score; it is one matrix
+    product for all tokens.
+    """
+
+    def __init__(self, *, query_dim: int, memory_dim: int, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dim = dim
+        self.query = nn.Linear(query_dim, dim)
+        self.key = nn.Linear(memory_dim, dim, bias=False)
+        self.value = nn.Linear(memory_dim, dim)
+        for linear in (self.query, self.key, self.value):
+            nn.init.xavier_uniform_(linear.weight)
+        for biased in (self.query, self.value):
+            nn.init.zeros_(biased.bias)
+
+    def memory(self, encoded: Tensor, lengths: Tensor) -> AttentionMemory:
+        """Project the encoder frames once for all tokens.
+
+        Args:
+            encoded: ``[B, T', D]``.
+            lengths: ``[B]`` int64, >= 1.
+
+        Returns:
+            The memory that :meth:`forward` attends to.
+        """
+        scale = (self.heads / self.dim) ** 0.5
+        keys = (self._split(self.key(encoded)) * scale).transpose(1, 2)
+        values = self._split(self.value(encoded))
+        padding = ~length_mask(lengths, encoded.size(1)).repeat_interleave(self.heads, dim=0)
+        bias = torch.zeros_like(padding, dtype=values.dtype).masked_fill_(padding, float("-inf"))
+        return AttentionMemory(keys=keys, values=values, bias=bias[:, None, :])
+
+    def forward(self, queries: Tensor, memory: AttentionMemory) -> Tensor:
+        """Contexts of ``[B, U, D]`` decoder states: ``[B, U, A]``."""
+        weights = torch.softmax(self.scores(queries, memory), dim=-1)
+        context = torch.bmm(weights, memory.values)
+        batch, length = queries.shape[:2]
+        return (
+            context.view(batch, self.heads, length, -1)
+            .transpose(1, 2)
+            .reshape(batch, length, self.dim)
+        )
+
+    def scores(self, queries: Tensor, memory: AttentionMemory) -> Tensor:
+        """``[B * H, U, T']`` logits of the attention weights, minus infinity on padding."""
+        return torch.baddbmm(memory.bias, self._split(self.query(queries)), memory.keys)
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """``[B, N, A]`` to ``[B * H, N, A / H]``."""
+        batch, length, _ = projected.shape
+        split = projected.view(batch, length, self.heads, -1).transpose(1, 2)
+        return split.reshape(batch * self.heads, length, -1)

@@ -1,0 +1,152 @@
+"""What every speech model of this package offers to training, search and deployment.
+
+Legend: B batch, T feature frames, T' encoder frames, U tokens, F features, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from omnisparse.models.lstm import EncoderState
+
+BLANK = 0
+"""Token id of the transducer's blank; padding of token tensors."""
+
+SOS_EOS = 1
+"""Token id that starts and ends a sentence in the LAS decoder."""
+
+
+class ModelOutput(NamedTuple):
+    """Everything a training method needs from one forward pass."""
+
+    label_loss_sum: Tensor
+    """Scalar float32: the training loss on the labels, summed over the batch."""
+
+    num_units: Tensor
+    """Scalar float32: label units the sum runs over, ``sum(U_b + 1)`` for both model kinds."""
+
+    log_posteriors: Tensor
+    """``[B, ..., K]`` float32 log-probabilities to distil; each row sums to one over K."""
+
+    posterior_weights: Tensor
+    """``[B, ...]`` float32: ``sum(weights * divergence) / num_units`` is a distillation loss."""
+
+
+class Hypothesis(NamedTuple):
+    """One decoded sentence."""
+
+    tokens: list[int]
+    """Token ids without blank and sentence marks."""
+
+    log_probability: float
+    """Natural log of the model's probability of the sentence, without length normalisation."""
+
+
+class SpeechModel(nn.Module, ABC):
+    """A recogniser: label loss and posteriors in one forward, and batched decoding."""
+
+    kind: ClassVar[str]
+    vocab_size: int
+    input_dim: int
+
+    @abstractmethod
+    def forward(
+        self, features: Tensor, feature_lengths: Tensor, tokens: Tensor, token_lengths: Tensor
+    ) -> ModelOutput:
+        """Label loss and posteriors of a batch.
+
+        Args:
+            features: ``[B, T, F]`` float32, padded at the end.
+            feature_lengths: ``[B]`` int64, in 1..T.
+            tokens: ``[B, U]`` int64 token ids >= 2, padded with 0.
+            token_lengths: ``[B]`` int64, in 0..U.
+
+        Returns:
+            The loss, its unit count, and the posteriors with their weights.
+        """
+
+    def set_step(self, step: int) -> None:
+        """Tell the model which optimizer step comes next, counted from 0.
+
+        The training loop says so before every step; a model whose training has phases overrides
+        this. A model that was never told trains as in its last phase.
+        """
+
+    @abstractmethod
+    def encode(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a padded batch.
+
+        Args:
+            features: ``[B, T, F]`` float32.
+            feature_lengths: ``[B]`` int64.
+
+        Returns:
+            ``[B, T', D]`` encodings (undefined beyond each length) and ``[B]`` int64 lengths.
+        """
+
+    @abstractmethod
+    def output_lengths(self, feature_lengths: Tensor) -> Tensor:
+        """Encoder frames for ``[B]`` feature lengths: time reduction rounded up, at least 1."""
+
+    @abstractmethod
+    def initial_state(self, batch: int) -> EncoderState:
+        """The encoder's state before the first chunk of ``batch`` streams."""
+
+    @abstractmethod
+    def encode_chunk(
+        self, features: Tensor, state: EncoderState, *, final: bool = False
+    ) -> tuple[Tensor, EncoderState]:
+        """Encode the next chunk of a stream; equal to :meth:`encode` on the whole.
+
+        Args:
+            features: ``[B, T, F]`` float32, all B streams equally long; T may be 0.
+            state: From :meth:`initial_state` or the chunk before.
+            final: Whether the stream ends here, so that waiting frames are padded and sent.
+
+        Returns:
+            ``[B, T', D]`` encodings, T' possibly 0, and the state for the next chunk.
+        """
+
+    @abstractmethod
+    def nbest(
+        self, features: Tensor, feature_lengths: Tensor, *, beam: int
+    ) -> list[list[Hypothesis]]:
+        """The hypotheses of a batched beam search, best first.
+
+        Args:
+            features: ``[B, T, F]`` float32.
+            feature_lengths: ``[B]`` int64.
+            beam: Hypotheses kept per utterance, >= 1.
+
+        Returns:
+            Per utterance 1..beam different hypotheses.
+        """
+
+    @abstractmethod
+    def greedy(self, features: Tensor, feature_lengths: Tensor) -> list[list[int]]:
+        """Batched greedy decoding: token ids without blank and sentence marks."""
+
+    def decode(
+        self, features: Tensor, feature_lengths: Tensor, *, beam: int = 1
+    ) -> list[list[int]]:
+        """Recognise a batch, greedily (``beam=1``) or with a beam search.
+
+        Args:
+            features: ``[B, T, F]`` float32.
+            feature_lengths: ``[B]`` int64.
+            beam: Width of the search, >= 1.
+
+        Returns:
+            Token ids per utterance, without blank and sentence marks.
+
+        Raises:
+            ValueError: If ``beam`` is below 1.
+        """
+        if beam < 1:
+            raise ValueError(f"beam is {beam}; it must be at least 1")
+        if beam == 1:
+            return self.greedy(features, feature_lengths)
+        return [found[0].tokens for found in self.nbest(features, feature_lengths, beam=beam)]

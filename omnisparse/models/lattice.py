@@ -1,0 +1,200 @@
+"""Joiner and transducer lattice in one pass that never keeps a tensor over the vocabulary.
+
+A transducer scores V tokens at each of T x (U + 1) nodes, but its loss reads two of them and its
+distillation three sums. So logits are made for a few utterances at a time, collapsed, dropped,
+and made again in the backward pass: a third more products, in exchange for a memory of 3 values
+a node whatever V is, and no work on padding.
+
+Legend: B batch, T encoder frames, U tokens, N = U + 1 nodes of a frame, J joiner, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from omnisparse.models.losses import EMIT_BLANK, LABEL, LOG_ZERO, REST, length_mask
+
+CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 26}
+"""Logits in memory at a time: few enough for a CPU's cache, enough to fill a GPU."""
+
+_PADDING = -1.0986123
+"""log(1/3): nodes beyond the lengths are uniform, so that every node is a distribution."""
+
+
+def join_lattice(
+    encoded: Tensor,
+    predicted: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    tokens: Tensor,
+    frame_lengths: Tensor,
+    token_lengths: Tensor,
+    blank: int = 0,
+) -> Tensor:
+    """``log (P(y_{u+1}), P(blank), P(anything else))`` at every node of a batch.
+
+    The logits of a node are ``weight tanh(encoded_t + predicted_u) + bias``.
+
+    Args:
+        encoded: ``[B, T, J]``, projected.
+        predicted: ``[B, N, J]``, projected.
+        weight: ``[V, J]``, V > 2.
+        bias: ``[V]``.
+        tokens: ``[B, N - 1]`` int64, never ``blank`` below the lengths.
+        frame_lengths: ``[B]`` int64, in 1..T.
+        token_lengths: ``[B]`` int64, in 0..N - 1.
+        blank: Id of the blank.
+
+    Returns:
+        ``[B, T, N, 3]`` float32, in ``[LOG_ZERO, 0]``; each node sums to one. At u = U_b there
+        is no label: its value is ``LOG_ZERO`` and its probability is part of the rest. Nodes
+        beyond the lengths are uniform and have no gradient.
+
+    Source: Panchapagesan et al. 2020, arXiv:2011.06110 (the three-way posterior). Choice: no
+    label means a probability of zero at u = U_b; the paper's treatment could not be read.
+    """
+    # A label of `blank` says that the node has none.
+    labels = F.pad(tokens, (0, 1)).masked_fill(
+        ~length_mask(token_lengths, predicted.size(1)), blank
+    )
+    chunks = list(
+        _chunks(
+            frame_lengths.tolist(),
+            (token_lengths + 1).tolist(),
+            limit=CHUNK_ELEMENTS.get(encoded.device.type, CHUNK_ELEMENTS["cuda"]),
+            vocab_size=weight.size(0),
+        )
+    )
+    dtype = encoded.dtype
+    lattice: Tensor = _JoinLattice.apply(  # type: ignore[no-untyped-call]
+        encoded, predicted.to(dtype), weight.to(dtype), bias.to(dtype), labels, chunks, blank
+    )
+    padding = ~(
+        length_mask(frame_lengths, encoded.size(1))[:, :, None]
+        & length_mask(token_lengths + 1, predicted.size(1))[:, None, :]
+    )
+    return lattice.masked_fill(padding[..., None], _PADDING)
+
+
+def collapse(logits: Tensor, labels: Tensor, *, blank: int) -> Tensor:
+    """Reduce logits to the three log-probabilities of a node.
+
+    Args:
+        logits: ``[B, T, N, V]`` float32; label and blank are overwritten by minus infinity.
+        labels: ``[B, N]`` int64, ``blank`` where there is no label.
+        blank: Id of the blank.
+
+    Returns:
+        ``[B, T, N, 3]`` float32 in ``[LOG_ZERO, 0]``.
+    """
+    index = labels[:, None, :, None].expand(-1, logits.size(1), -1, 1)
+    no_label = index == blank
+    label = logits.gather(-1, index).masked_fill_(no_label, float("-inf"))
+    emit_blank = logits[..., blank : blank + 1].clone()
+    _hide(logits, index, blank)
+    # A true sum over the other tokens: 1 - P(y) - P(blank) loses every digit of a small one.
+    rest = torch.logsumexp(logits, dim=-1, keepdim=True)
+    lattice = torch.log_softmax(torch.cat([label, emit_blank, rest], dim=-1), dim=-1)
+    return lattice.clamp_(min=LOG_ZERO)
+
+
+class _JoinLattice(torch.autograd.Function):
+    """See :func:`join_lattice`; the backward pass makes the logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        encoded: Tensor,
+        predicted: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        chunks: list[tuple[slice, int, int]],
+        blank: int,
+    ) -> Tensor:
+        lattice = encoded.new_zeros(
+            encoded.size(0), encoded.size(1), predicted.size(1), 3, dtype=torch.float32
+        )
+        for rows, frames, nodes in chunks:
+            hidden = _hidden(encoded[rows, :frames], predicted[rows, :nodes])
+            logits = F.linear(hidden, weight, bias).float()
+            lattice[rows, :frames, :nodes] = collapse(logits, labels[rows, :nodes], blank=blank)
+        ctx.save_for_backward(encoded, predicted, weight, bias, labels, lattice)
+        ctx.chunks, ctx.blank = chunks, blank
+        return lattice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        encoded, predicted, weight, bias, labels, lattice = ctx.saved_tensors
+        # A clamped value is a constant, so no gradient passes it.
+        grad = grad.masked_fill(lattice <= LOG_ZERO, 0.0)
+        scores_grad = grad - lattice.exp() * grad.sum(dim=-1, keepdim=True)
+        encoded_grad, predicted_grad = torch.zeros_like(encoded), torch.zeros_like(predicted)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32)
+        for rows, frames, nodes in ctx.chunks:
+            hidden = _hidden(encoded[rows, :frames], predicted[rows, :nodes])
+            logits_grad = _logits_grad(
+                F.linear(hidden, weight, bias).float(),
+                labels[rows, :nodes],
+                scores_grad[rows, :frames, :nodes],
+                ctx.blank,
+            )
+            bias_grad += logits_grad.sum(dim=(0, 1, 2))
+            logits_grad = logits_grad.to(weight.dtype)
+            weight_grad += logits_grad.flatten(0, 2).t() @ hidden.flatten(0, 2)
+            total_grad = torch.ops.aten.tanh_backward(logits_grad @ weight, hidden)
+            encoded_grad[rows, :frames] = total_grad.sum(dim=2)
+            predicted_grad[rows, :nodes] = total_grad.sum(dim=1)
+        dtype = weight.dtype
+        parameters_grad = weight_grad.to(dtype), bias_grad.to(dtype)
+        return encoded_grad, predicted_grad, *parameters_grad, None, None, None
+
+
+def _hidden(encoded: Tensor, predicted: Tensor) -> Tensor:
+    """``[B, T, N, J]`` joiner activations."""
+    return (encoded[:, :, None] + predicted[:, None]).tanh_()
+
+
+def _hide(logits: Tensor, index: Tensor, blank: int) -> None:
+    """Overwrite label and blank, so that a sum over the vocabulary is one over the rest."""
+    logits.scatter_(-1, index, float("-inf"))
+    logits[..., blank] = float("-inf")
+
+
+def _logits_grad(logits: Tensor, labels: Tensor, scores_grad: Tensor, blank: int) -> Tensor:
+    """Gradient of the logits from that of the three scores of a node; overwrites ``logits``."""
+    index = labels[:, None, :, None].expand(-1, logits.size(1), -1, 1)
+    _hide(logits, index, blank)
+    grad = torch.softmax(logits, dim=-1).mul_(scores_grad[..., REST:])
+    grad.scatter_(-1, index, scores_grad[..., LABEL : LABEL + 1])
+    # After the labels: where a node has none, its label is the blank.
+    grad[..., blank] = scores_grad[..., EMIT_BLANK]
+    return grad
+
+
+def _chunks(
+    frames: list[int], nodes: list[int], *, limit: int, vocab_size: int
+) -> Iterator[tuple[slice, int, int]]:
+    """Split a batch: rows, and the frames and nodes that their logits need.
+
+    Neighbours are taken together while their padded logits stay below ``limit`` elements.
+    """
+    start = 0
+    while start < len(frames):
+        stop, longest, widest = start + 1, frames[start], nodes[start]
+        while stop < len(frames):
+            longer, wider = max(longest, frames[stop]), max(widest, nodes[stop])
+            if (stop + 1 - start) * longer * wider * vocab_size > limit:
+                break
+            stop, longest, widest = stop + 1, longer, wider
+        yield slice(start, stop), longest, widest
+        start = stop

@@ -1,0 +1,94 @@
+"""Label losses and the lattice that a transducer distils.
+
+Everything here computes in float32 whatever the inputs are.
+
+Legend: B batch, T encoder frames, U tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchaudio
+from torch import Tensor
+
+LOG_ZERO = -1.0e4
+"""Stands for log 0: its exp is 0 in every float type, and differences of two stay finite."""
+
+LABEL, EMIT_BLANK, REST = 0, 1, 2
+"""Order of the three values of a node in a collapsed lattice."""
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """``[B, size]`` bool, True where the position is below the ``[B]`` length."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def label_smoothed_cross_entropy(
+    log_probs: Tensor, targets: Tensor, mask: Tensor, *, smoothing: float
+) -> Tensor:
+    """Cross-entropy against one-hot targets mixed with the uniform distribution, summed.
+
+    Args:
+        log_probs: ``[B, U, V]`` float32 log-probabilities.
+        targets: ``[B, U]`` int64.
+        mask: ``[B, U]`` bool, True where a target counts.
+        smoothing: Share of the uniform distribution, in [0, 1).
+
+    Returns:
+        Scalar float32.
+
+    Source: Szegedy et al. 2016, arXiv:1512.00567, section 7.
+    """
+    loss = -(1.0 - smoothing) * log_probs.gather(-1, targets[..., None]).squeeze(-1)
+    if smoothing > 0.0:
+        loss = loss - smoothing * log_probs.mean(dim=-1)
+    return loss.masked_fill(~mask, 0.0).sum()
+
+
+def transducer_loss(lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tensor:
+    """Negative log-likelihood of the labels, summed over the batch.
+
+    The recursion reads only the label and the blank of a node, so the collapsed lattice is all
+    that torchaudio's loss needs: the full posteriors are normalised once, not twice.
+
+    Args:
+        lattice: ``[B, T, U + 1, 3]`` float32 from ``lattice.join_lattice``, with T and U the
+            longest lengths of the batch.
+        frame_lengths: ``[B]`` int64, in 1..T.
+        token_lengths: ``[B]`` int64, in 0..U.
+
+    Returns:
+        Scalar float32.
+
+    Source: Graves 2012, arXiv:1211.3711, eqs. 12-18 (torchaudio's implementation).
+    """
+    batch, _, num_nodes, _ = lattice.shape
+    targets = torch.full((batch, num_nodes - 1), LABEL, dtype=torch.int32, device=lattice.device)
+    loss: Tensor = torchaudio.functional.rnnt_loss(
+        lattice,
+        targets,
+        frame_lengths.int(),
+        token_lengths.int(),
+        blank=EMIT_BLANK,
+        reduction="sum",
+        fused_log_softmax=False,
+    )
+    return loss
+
+
+def lattice_weights(frame_lengths: Tensor, token_lengths: Tensor, lattice: Tensor) -> Tensor:
+    """Weights of the nodes of a lattice in a distillation loss.
+
+    Args:
+        frame_lengths: ``[B]`` int64.
+        token_lengths: ``[B]`` int64.
+        lattice: ``[B, T, U + 1, ...]``, only its shape is read.
+
+    Returns:
+        ``[B, T, U + 1]`` float32: ``1 / (U_b + 1)`` on valid nodes, 0 elsewhere, so that the
+        weights of an utterance sum to its frames and the scale is free of the label length.
+    """
+    frames = length_mask(frame_lengths, lattice.size(1))
+    nodes = length_mask(token_lengths + 1, lattice.size(2))
+    scale = 1.0 / (token_lengths + 1).float()
+    return frames[:, :, None] * nodes[:, None, :] * scale[:, None, None]

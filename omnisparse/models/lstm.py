@@ -1,0 +1,253 @@
+"""LSTM layers and the unidirectional LSTM encoder with time reduction.
+
+Time is the first dimension inside this file: that is the layout of the fused LSTM kernels.
+
+Legend: B batch, T frames, F features, D model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LstmState = tuple[Tensor, Tensor]
+"""Output ``[B, P]`` and cell ``[B, H]`` of one layer (P = projection, or H without one)."""
+
+
+def make_lstm(input_dim: int, dim: int, projection: int | None = None) -> nn.LSTM:
+    """A single-layer unidirectional LSTM over ``[T, B, input_dim]``, optionally an LSTMP.
+
+    Args:
+        input_dim: Width of the input.
+        dim: Number of cells H.
+        projection: Width of the output and recurrence, below ``dim``; None for a plain LSTM.
+
+    Returns:
+        The layer, uniform in +-1/sqrt(H), with forget-gate bias 1 and the other biases 0.
+
+    Source: Pang et al. 2018, eqs. 6-11 (``weight_hr_l0`` is W_mc of eq. 11). ``bias_hh_l0`` is
+    redundant beside ``bias_ih_l0``; it stays because the fused kernels want it.
+    """
+    layer = nn.LSTM(input_dim, dim, proj_size=projection or 0)
+    with torch.no_grad():
+        input_bias, hidden_bias = tensors(layer, "bias_ih_l0", "bias_hh_l0")
+        input_bias.zero_()
+        hidden_bias.zero_()
+        # A forget gate that starts open lets gradients cross the length of a word at once.
+        input_bias[dim : 2 * dim].fill_(1.0)
+    return layer
+
+
+def tensors(layer: nn.LSTM, *names: str) -> list[Tensor]:
+    """The named parameters of a layer, or what stands in for them in a functional call."""
+    return [cast(Tensor, getattr(layer, name)) for name in names]
+
+
+def run_lstm(
+    layer: nn.LSTM, inputs: Tensor, state: LstmState | None = None
+) -> tuple[Tensor, LstmState]:
+    """Run a layer over a sequence.
+
+    Args:
+        layer: From :func:`make_lstm`.
+        inputs: ``[T, B, input_dim]``.
+        state: Where the sequence continues; None for zeros.
+
+    Returns:
+        ``[T, B, P]`` outputs and the state after the last frame.
+    """
+    initial = None if state is None else (state[0].unsqueeze(0), state[1].unsqueeze(0))
+    with warnings.catch_warnings():
+        # Both are about speed, and neither can be acted on: oneDNN has no LSTMP, and masked
+        # weights of a subnet are never one chunk of memory.
+        warnings.filterwarnings("ignore", message="LSTM with projections is not supported")
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
+        outputs, (hidden, cell) = layer(inputs, initial)
+    return outputs, (hidden.squeeze(0), cell.squeeze(0))
+
+
+def lstm_step(layer: nn.LSTM, inputs: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
+    """Run a layer for one step; quicker than :func:`run_lstm` with T = 1.
+
+    Args:
+        layer: From :func:`make_lstm`.
+        inputs: ``[B, input_dim]``.
+        state: State before the step.
+
+    Returns:
+        ``[B, P]`` output and the state after the step.
+    """
+    weight_ih, weight_hh, bias_ih, bias_hh = tensors(
+        layer, "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
+    )
+    if not layer.proj_size:
+        hidden, cell = torch.lstm_cell(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
+        return hidden, (hidden, cell)
+    # torch has no LSTMP cell.
+    (weight_hr,) = tensors(layer, "weight_hr_l0")
+    gates = F.linear(inputs, weight_ih, bias_ih) + F.linear(state[0], weight_hh, bias_hh)
+    admit, forget, candidate, emit = gates.chunk(4, dim=-1)
+    cell = forget.sigmoid() * state[1] + admit.sigmoid() * candidate.tanh()
+    hidden = F.linear(emit.sigmoid() * cell.tanh(), weight_hr)
+    return hidden, (hidden, cell)
+
+
+def zero_state(layer: nn.LSTM, batch: int) -> LstmState:
+    """The state before the first step, for ``batch`` sequences."""
+    (weight,) = tensors(layer, "weight_ih_l0")
+    return (
+        weight.new_zeros(batch, layer.proj_size or layer.hidden_size),
+        weight.new_zeros(batch, layer.hidden_size),
+    )
+
+
+class EncoderState(NamedTuple):
+    """Where a stream stands between two chunks."""
+
+    layers: tuple[LstmState, ...]
+    """One state per layer."""
+
+    pending: tuple[Tensor | None, ...]
+    """Per time reduction ``[1, B, D]``: a frame that waits for its partner."""
+
+
+class LstmEncoder(nn.Module):
+    """Stacked unidirectional LSTM layers; after each of the first ones the frame rate may halve.
+
+    Args:
+        input_dim: Width F of the features.
+        num_layers: LSTM layers.
+        dim: Cells per layer.
+        projection: LSTMP width, None for plain LSTM layers.
+        time_reduction: Input frames per output frame, a power of two: one halving (two frames
+            concatenated) after each of the first log2(time_reduction) layers.
+        dropout: Probability, on the output of every layer.
+        layer_norm: Normalise the output of every layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_dim: int,
+        num_layers: int,
+        dim: int,
+        projection: int | None = None,
+        time_reduction: int = 1,
+        dropout: float = 0.0,
+        layer_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_reductions = num_reductions(time_reduction, num_layers)
+        self.output_dim = projection or dim
+        widths = [input_dim] + [
+            self.output_dim * (2 if index < self.num_reductions else 1)
+            for index in range(num_layers - 1)
+        ]
+        self.layers = nn.ModuleList(make_lstm(width, dim, projection) for width in widths)
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(self.output_dim) if layer_norm else nn.Identity() for _ in widths
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Output frames for ``[B]`` input lengths: halved and rounded up, at least 1."""
+        for _ in range(self.num_reductions):
+            lengths = (lengths + 1) // 2
+        return lengths.clamp(min=1)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a padded batch; padding never influences a valid frame.
+
+        Args:
+            features: ``[B, T, F]`` float32.
+            lengths: ``[B]`` int64.
+
+        Returns:
+            ``[B, T', D]`` encodings and ``[B]`` int64 lengths.
+        """
+        # No packing: the layers only look back, so frames beyond a length reach no valid frame.
+        frames = features.transpose(0, 1).contiguous()
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.LSTM)
+            frames, _ = run_lstm(layer, frames)
+            frames = self.dropout(self.norms[index](frames))
+            if index < self.num_reductions:
+                # The missing partner of an odd last frame is zero, in a batch as alone.
+                valid = torch.arange(frames.size(0), device=frames.device)[:, None] < lengths
+                frames = _pair(frames * valid[:, :, None].to(frames.dtype))
+                lengths = (lengths + 1) // 2
+        return frames.transpose(0, 1), lengths.clamp(min=1)
+
+    def initial_state(self, batch: int) -> EncoderState:
+        """The state before the first chunk of ``batch`` streams."""
+        states = tuple(zero_state(layer, batch) for layer in self.layers)  # type: ignore[arg-type]
+        return EncoderState(layers=states, pending=(None,) * self.num_reductions)
+
+    def forward_chunk(
+        self, features: Tensor, state: EncoderState, *, final: bool = False
+    ) -> tuple[Tensor, EncoderState]:
+        """Encode the next chunk of a stream; equal to :meth:`forward` on the whole.
+
+        Args:
+            features: ``[B, T, F]`` float32, all B streams equally long; T may be 0.
+            state: From :meth:`initial_state` or the chunk before.
+            final: Whether the stream ends here, so that waiting frames are padded and sent.
+
+        Returns:
+            ``[B, T', D]`` encodings, T' possibly 0, and the state for the next chunk.
+        """
+        frames = features.transpose(0, 1)
+        states, pending = list(state.layers), list(state.pending)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.LSTM)
+            if frames.size(0) == 0:
+                frames = frames.new_zeros(0, frames.size(1), self.output_dim)
+            else:
+                frames, states[index] = run_lstm(layer, frames, states[index])
+                frames = self.dropout(self.norms[index](frames))
+            if index < self.num_reductions:
+                waiting = pending[index]
+                if waiting is not None:
+                    frames = torch.cat([waiting, frames])
+                paired = frames.size(0) if final else frames.size(0) // 2 * 2
+                pending[index] = frames[paired:] if paired < frames.size(0) else None
+                frames = _pair(frames[:paired])
+        return frames.transpose(0, 1), EncoderState(tuple(states), tuple(pending))
+
+
+def num_reductions(time_reduction: int, num_layers: int) -> int:
+    """Halvings of the frame rate in an encoder.
+
+    Args:
+        time_reduction: Input frames per output frame.
+        num_layers: Layers of the encoder.
+
+    Returns:
+        log2 of ``time_reduction``.
+
+    Raises:
+        ValueError: If ``time_reduction`` is no power of two, or needs more layers than there are.
+    """
+    halvings = time_reduction.bit_length() - 1
+    if time_reduction < 1 or time_reduction != 1 << halvings or halvings >= num_layers:
+        raise ValueError(
+            f"time_reduction is {time_reduction}; with {num_layers} encoder layers it must be a "
+            f"power of two from 1 to {1 << (num_layers - 1)}"
+        )
+    return halvings
+
+
+def _pair(frames: Tensor) -> Tensor:
+    """Concatenate neighbours: ``[T, B, D]`` to ``[ceil(T / 2), B, 2 D]``, padded with zeros."""
+    if frames.size(0) % 2:
+        frames = F.pad(frames, (0, 0, 0, 0, 0, 1))
+    length, batch, dim = frames.shape
+    return (
+        frames.reshape(length // 2, 2, batch, dim)
+        .transpose(1, 2)
+        .reshape(length // 2, batch, 2 * dim)
+    )

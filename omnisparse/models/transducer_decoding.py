@@ -1,0 +1,266 @@
+"""Batched greedy and beam search of the transducer, frame by frame.
+
+Legend: B batch, T' encoder frames, K beam, V vocabulary, J joiner, L longest hypothesis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from omnisparse.models.base import BLANK, SOS_EOS, Hypothesis
+
+if TYPE_CHECKING:
+    from omnisparse.models.transducer import PredictorState, TransducerModel
+
+MAX_SYMBOLS_PER_FRAME = 5
+"""Tokens that one encoder frame may emit; bounds the search on nets that never say blank."""
+
+_HASH_FACTOR = 6364136223846793005
+"""Odd multiplier (Knuth) of the rolling hash by which equal hypotheses are found."""
+
+
+class GreedyState(NamedTuple):
+    """Where the greedy search of a stream stands between two chunks."""
+
+    predicted: Tensor
+    """``[B, J]``: projected output of the predictor."""
+
+    predictor: PredictorState
+    """State of the predictor."""
+
+
+def predict(
+    model: TransducerModel, tokens: Tensor, state: PredictorState
+) -> tuple[Tensor, PredictorState]:
+    """``[N, J]`` projected predictor outputs after ``[N]`` tokens, and the next state."""
+    outputs, state = model.predictor.step(tokens, state)
+    return model.joiner.predictor_projection(outputs), state
+
+
+def transducer_greedy_search(
+    model: TransducerModel,
+    encoded: Tensor,
+    lengths: Tensor,
+    state: GreedyState | None = None,
+    *,
+    max_symbols: int = MAX_SYMBOLS_PER_FRAME,
+) -> tuple[list[list[int]], GreedyState]:
+    """Frame-synchronous greedy decoding of a whole batch.
+
+    Args:
+        model: In evaluation mode.
+        encoded: ``[B, T', D]``.
+        lengths: ``[B]`` int64.
+        state: State after the chunk before, None at the start.
+        max_symbols: Tokens one frame may emit.
+
+    Returns:
+        Token ids of this chunk per utterance, and the state for the next chunk.
+    """
+    batch = encoded.size(0)
+    if state is None:
+        start = lengths.new_full((batch,), BLANK)
+        state = GreedyState(*predict(model, start, model.predictor.initial_state(batch)))
+    predicted, memory = state
+    frames = model.joiner.encoder_projection(encoded)
+    emissions: list[Tensor] = []
+    for time in range(encoded.size(1)):
+        frame = frames[:, time]
+        active = time < lengths
+        for _ in range(max_symbols):
+            logits = model.joiner.score(frame + predicted)
+            logits[:, SOS_EOS] = float("-inf")
+            tokens = logits.argmax(dim=-1)
+            active = active & (tokens != BLANK)
+            if not active.any():
+                break
+            emissions.append(tokens.masked_fill(~active, BLANK))
+            after, memory_after = predict(model, tokens, memory)
+            predicted = torch.where(active[:, None], after, predicted)
+            memory = tuple(
+                torch.where(active[:, None], new, old)
+                for new, old in zip(memory_after, memory, strict=True)
+            )
+    found: list[list[int]] = [[] for _ in range(batch)]
+    if emissions:
+        for tokens_out, row in zip(found, torch.stack(emissions, dim=1).tolist(), strict=True):
+            tokens_out.extend(token for token in row if token != BLANK)
+    return found, GreedyState(predicted, memory)
+
+
+class _Beam(NamedTuple):
+    """K hypotheses of each of B utterances; all tensors start with ``[B, K]``."""
+
+    scores: Tensor
+    """Natural log-probabilities; minus infinity marks an empty place."""
+
+    hashes: Tensor
+    """int64, equal for equal token sequences."""
+
+    history: Tensor
+    """``[B, K, L]`` int64 tokens, filled up with blanks."""
+
+    counts: Tensor
+    """int64 number of tokens."""
+
+    predicted: Tensor
+    """``[B, K, J]``."""
+
+    memory: tuple[Tensor, ...]
+    """Predictor state."""
+
+    def select(self, index: Tensor) -> _Beam:
+        """The ``[B, N]`` hypotheses at the given places of each utterance."""
+        rows = torch.arange(index.size(0), device=index.device)[:, None]
+        return self.combine(self, lambda tensor, _: tensor[rows, index])
+
+    def combine(self, other: _Beam, function: Callable[[Tensor, Tensor], Tensor]) -> _Beam:
+        """Apply a function to each pair of tensors, histories widened to the same length."""
+        width = max(self.history.size(2), other.history.size(2))
+        return _Beam(
+            scores=function(self.scores, other.scores),
+            hashes=function(self.hashes, other.hashes),
+            history=function(_widen(self.history, width), _widen(other.history, width)),
+            counts=function(self.counts, other.counts),
+            predicted=function(self.predicted, other.predicted),
+            memory=tuple(map(function, self.memory, other.memory)),
+        )
+
+
+def transducer_beam_search(
+    model: TransducerModel,
+    encoded: Tensor,
+    lengths: Tensor,
+    *,
+    beam: int,
+    max_symbols: int = MAX_SYMBOLS_PER_FRAME,
+) -> list[list[Hypothesis]]:
+    """Time-synchronous beam search of a whole batch.
+
+    At each frame every hypothesis may emit up to ``max_symbols`` tokens and then blank;
+    hypotheses with equal tokens are merged, their probabilities added.
+
+    Args:
+        model: In evaluation mode.
+        encoded: ``[B, T', D]``.
+        lengths: ``[B]`` int64.
+        beam: Hypotheses per utterance, >= 1.
+        max_symbols: Tokens one frame may emit.
+
+    Returns:
+        Per utterance up to ``beam`` hypotheses, the most probable first.
+
+    Source: Saon et al. 2020, "Alignment-length synchronous decoding for RNN transducer",
+    ICASSP (its time-synchronous reference). Deviation: a running hypothesis is dropped once it
+    cannot enter the ``beam`` best of the frame; all it could add is a merged alignment.
+    """
+    frames = model.joiner.encoder_projection(encoded)
+    best = _start(model, lengths, beam)
+    for time in range(encoded.size(1)):
+        frame = frames[:, time, None]
+        running = best
+        ended: _Beam | None = None
+        for symbol in range(max_symbols + 1):
+            logits = model.joiner.score(frame + running.predicted)
+            log_probs = torch.log_softmax(logits.float(), dim=-1)
+            closed = running._replace(scores=running.scores + log_probs[..., BLANK])
+            ended = closed if ended is None else _merge(ended, closed)
+            if symbol == max_symbols:
+                break
+            parents, tokens, scores = _expand(running.scores, log_probs, beam)
+            hopeless = scores <= ended.scores.min(dim=1, keepdim=True).values
+            if hopeless.all():
+                break
+            scores = scores.masked_fill(hopeless, float("-inf"))
+            running = _extend(model, running.select(parents), tokens, scores)
+        assert ended is not None
+        best = _where(time < lengths, ended, best)
+    return [_hypotheses(best, utterance) for utterance in range(encoded.size(0))]
+
+
+def _start(model: TransducerModel, lengths: Tensor, beam: int) -> _Beam:
+    """One empty hypothesis per utterance, and ``beam - 1`` empty places."""
+    batch = lengths.size(0)
+    start = lengths.new_full((batch * beam,), BLANK)
+    predicted, memory = predict(model, start, model.predictor.initial_state(batch * beam))
+    scores = torch.full((batch, beam), float("-inf"), device=lengths.device)
+    scores[:, 0] = 0.0
+    zeros = lengths.new_zeros(batch, beam)
+    return _Beam(
+        scores=scores,
+        hashes=zeros,
+        history=lengths.new_empty(batch, beam, 0),
+        counts=zeros,
+        predicted=predicted.view(batch, beam, -1),
+        memory=tuple(tensor.view(batch, beam, -1) for tensor in memory),
+    )
+
+
+def _expand(scores: Tensor, log_probs: Tensor, beam: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``beam`` best continuations by a token: ``[B, K]`` parents, tokens and scores."""
+    totals = scores[..., None] + log_probs
+    totals[..., [BLANK, SOS_EOS]] = float("-inf")
+    best, index = totals.flatten(1).topk(beam, dim=-1)
+    return index // totals.size(-1), index % totals.size(-1), best
+
+
+def _extend(model: TransducerModel, parents: _Beam, tokens: Tensor, scores: Tensor) -> _Beam:
+    """Append ``[B, K]`` tokens to as many hypotheses."""
+    batch, beam = tokens.shape
+    predicted, memory = predict(
+        model, tokens.flatten(), tuple(tensor.flatten(0, 1) for tensor in parents.memory)
+    )
+    history = _widen(parents.history, int(parents.counts.max()) + 1)
+    history = history.scatter(2, parents.counts[..., None], tokens[..., None])
+    return _Beam(
+        scores=scores,
+        hashes=parents.hashes * _HASH_FACTOR + tokens + 1,
+        history=history,
+        counts=parents.counts + 1,
+        predicted=predicted.view(batch, beam, -1),
+        memory=tuple(tensor.view(batch, beam, -1) for tensor in memory),
+    )
+
+
+def _merge(first: _Beam, second: _Beam) -> _Beam:
+    """Add up hypotheses with equal tokens, and keep the K most probable of both."""
+    beams = first.combine(second, lambda left, right: torch.cat([left, right], dim=1))
+    equal = beams.hashes[:, :, None] == beams.hashes[:, None, :]
+    masses = beams.scores[:, None, :].masked_fill(~equal, float("-inf"))
+    scores = torch.logsumexp(masses, dim=-1)
+    repeated = equal.tril(diagonal=-1).any(dim=-1)
+    scores = scores.masked_fill(repeated, float("-inf"))
+    kept, index = scores.topk(first.scores.size(1), dim=-1)
+    return beams.select(index)._replace(scores=kept)
+
+
+def _where(condition: Tensor, new: _Beam, old: _Beam) -> _Beam:
+    """Per utterance the new hypotheses where ``[B]`` condition holds, else the old."""
+
+    def choose(left: Tensor, right: Tensor) -> Tensor:
+        return torch.where(condition.view(-1, *[1] * (left.dim() - 1)), left, right)
+
+    return new.combine(old, choose)
+
+
+def _widen(history: Tensor, width: int) -> Tensor:
+    """``[B, K, L]`` tokens filled up with blanks to ``width``, where shorter."""
+    missing = width - history.size(2)
+    return torch.nn.functional.pad(history, (0, missing), value=BLANK) if missing > 0 else history
+
+
+def _hypotheses(beams: _Beam, utterance: int) -> list[Hypothesis]:
+    """The hypotheses of one utterance, best first, without empty places."""
+    order = beams.scores[utterance].argsort(descending=True).tolist()
+    return [
+        Hypothesis(
+            tokens=beams.history[utterance, place, : int(beams.counts[utterance, place])].tolist(),
+            log_probability=float(beams.scores[utterance, place]),
+        )
+        for place in order
+        if beams.scores[utterance, place] > float("-inf")
+    ]

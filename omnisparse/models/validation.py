@@ -1,0 +1,54 @@
+"""Checks that the configurations of both model kinds share."""
+
+from __future__ import annotations
+
+
+def check_positive(config: object, names: str, *, minimum: int = 1) -> None:
+    """Check counts and widths.
+
+    Args:
+        config: A model configuration.
+        names: Its fields to check, separated by spaces.
+        minimum: Smallest legal value.
+
+    Raises:
+        ValueError: If a field is below ``minimum``.
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        if value < minimum:
+            raise ValueError(f"{name} is {value}; it must be at least {minimum}")
+
+
+def check_fraction(config: object, names: str) -> None:
+    """Check probabilities and shares.
+
+    Args:
+        config: A model configuration.
+        names: Its fields to check, separated by spaces.
+
+    Raises:
+        ValueError: If a field is outside [0, 1).
+    """
+    for name in names.split():
+        value = getattr(config, name)
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name} is {value}; it must be in [0, 1)")
+
+
+def check_projection(config: object, part: str) -> None:
+    """Check the LSTMP width of ``part`` ("encoder" or "decoder").
+
+    Args:
+        config: A model configuration with ``<part>_projection`` and ``<part>_dim``.
+        part: Which pair of fields to check.
+
+    Raises:
+        ValueError: If the projection is not None and outside 1..dim - 1.
+    """
+    projection, dim = getattr(config, f"{part}_projection"), getattr(config, f"{part}_dim")
+    if projection is not None and not 1 <= projection < dim:
+        raise ValueError(
+            f"{part}_projection is {projection}; it must be null or from 1 to {dim - 1} "
+            f"(below {part}_dim)"
+        )

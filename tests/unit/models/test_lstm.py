@@ -1,0 +1,48 @@
+"""Single steps against sequences, and the layers' initial values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from omnisparse.models.lstm import (
+    lstm_step,
+    make_lstm,
+    num_reductions,
+    run_lstm,
+    zero_state,
+)
+
+
+@pytest.mark.parametrize("projection", [None, 3])
+def test_steps_equal_the_sequence(projection: int | None) -> None:
+    layer = make_lstm(4, 6, projection)
+    inputs = torch.randn(7, 2, 4)
+    outputs, (hidden, cell) = run_lstm(layer, inputs)
+    state = zero_state(layer, 2)
+    for time, frame in enumerate(inputs):
+        output, state = lstm_step(layer, frame, state)
+        torch.testing.assert_close(output, outputs[time])
+    torch.testing.assert_close(state[0], hidden)
+    torch.testing.assert_close(state[1], cell)
+
+
+def test_forget_gate_starts_open() -> None:
+    layer = make_lstm(4, 6)
+    total = layer.bias_ih_l0 + layer.bias_hh_l0
+    expected = torch.zeros(24)
+    expected[6:12] = 1.0
+    assert torch.equal(total, expected)
+
+
+def test_lstmp_parameter_count() -> None:
+    cells, width, inputs = 1400, 256, 240
+    layer = make_lstm(inputs, cells, width)
+    expected = 4 * cells * (inputs + width) + cells * width + 8 * cells
+    assert sum(parameter.numel() for parameter in layer.parameters()) == expected
+
+
+@pytest.mark.parametrize("factor", [0, 3, 16, -2])
+def test_illegal_time_reductions(factor: int) -> None:
+    with pytest.raises(ValueError, match=f"time_reduction is {factor}; .* power of two"):
+        num_reductions(factor, 4)
