@@ -1,0 +1,1 @@
+"""Sparsity: budgets, rankings, masks, and the supernet they make. Knows nothing of speech."""

@@ -1,0 +1,76 @@
+"""Whole numbers in given proportions with an exact sum: how a total is spread over matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+def apportion(
+    total: int, shares: Sequence[float], lower: Sequence[int], upper: Sequence[int]
+) -> list[int]:
+    """Split `total` in proportion to `shares` within bounds.
+
+    Webster's divisor method: the j-th unit of entry i has the priority (2j - 1) / share, units
+    are given in order of priority, ties to the first entry. No entry ever shrinks when the total
+    grows, so the subnets of a larger budget contain those of a smaller one; rounding by largest
+    remainder does not have that property.
+
+    Args:
+        total: Sum to reach, between `sum(lower)` and `sum(upper)`.
+        shares: Positive weights.
+        lower: Fewest units per entry, given before all others.
+        upper: Most units per entry.
+
+    Returns:
+        One count per entry; their sum is exactly `total`.
+
+    Raises:
+        ValueError: If `total` is outside its range.
+    """
+    if not sum(lower) <= total <= sum(upper):
+        raise ValueError(f"total {total} is out of range; legal: {sum(lower)} to {sum(upper)}")
+    exact = [Fraction(share) for share in shares]
+    counts = _near(total, shares, lower, upper)
+    entries = range(len(counts))
+
+    def next_unit(entry: int) -> tuple[Fraction, int]:
+        return (2 * counts[entry] + 1) / exact[entry], entry
+
+    def last_unit(entry: int) -> tuple[Fraction, int]:
+        return (2 * counts[entry] - 1) / exact[entry], entry
+
+    missing = total - sum(counts)
+    while True:
+        first = min((next_unit(i) for i in entries if counts[i] < upper[i]), default=None)
+        worst = max((last_unit(i) for i in entries if counts[i] > lower[i]), default=None)
+        if missing > 0 and first is not None:
+            counts[first[1]] += 1
+            missing -= 1
+        elif worst is not None and (missing < 0 or (first is not None and first < worst)):
+            counts[worst[1]] -= 1
+            missing += 1
+        else:
+            return counts
+
+
+def _near(
+    total: int, shares: Sequence[float], lower: Sequence[int], upper: Sequence[int]
+) -> list[int]:
+    """Counts whose sum is within a few units of `total`: the start of the exact search."""
+
+    def at(scale: float) -> list[int]:
+        return [
+            min(max(math.floor(scale * share + 0.5), low), high)
+            for share, low, high in zip(shares, lower, upper, strict=True)
+        ]
+
+    low, high = 0.0, max((most + 1) / share for share, most in zip(shares, upper, strict=True))
+    for _ in range(64):
+        middle = (low + high) / 2
+        if sum(at(middle)) <= total:
+            low = middle
+        else:
+            high = middle
+    return at(low)

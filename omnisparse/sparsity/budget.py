@@ -1,0 +1,400 @@
+"""The one accountant of sizes: every number of parameters or bytes in omnisparse comes from here.
+
+Vocabulary: `dense` is every parameter of the model; `prunable` are the matrices a mask may
+thin; `unprunable` is the rest, which counts in full even where a bias is zero; `nonzero` is the
+kept prunable positions plus the unprunable part. A kept weight of exactly 0.0 counts as kept.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
+
+from omnisparse.sparsity.apportion import apportion
+from omnisparse.sparsity.report import LayerSize, SizeReport, layer_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SizeKind = Literal["nonzero", "bytes", "fraction", "sparsity"]
+
+LEGAL_SIZES = (
+    "legal sizes: 16M or 500K (non-zero parameters of the whole model), "
+    "20MB or 20MiB (bytes of the file), 25% (of the dense parameters)"
+)
+_COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_BYTE_UNITS = {
+    "B": 1,
+    **{"KB": 10**3, "MB": 10**6, "GB": 10**9},
+    **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
+}
+_SIZE = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*([A-Za-z]*|%)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A parsed request; whether it is legal for a model is `Budget.solve`'s to say.
+
+    Attributes:
+        kind: What is limited.
+        value: Parameters (`nonzero`), bytes (`bytes`), share of the dense parameters
+            (`fraction`) or share of the prunable weights that is zero (`sparsity`).
+        text: The request as the user wrote it, for messages.
+    """
+
+    kind: SizeKind
+    value: Fraction
+    text: str
+
+
+def parse_size(text: str | int) -> Size:
+    """Parse `16M`, `500K`, `20MB`, `20MiB`, `25%` or a whole number of non-zero parameters.
+
+    `16B` is 16 bytes, never 16 billion. Units are read without regard to case.
+
+    Raises:
+        ValueError: If the text is none of these, or a count of parameters is not whole.
+    """
+    written = str(text)
+    match = _SIZE.fullmatch(written)
+    unit = match[2].upper() if match else "?"
+    if match and unit == "%":
+        return Size("fraction", Fraction(match[1]) / 100, written)
+    if match and unit in _BYTE_UNITS:
+        return Size("bytes", Fraction(match[1]) * _BYTE_UNITS[unit], written)
+    if match and unit in _COUNT_UNITS:
+        value = Fraction(match[1]) * _COUNT_UNITS[unit]
+        if value.denominator == 1:
+            return Size("nonzero", value, written)
+        raise ValueError(f"size {written!r} is not a whole number of parameters; {LEGAL_SIZES}")
+    raise ValueError(f"size {written!r} is not understood; {LEGAL_SIZES}")
+
+
+def parse_sparsity(value: float | str) -> Size:
+    """The request behind `--sparsity 0.8`: that share of the prunable weights is zero.
+
+    Raises:
+        ValueError: If `value` is not a finite number.
+    """
+    try:
+        # Through text, so that 0.8 is 4/5 and not its binary neighbour.
+        share = Fraction(str(value))
+    except ValueError as error:
+        message = f"sparsity {value!r} is not a number; legal: 0 <= sparsity < 1"
+        raise ValueError(message) from error
+    return Size("sparsity", share, str(value))
+
+
+def num_parameters(parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> int:
+    """Number of values in named tensors (a state dict, or `model.named_parameters()`)."""
+    pairs = parameters.items() if isinstance(parameters, Mapping) else parameters
+    return sum(tensor.numel() for _, tensor in pairs)
+
+
+def num_nonzero(state: Mapping[str, Tensor], prunable: Iterable[str]) -> int:
+    """Recount a state dict: non-zero values of the prunable matrices plus all of the rest."""
+    names = frozenset(prunable)
+    return sum(
+        int(tensor.count_nonzero()) if fqn in names else tensor.numel()
+        for fqn, tensor in state.items()
+    )
+
+
+def num_blocks(shape: Sequence[int], block: tuple[int, int] = (1, 1)) -> int:
+    """Number of blocks, partial ones at the lower and right edge included, in a matrix."""
+    rows, columns = matrix_shape(shape)
+    return -(-rows // block[0]) * -(-columns // block[1])
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """`[rows, columns]` of a weight of any rank: the first dimension against all the others."""
+    rows = int(shape[0]) if shape else 1
+    return rows, math.prod(int(size) for size in shape[1:])
+
+
+def bytes_of(
+    shape: Sequence[int], nonzero: int, bits: int = 32, block: tuple[int, int] = (1, 1)
+) -> int:
+    """Bytes of one matrix: one mask bit per block plus the kept values; dense if that is smaller.
+
+    Headers, padding and names of a real file are not in it: `omnisparse.artifact` plans those.
+    """
+    dense = -(-math.prod(shape) * bits // 8)
+    return min(dense, -(-num_blocks(shape, block) // 8) - (-nonzero * bits // 8))
+
+
+def compression_rate(sparsity: float, bits: int = 32, block_size: int = 1) -> float:
+    """Dense bytes over sparse bytes when each block costs one mask bit.
+
+    Args:
+        sparsity: Share of zeros, in [0, 1].
+        bits: Width of a kept value; 32 gives the equation as printed.
+        block_size: Weights per mask bit.
+
+    Returns:
+        eta = 1 / (1 - s + 1 / (bits * block_size)); below 1 whenever s is below the overhead.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: Pang et al. 2018, eq. 13, eta = 1 / (1 - s + 1/32).
+    Deviation: the printed 1/32 holds for 32-bit values; the mask bit weighs 1/bits of a value.
+    """
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity {sparsity} is out of range; legal: 0 <= sparsity <= 1")
+    if bits < 1 or block_size < 1:
+        raise ValueError(f"bits {bits} and block_size {block_size} must be at least 1")
+    return 1 / (1 - sparsity + 1 / (bits * block_size))
+
+
+class Budget:
+    """Turns requests into numbers of kept weights for one model.
+
+    Args:
+        shapes: Shape of every parameter of the model, by fully qualified name, in model order.
+        prunable: Names of the matrices that masks may thin.
+        floor: Smallest density of any prunable matrix, in [0, 1]; one weight at least is kept.
+        block: Block shape of the masks.
+
+    Raises:
+        ValueError: If `prunable` names no, unknown or empty parameters, or `floor` is out of
+            range.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        prunable: Sequence[str],
+        *,
+        floor: float = 0.0,
+        block: tuple[int, int] = (1, 1),
+    ) -> None:
+        check_names(prunable, shapes, "prunable")
+        if not prunable:
+            raise ValueError(f"prunable is empty; legal names: {', '.join(shapes)}")
+        self.shapes = {fqn: tuple(int(size) for size in shape) for fqn, shape in shapes.items()}
+        self.numel = {fqn: math.prod(shape) for fqn, shape in self.shapes.items()}
+        names = frozenset(prunable)
+        self.prunable = {fqn: count for fqn, count in self.numel.items() if fqn in names}
+        if not all(self.prunable.values()):
+            raise ValueError("prunable names parameters without any values")
+        self.floor = floor
+        self.block = block
+        self.floors = floors_of(self.prunable, floor, block)
+        self.dense_parameters = sum(self.numel.values())
+        self.prunable_parameters = sum(self.prunable.values())
+        self.unprunable = self.dense_parameters - self.prunable_parameters
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        prunable: Sequence[str],
+        *,
+        floor: float = 0.0,
+        block: tuple[int, int] = (1, 1),
+    ) -> Budget:
+        """Budget of a module's parameters; a tied parameter counts once."""
+        shapes = {fqn: tuple(parameter.shape) for fqn, parameter in model.named_parameters()}
+        return cls(shapes, prunable, floor=floor, block=block)
+
+    def nonzero_range(self) -> tuple[int, int]:
+        """Fewest and most non-zeros that a request may ask for."""
+        return self.unprunable + sum(self.floors.values()), self.dense_parameters
+
+    def parse(self, size: str | int) -> Size:
+        """`parse_size` whose error also names this model's legal range.
+
+        Raises:
+            ValueError: If the text is not a size.
+        """
+        try:
+            return parse_size(size)
+        except ValueError as error:
+            low, high = self.nonzero_range()
+            raise ValueError(
+                f"{error}; legal for this model: {low} to {high} non-zero parameters"
+            ) from error
+
+    def solve(self, size: Size | str | int) -> int:
+        """Number of prunable weights to keep, exact to the weight.
+
+        A fraction or sparsity is rounded to the nearest whole weight, halves to even.
+
+        Raises:
+            ValueError: If the request cannot be met; the message names the legal range. Also
+                for sizes in bytes, which need `solve_bytes`.
+        """
+        low, high = self.nonzero_range()
+        legal = f"legal: {low} to {high} non-zero parameters"
+        if not isinstance(size, Size):
+            size = self.parse(size)
+        if size.kind == "bytes":
+            raise ValueError(f"size {size.text!r} is in bytes and needs the file format's plan")
+        if size.kind == "nonzero":
+            nonzero = int(size.value)
+        elif size.kind == "fraction":
+            nonzero = round(size.value * self.dense_parameters)
+            legal = f"legal: {_percent(low, high)}% to 100% of the dense parameters ({legal[7:]})"
+        else:
+            nonzero = self.unprunable + round((1 - size.value) * self.prunable_parameters)
+            most = (high - low) / self.prunable_parameters
+            legal = f"legal: 0 to {math.floor(most * 1e6) / 1e6:g} ({legal[7:]})"
+        if not low <= nonzero <= high or (size.kind != "nonzero" and not 0 <= size.value <= 1):
+            what = "sparsity" if size.kind == "sparsity" else "size"
+            raise ValueError(f"{what} {size.text!r} is out of range for this model; {legal}")
+        return nonzero - self.unprunable
+
+    def solve_bytes(
+        self,
+        limit: Size | str | int,
+        size_of: Callable[[Mapping[str, int]], int],
+        allocate: Callable[[int], Mapping[str, int]] | None = None,
+        *,
+        window: int = 32,
+    ) -> dict[str, int]:
+        """Kept weights per prunable matrix of the largest model whose file fits.
+
+        Args:
+            limit: Bytes: an int, or a `Size`/text of kind `bytes`.
+            size_of: Bytes of the file that would be written for given kept counts.
+            allocate: Kept counts for a total; the same sparsity in every matrix by default.
+            window: Totals tried above the bisection's answer: file sizes may shrink by a few
+                bytes between neighbours (a shorter number in a header).
+
+        Raises:
+            ValueError: If the limit is outside what this model's files can be.
+        """
+        split = allocate or self.allocate_uniform
+        request = Size("bytes", Fraction(limit), f"{limit}B") if isinstance(limit, int) else limit
+        size = self.parse(request) if isinstance(request, str) else request
+        if size.kind != "bytes":
+            raise ValueError(f"size {size.text!r} is not in bytes")
+        most = math.floor(size.value)
+        low, high = sum(self.floors.values()), self.prunable_parameters
+        smallest, largest = size_of(split(low)), size_of(split(high))
+        if not smallest <= most <= largest:
+            raise ValueError(
+                f"size {size.text!r} is out of range for this model; "
+                f"legal: {smallest}B to {largest}B"
+            )
+        if most == largest:
+            return dict(split(high))
+        while high - low > 1:
+            middle = (low + high) // 2
+            if size_of(split(middle)) <= most:
+                low = middle
+            else:
+                high = middle
+        for total in range(min(low + window, self.prunable_parameters), low, -1):
+            if size_of(split(total)) <= most:
+                return dict(split(total))
+        return dict(split(low))
+
+    def allocate_uniform(self, total: int) -> dict[str, int]:
+        """Spread `total` kept weights at one density over the prunable matrices, exactly."""
+        shapes = {fqn: self.shapes[fqn] for fqn in self.prunable}
+        return allocate_uniform(shapes, total, self.floor, self.block)
+
+    def report(self, kept: Mapping[str, int], *, bits: int = 32) -> SizeReport:
+        """Counts of the subnet that keeps `kept[fqn]` weights; matrices not named are whole.
+
+        Raises:
+            ValueError: If `kept` names an unknown matrix.
+        """
+        check_names(kept, self.prunable, "kept")
+        layers: dict[str, tuple[int, int]] = {}
+        mask_bits = 0
+        for fqn, numel in self.numel.items():
+            nonzero = kept.get(fqn, numel)
+            if nonzero < numel:
+                mask_bits += num_blocks(self.shapes[fqn], self.block)
+            before = layers.get(layer_of(fqn), (0, 0))
+            layers[layer_of(fqn)] = (before[0] + numel, before[1] + nonzero)
+        nonzero = sum(count for _, count in layers.values())
+        with_mask = nonzero + mask_bits / bits
+        return SizeReport(
+            dense_parameters=self.dense_parameters,
+            nonzero=nonzero,
+            sparsity=(self.dense_parameters - nonzero) / self.prunable_parameters,
+            nonzero_with_mask=with_mask,
+            compression_rate=self.dense_parameters / with_mask,
+            layers=tuple(LayerSize(name, *counts) for name, counts in layers.items()),
+        )
+
+
+def floors_of(
+    prunable: Mapping[str, int], floor: float, block: tuple[int, int] = (1, 1)
+) -> dict[str, int]:
+    """Fewest kept weights per matrix: `floor` of it, and one at least, so that no layer dies.
+
+    With blocks, the fewest that hold this whatever whole blocks they are made of.
+
+    Raises:
+        ValueError: If `floor` is outside [0, 1].
+    """
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor {floor} is out of range; legal: 0 <= floor <= 1")
+    spare = block[0] * block[1] - 1
+    return {
+        fqn: min(numel, max(1, math.ceil(floor * numel)) + spare) for fqn, numel in prunable.items()
+    }
+
+
+def allocate_uniform(
+    shapes: Mapping[str, Sequence[int]],
+    total: int,
+    floor: float = 0.0,
+    block: tuple[int, int] = (1, 1),
+) -> dict[str, int]:
+    """One density for all matrices: kept weights per matrix, adding up to exactly `total`.
+
+    With blocks: whole blocks that add up to the most that does not exceed `total`. Where blocks
+    do not tile every matrix the counts add up to `total`, and each mask keeps what fits of it.
+    Counts never shrink when the total grows.
+
+    Raises:
+        ValueError: If the total is below the floors or above the dense count.
+    """
+    size = block[0] * block[1]
+    numel = {fqn: math.prod(shape) for fqn, shape in shapes.items()}
+    floors = floors_of(numel, floor, block)
+    low, high = sum(floors.values()), sum(numel.values())
+    if not low <= total <= high:
+        raise ValueError(
+            f"total_kept {total} is out of range; legal: {low} to {high} prunable weights "
+            f"with floor {floor} and block {block[0]}x{block[1]}"
+        )
+    if total == high:
+        return numel
+    if any(shape[0] % block[0] or math.prod(shape[1:]) % block[1] for shape in shapes.values()):
+        # Matrices with partial blocks at their edges: masks keep what fits of these counts.
+        sizes = list(numel.values())
+        split = apportion(total, sizes, list(floors.values()), sizes)
+        return dict(zip(shapes, split, strict=True))
+    most = [num_blocks(shape, block) for shape in shapes.values()]
+    counts = apportion(total // size, most, [floors[fqn] // size for fqn in shapes], most)
+    return {fqn: min(numel[fqn], count * size) for fqn, count in zip(shapes, counts, strict=True)}
+
+
+def check_names(names: Iterable[str], legal: Iterable[str], what: str) -> None:
+    """Refuse names that are not legal.
+
+    Raises:
+        ValueError: Naming the unknown and the legal names.
+    """
+    allowed = list(legal)
+    unknown = sorted(set(names) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"{what} names unknown layers: {', '.join(unknown)}; legal names: {', '.join(allowed)}"
+        )
+
+
+def _percent(part: int, whole: int) -> str:
+    """Percentage rounded up to six decimals, so that the printed bound is itself legal."""
+    return f"{math.ceil(part / whole * 1e8) / 1e6:g}"

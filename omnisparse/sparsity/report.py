@@ -1,0 +1,69 @@
+"""What a subnet of some size is made of: the counts that every report states."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_RNN_PARAMETER = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(\d+(?:_reverse)?)")
+
+
+def layer_of(fqn: str) -> str:
+    """Layer that a parameter belongs to: its module, and the level within a stacked LSTM.
+
+    `encoder.lstm.weight_ih_l2` -> `encoder.lstm.l2`; `joiner.output.weight` -> `joiner.output`.
+    """
+    module, _, name = fqn.rpartition(".")
+    match = _RNN_PARAMETER.fullmatch(name)
+    return ".".join(part for part in (module, f"l{match[1]}" if match else "") if part) or fqn
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSize:
+    """Counts of one layer (all its parameters, see `layer_of`)."""
+
+    layer: str
+    parameters: int
+    nonzero: int
+
+
+@dataclass(frozen=True, slots=True)
+class SizeReport:
+    """Both counts of one subnet, and where its parameters are.
+
+    Attributes:
+        dense_parameters: Parameters of the dense net.
+        nonzero: Kept prunable weights plus every parameter that is never pruned.
+        sparsity: Share of the prunable weights that is zero.
+        nonzero_with_mask: `nonzero` plus the mask bits in units of one stored value; matrices
+            that keep everything need no mask.
+        compression_rate: `dense_parameters / nonzero_with_mask`.
+        layers: Per layer, in model order.
+    """
+
+    dense_parameters: int
+    nonzero: int
+    sparsity: float
+    nonzero_with_mask: float
+    compression_rate: float
+    layers: tuple[LayerSize, ...]
+
+    @property
+    def largest_layer(self) -> LayerSize:
+        """The layer with the most non-zeros; the first of equals."""
+        return max(self.layers, key=lambda layer: layer.nonzero)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON view."""
+        return {
+            "dense_parameters": self.dense_parameters,
+            "nonzero": self.nonzero,
+            "sparsity": self.sparsity,
+            "nonzero_with_mask": self.nonzero_with_mask,
+            "compression_rate": self.compression_rate,
+            "layers": {
+                layer.layer: {"parameters": layer.parameters, "nonzero": layer.nonzero}
+                for layer in self.layers
+            },
+            "largest_layer": self.largest_layer.layer,
+        }

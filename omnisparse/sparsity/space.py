@@ -1,0 +1,218 @@
+"""Descriptions of subnets, and the space that training draws them from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+
+from omnisparse.sparsity.apportion import apportion
+from omnisparse.sparsity.budget import allocate_uniform, floors_of
+
+Distribution = Literal["log_uniform", "uniform", "levels"]
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetSpec:
+    """One subnet: the sparsity of every prunable matrix.
+
+    Attributes:
+        sparsity: Share of zeros in [0, 1], by fully qualified name; matrices not named are
+            whole. Hashable and comparable by content.
+
+    Raises:
+        ValueError: If a sparsity is outside [0, 1] or not a number.
+    """
+
+    sparsity: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for fqn, value in self.sparsity.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= 1:
+                raise ValueError(f"sparsity of {fqn} is {value!r}; legal: 0 <= sparsity <= 1")
+        exact = {fqn: float(value) for fqn, value in self.sparsity.items()}
+        object.__setattr__(self, "sparsity", MappingProxyType(exact))
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.sparsity.items()))
+
+    def __reduce__(self) -> tuple[type[SubnetSpec], tuple[dict[str, float]]]:
+        return SubnetSpec, (dict(self.sparsity),)
+
+    @classmethod
+    def from_counts(cls, kept: Mapping[str, int], numel: Mapping[str, int]) -> SubnetSpec:
+        """Spec that keeps exactly `kept[fqn]` of `numel[fqn]` weights."""
+        return cls({fqn: (numel[fqn] - count) / numel[fqn] for fqn, count in kept.items()})
+
+    def num_kept(self, fqn: str, numel: int) -> int:
+        """Weights kept of a matrix of `numel`: `(1 - sparsity) * numel` to the nearest."""
+        return numel - round(self.sparsity.get(fqn, 0.0) * numel)
+
+    def counts(self, numel: Mapping[str, int]) -> dict[str, int]:
+        """Weights kept of every matrix in `numel`.
+
+        Raises:
+            ValueError: If the spec names a matrix that `numel` does not have.
+        """
+        unknown = sorted(set(self.sparsity) - set(numel))
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], numel, n=1, cutoff=0.8)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(
+                f"spec names unknown layers: {', '.join(unknown)}{hint}; "
+                f"legal names: {', '.join(numel)}"
+            )
+        return {fqn: self.num_kept(fqn, count) for fqn, count in numel.items()}
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` gives back an equal spec."""
+        return json.dumps({"sparsity": dict(self.sparsity)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> SubnetSpec:
+        """Read `{"sparsity": {fqn: sparsity}}`.
+
+        Raises:
+            ValueError: If the text is anything else.
+        """
+        expected = 'legal: {"sparsity": {"<layer>": <sparsity in [0, 1]>, ...}}'
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"spec is not JSON ({error}); {expected}") from error
+        mapping = content.get("sparsity") if isinstance(content, dict) else None
+        if not isinstance(mapping, dict) or set(content) != {"sparsity"}:
+            raise ValueError(f"spec has no (or not only) a `sparsity` table; {expected}")
+        return cls(mapping)
+
+
+def uniform_spec(numel: Mapping[str, int], total_kept: int, floor: float = 0.0) -> SubnetSpec:
+    """The same sparsity in every matrix, keeping exactly `total_kept` weights in all.
+
+    Raises:
+        ValueError: If the total is below the floors or above the sum of `numel`.
+    """
+    shapes = {fqn: (count,) for fqn, count in numel.items()}
+    return SubnetSpec.from_counts(allocate_uniform(shapes, total_kept, floor), numel)
+
+
+def subnet_generator(seed: int, step: int, index: int) -> torch.Generator:
+    """CPU generator of the `index`-th subnet of a step: equal in every process and resumed run."""
+    digest = hashlib.blake2b(f"{seed} {step} {index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class SparsitySpace:
+    """The subnets that training samples.
+
+    Densities (kept share of the prunable weights) come from a finite grid, so that the masks of a
+    density met before can be used again until the ranking changes.
+
+    Args:
+        numel: Weights of every prunable matrix, by name.
+        min_density: Density of the smallest subnet, in (0, 1]; ignored for `levels`.
+        max_density: Density of the largest subnet, in [`min_density`, 1]; ignored for `levels`.
+        distribution: `log_uniform` or `uniform` between the two, or one of `levels`.
+        levels: Densities for `levels`, in (0, 1].
+        num_densities: Points of the grid for `log_uniform` and `uniform`.
+        per_layer: Sample a density per matrix too, around the sampled total, which is held.
+        spread: For `per_layer`: matrices differ from the total's density by a factor within
+            [1 / (1 + spread), 1 + spread] before the total is restored.
+        floor: Least density of any matrix.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Deviation: the omni-sparsity abstract does not say how densities are drawn; `log_uniform`
+    gives every octave of sizes the same number of training passes.
+    """
+
+    def __init__(
+        self,
+        numel: Mapping[str, int],
+        *,
+        min_density: float = 0.0625,
+        max_density: float = 1.0,
+        distribution: Distribution = "log_uniform",
+        levels: Sequence[float] = (),
+        num_densities: int = 64,
+        per_layer: bool = False,
+        spread: float = 1.0,
+        floor: float = 0.0,
+    ) -> None:
+        if distribution not in get_args(Distribution):
+            legal = ", ".join(get_args(Distribution))
+            raise ValueError(f"distribution {distribution!r} is not known; legal: {legal}")
+        if distribution == "levels":
+            if not levels or not all(0 < level <= 1 for level in levels):
+                raise ValueError(f"levels {tuple(levels)} must be densities in (0, 1], one or more")
+            grid = [float(level) for level in levels]
+        else:
+            if not 0 < min_density <= max_density <= 1:
+                raise ValueError(
+                    f"min_density {min_density} and max_density {max_density} are out of range; "
+                    "legal: 0 < min_density <= max_density <= 1"
+                )
+            if num_densities < 2:
+                raise ValueError(f"num_densities {num_densities} must be at least 2")
+            grid = _grid(min_density, max_density, num_densities, distribution == "log_uniform")
+        if spread < 0:
+            raise ValueError(f"spread {spread} must not be negative")
+        self.numel = dict(numel)
+        self.densities = tuple(sorted(set(grid)))
+        self.per_layer = per_layer
+        self.spread = spread
+        self.floor = floor
+        self._choices = tuple(grid)
+
+    def total_kept(self, density: float) -> int:
+        """Prunable weights that a density keeps; the floors at least."""
+        least = sum(floors_of(self.numel, self.floor).values())
+        return max(least, round(density * sum(self.numel.values())))
+
+    def at(self, density: float) -> SubnetSpec:
+        """The subnet of one density in all matrices."""
+        return uniform_spec(self.numel, self.total_kept(density), self.floor)
+
+    def max_subnet(self) -> SubnetSpec:
+        """The largest subnet of the space (not the dense net, unless the space reaches 1)."""
+        return self.at(self.densities[-1])
+
+    def min_subnet(self) -> SubnetSpec:
+        """The smallest subnet of the space."""
+        return self.at(self.densities[0])
+
+    def sample(self, generator: torch.Generator) -> SubnetSpec:
+        """Draw a subnet; a function of the generator's state only (see `subnet_generator`)."""
+        index = int(torch.randint(len(self._choices), (1,), generator=generator))
+        density = self._choices[index]
+        if not self.per_layer:
+            return self.at(density)
+        reach = math.log1p(self.spread)
+        offsets = torch.rand(len(self.numel), generator=generator, dtype=torch.float64) * 2 - 1
+        sizes = list(self.numel.values())
+        shares = [
+            size * math.exp(reach * offset)
+            for size, offset in zip(sizes, offsets.tolist(), strict=True)
+        ]
+        lower = list(floors_of(self.numel, self.floor).values())
+        counts = apportion(self.total_kept(density), shares, lower, sizes)
+        return SubnetSpec.from_counts(dict(zip(self.numel, counts, strict=True)), self.numel)
+
+
+def _grid(low: float, high: float, points: int, logarithmic: bool) -> list[float]:
+    """Densities from low to high, both exactly included."""
+    steps = [index / (points - 1) for index in range(points)]
+    if logarithmic:
+        inner = [low * (high / low) ** step for step in steps]
+    else:
+        inner = [low + (high - low) * step for step in steps]
+    return [low, *inner[1:-1], high]

@@ -1,0 +1,400 @@
+"""A model and all its magnitude-masked subnets, with one set of weights.
+
+    supernet = Supernet(model, prunable=find_prunable(model))
+    with supernet.active(supernet.spec_for("16M")):
+        loss = supernet(features)          # gradients reach the dense weights
+    state = supernet.extract(supernet.spec_for("16M"))
+
+While a subnet is active, `forward` runs the model on `weight * mask` through `functional_call`:
+the parameters themselves are never written, so several subnets may share one optimizer step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from omnisparse.sparsity.budget import Budget, Size, check_names, num_blocks, parse_sparsity
+from omnisparse.sparsity.masks import Scope, allocate, apply_mask, masked_tensors
+from omnisparse.sparsity.ranking import Block, Norm, block_sizes, check_block, expand_blocks, rank
+from omnisparse.sparsity.space import SubnetSpec
+
+DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
+"""Never pruned by default: embeddings, the output head, attention, normalisation."""
+
+_RECURRENT = re.compile(r"weight_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
+_FLIP_DENSITY = 0.25
+
+
+def find_prunable(
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = DEFAULT_EXCLUDE
+) -> list[str]:
+    """Names of the matrices to prune.
+
+    By default the LSTM matrices (`weight_ih`, `weight_hh`, `weight_hr`) and the weights of
+    `nn.Linear` (projections, feed-forward layers).
+
+    Args:
+        model: Any module.
+        include: Regular expressions searched in parameter names; where given they choose among
+            all parameters of two or more dimensions instead of the default rule.
+        exclude: Regular expressions of names to leave out.
+
+    Returns:
+        Fully qualified names, in model order; a tied parameter appears once.
+
+    Raises:
+        ValueError: If an expression is malformed, one of `include` matches nothing, or nothing is
+            left.
+
+    Source: Pang et al. 2018, section 5: only encoder and decoder LSTM weights are pruned.
+    """
+    try:
+        included = [re.compile(pattern) for pattern in include]
+        excluded = [re.compile(pattern) for pattern in exclude]
+    except re.error as error:
+        message = f"pattern {error.pattern!r} is not a regular expression: {error}"
+        raise ValueError(message) from error
+    matrices = {
+        fqn: parameter
+        for fqn, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and parameter.numel() and parameter.is_floating_point()
+    }
+    for pattern in included:
+        if not any(pattern.search(fqn) for fqn in matrices):
+            raise ValueError(
+                f"include pattern {pattern.pattern!r} matches none of: {', '.join(matrices)}"
+            )
+    if included:
+        chosen = [fqn for fqn in matrices if any(pattern.search(fqn) for pattern in included)]
+    else:
+        chosen = [fqn for fqn in matrices if _is_prunable_kind(model, fqn)]
+    names = [fqn for fqn in chosen if not any(pattern.search(fqn) for pattern in excluded)]
+    if not names:
+        raise ValueError(
+            f"nothing to prune with include {list(include)} and exclude {list(exclude)}; "
+            f"matrices: {', '.join(matrices) or 'none'}"
+        )
+    return names
+
+
+def _is_prunable_kind(model: nn.Module, fqn: str) -> bool:
+    module, _, name = fqn.rpartition(".")
+    if _RECURRENT.fullmatch(name):
+        return True
+    return name == "weight" and isinstance(model.get_submodule(module), nn.Linear)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`weight * mask` whose gradient reaches every weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        return weight * mask
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _pass_through(weight: Tensor, mask: Tensor) -> Tensor:
+    product: Tensor = _StraightThrough.apply(weight, mask)  # type: ignore[no-untyped-call]
+    return product
+
+
+class Supernet(nn.Module):
+    """The dense net and its subnets.
+
+    Masks are a function of the weights at the last `refresh` and of the spec. What is kept between
+    refreshes is the place of every weight in its matrix's ranking (4 bytes per weight or block):
+    a mask of any size is one comparison with it. It is training state (`ranking_state`), never
+    part of `state_dict`, which holds the model's own tensors under `model.` and nothing else.
+
+    Args:
+        model: The dense net.
+        prunable: Names of the matrices that masks may thin (see `find_prunable`).
+        refresh_every: Optimizer steps between rankings, for `refresh_on_schedule`.
+        block: Block shape of the masks.
+        norm: Block score.
+        straight_through: Pass the gradient of a masked weight as if it had not been masked; by
+            default masked weights get gradient only from the members that keep them.
+        floor: Least density of any prunable matrix.
+        num_cached_specs: Masks are kept for about so many specs (in the weights' dtype) until
+            the next refresh; the least recently used go first.
+
+    Raises:
+        ValueError: If an argument is out of range or `prunable` names unknown parameters.
+
+    Deviation: the omni-sparsity abstract does not say how masks are chosen while training; one
+    magnitude ranking for all sizes, refreshed every 100 steps, is our choice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        prunable: Sequence[str],
+        refresh_every: int = 100,
+        block: Block = (1, 1),
+        norm: Norm = "l1",
+        straight_through: bool = False,
+        floor: float = 0.0,
+        num_cached_specs: int = 16,
+    ) -> None:
+        super().__init__()
+        if refresh_every < 1:
+            raise ValueError(f"refresh_every {refresh_every} must be at least 1 step")
+        if num_cached_specs < 0:
+            raise ValueError(f"num_cached_specs {num_cached_specs} must not be negative")
+        self.model = model
+        self.block = check_block(block)
+        self.norm: Norm = norm
+        self.budget = Budget.of(model, prunable, floor=floor, block=block)
+        self.refresh_every = refresh_every
+        self.straight_through = straight_through
+        self.mask_flip_rate: float | None = None
+        """Share of the top quarter of the weights that the last refresh exchanged."""
+        self._positions: dict[str, Tensor] = {}
+        self._masks: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+        self._num_cached_masks = num_cached_specs * len(self.budget.prunable)
+        self._spec: SubnetSpec | None = None
+        self._kept: dict[str, int] = {}
+
+    @property
+    def prunable(self) -> tuple[str, ...]:
+        """Names of the matrices that masks may thin, in model order."""
+        return tuple(self.budget.prunable)
+
+    @property
+    def spec(self) -> SubnetSpec | None:
+        """The active subnet; None is the dense net."""
+        return self._spec
+
+    def weights(self) -> dict[str, Tensor]:
+        """The prunable matrices by name, detached, sharing memory with the model."""
+        return {fqn: self.model.get_parameter(fqn).detach() for fqn in self.budget.prunable}
+
+    def activate(self, spec: SubnetSpec | None) -> None:
+        """Choose the subnet that `forward` runs; None is the dense net.
+
+        Raises:
+            ValueError: If the spec names unknown matrices.
+        """
+        self._kept = {} if spec is None else spec.counts(self.budget.prunable)
+        self._spec = spec
+        if spec is not None and not self._positions:
+            self.refresh()
+
+    @contextmanager
+    def active(self, spec: SubnetSpec | None) -> Iterator[None]:
+        """Activate a subnet for a block of code, then the one before it again."""
+        before = self._spec
+        self.activate(spec)
+        try:
+            yield
+        finally:
+            self.activate(before)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the active subnet; arguments and result are the model's own."""
+        if self._spec is None:
+            return self.model(*args, **kwargs)
+        masked: dict[str, Tensor] = {}
+        for fqn, count in self._kept.items():
+            weight = self.model.get_parameter(fqn)
+            if count < weight.numel():
+                mask = self._mask(fqn, count, weight)
+                masked[fqn] = (
+                    _pass_through(weight, mask) if self.straight_through else weight * mask
+                )
+        return functional_call(self.model, masked, args, kwargs)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Rank the present magnitudes; masks change at no other time.
+
+        Raises:
+            ValueError: If a weight is not finite; names the matrix.
+        """
+        positions = {
+            fqn: rank(weight, self.block, self.norm, fqn).positions()
+            for fqn, weight in self.weights().items()
+        }
+        self.mask_flip_rate = self._flip_rate(positions)
+        self._install(positions)
+
+    def refresh_on_schedule(self, step: int) -> bool:
+        """Refresh if `step` (optimizer steps done so far) is a multiple of `refresh_every`."""
+        due = step % self.refresh_every == 0
+        if due:
+            self.refresh()
+        return due
+
+    def ranking_state(self) -> dict[str, Tensor]:
+        """The ranking of the last refresh, int32 on CPU, for a training checkpoint.
+
+        Empty before the first refresh. Needed for an exact resume only between refreshes: a run
+        resumed at a step that refreshes makes the same ranking from the weights.
+        """
+        return {fqn: positions.cpu() for fqn, positions in self._positions.items()}
+
+    def load_ranking_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the ranking of a checkpoint; an empty one means none was made yet.
+
+        Raises:
+            ValueError: If it belongs to other matrices or blocks.
+        """
+        check_names(state, self.budget.prunable, "ranking state")
+        if state:
+            for fqn in self.budget.prunable:
+                expected = num_blocks(self.budget.shapes[fqn], self.block)
+                found = state[fqn].numel() if fqn in state else 0
+                if found != expected:
+                    raise ValueError(f"ranking of {fqn} has {found} entries; legal: {expected}")
+        self._install({fqn: positions.to(torch.int32) for fqn, positions in state.items()})
+
+    def spec_for(
+        self,
+        size: Size | str | int | None = None,
+        *,
+        sparsity: float | None = None,
+        scope: Scope = "layer",
+        floor: float | None = None,
+        size_of: Callable[[Mapping[str, int]], int] | None = None,
+    ) -> SubnetSpec:
+        """The subnet of a size, exact to the weight (to the block, with blocks).
+
+        Args:
+            size: `16M`, `20MB`, `25%`, or a whole number of non-zeros of the model.
+            sparsity: Instead of `size`: share of the prunable weights that is zero.
+            scope: How matrices share the total (see `masks.allocate`).
+            floor: Least density of any matrix; the supernet's own by default.
+            size_of: Bytes of the file for given counts; needed for sizes in bytes.
+
+        Raises:
+            ValueError: If the request is not legal for this model; names the legal range.
+        """
+        budget = self.budget
+        if sparsity is not None and size is None:
+            request = parse_sparsity(sparsity)
+        elif size is not None and sparsity is None and not isinstance(size, float):
+            request = size if isinstance(size, Size) else budget.parse(size)
+        else:
+            raise ValueError(
+                f"size {size!r} with sparsity {sparsity!r}: give one of them, and write shares of "
+                "the dense parameters as '25%'"
+            )
+        if floor is not None:
+            budget = Budget(budget.shapes, self.prunable, floor=floor, block=self.block)
+        weights = self.weights() if scope != "layer" else {}
+
+        def split(total: int) -> dict[str, int]:
+            if scope == "layer":
+                return budget.allocate_uniform(total)
+            return allocate(weights, total, scope, budget.floor, self.block, self.norm)
+
+        if request.kind == "bytes" and size_of is not None:
+            counts = budget.solve_bytes(request, size_of, split)
+        else:
+            counts = split(budget.solve(request))
+        return SubnetSpec.from_counts(counts, budget.prunable)
+
+    def nonzero(self, spec: SubnetSpec | None) -> int:
+        """Non-zeros of a subnet: kept weights plus every parameter that is never pruned."""
+        if spec is None:
+            return self.budget.dense_parameters
+        total = self.budget.unprunable
+        weights = self.weights()
+        for fqn, count in spec.counts(self.budget.prunable).items():
+            if self.block == (1, 1):
+                total += count
+            else:
+                ranking = rank(weights[fqn], self.block, self.norm, fqn)
+                total += ranking.cuts([count])[0].num_kept
+        return total
+
+    @torch.no_grad()
+    def extract(self, spec: SubnetSpec | None) -> dict[str, Tensor]:
+        """State dict of a subnet as a model of its own: copies on CPU, pruned weights exactly 0.
+
+        The masks come from the present weights, whatever the last refresh saw: an extracted model
+        is a function of (weights, spec) alone.
+
+        Raises:
+            ValueError: If the spec names unknown matrices or a weight is not finite.
+        """
+        counts = {} if spec is None else spec.counts(self.budget.prunable)
+        state: dict[str, Tensor] = {}
+        for fqn, tensor, masks in masked_tensors(
+            self.model.state_dict(), [counts], self.block, self.norm
+        ):
+            kept = tensor.detach() if masks is None else apply_mask(tensor, masks[0])
+            state[fqn] = kept.clone() if masks is None and kept.device.type == "cpu" else kept.cpu()
+        return state
+
+    @contextmanager
+    def squashed(self, spec: SubnetSpec | None) -> Iterator[nn.Module]:
+        """The inner model with the subnet's weights written into it, for decoding.
+
+        `forward` covers one call; `decode` and `encode` of the inner model do not go through it.
+        The dense weights come back bit by bit at the end. Not for use between a forward and its
+        backward pass (autograd notices).
+        """
+        dense: dict[str, Tensor] = {}
+        try:
+            with self.active(spec), torch.no_grad():
+                for fqn, count in self._kept.items():
+                    parameter = self.model.get_parameter(fqn)
+                    if count < parameter.numel():
+                        mask = self._mask(fqn, count, parameter)
+                        dense[fqn] = parameter.detach().clone()
+                        parameter.mul_(mask)
+            yield self.model
+        finally:
+            with torch.no_grad():
+                for fqn, values in dense.items():
+                    self.model.get_parameter(fqn).copy_(values)
+
+    def _install(self, positions: dict[str, Tensor]) -> None:
+        self._positions = positions
+        self._masks.clear()
+
+    def _flip_rate(self, positions: Mapping[str, Tensor]) -> float | None:
+        if not self._positions:
+            return None
+        flips = kept = 0
+        for fqn, new in positions.items():
+            top = max(1, int(_FLIP_DENSITY * new.numel()))
+            entered = (new < top) & (self._positions[fqn].to(new.device) >= top)
+            flips, kept = flips + int(entered.sum()), kept + top
+        return flips / kept
+
+    def _mask(self, fqn: str, count: int, weight: Tensor) -> Tensor:
+        """Mask in the weight's dtype (a product with it needs no conversion), from the cache."""
+        key = (fqn, count)
+        mask = self._masks.get(key)
+        if mask is None or mask.device != weight.device or mask.dtype != weight.dtype:
+            positions = self._positions[fqn] = self._positions[fqn].to(weight.device)
+            kept = positions < self._num_blocks_kept(fqn, count, positions)
+            mask = expand_blocks(kept.to(weight.dtype), weight.shape, self.block)
+            self._masks[key] = mask
+            while len(self._masks) > max(1, self._num_cached_masks):
+                self._masks.popitem(last=False)
+        self._masks.move_to_end(key)
+        return mask
+
+    def _num_blocks_kept(self, fqn: str, count: int, positions: Tensor) -> int:
+        sizes = block_sizes(self.budget.shapes[fqn], self.block, positions.device)
+        if isinstance(sizes, int):
+            return count // sizes
+        # With partial blocks the prefix that fits depends on which blocks it holds.
+        in_order = torch.empty_like(sizes)
+        in_order[positions.long()] = sizes
+        return int(torch.searchsorted(in_order.cumsum(0), count, right=True))
