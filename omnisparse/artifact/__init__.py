@@ -1,0 +1,31 @@
+"""Packed model files: written atomically, sized exactly, read with suspicion."""
+
+from omnisparse.artifact.artifact import ArtifactInfo, planned_bytes, write_artifact
+from omnisparse.artifact.contents import Contents
+from omnisparse.artifact.extraction import Extraction, write_extractions
+from omnisparse.artifact.inspection import inspect_artifact
+from omnisparse.artifact.mapped import MappedState
+from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_range, read_nested
+from omnisparse.artifact.nested_writer import NestedInfo, write_nested
+from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact
+
+__all__ = [
+    "Artifact",
+    "ArtifactInfo",
+    "Contents",
+    "Extraction",
+    "MappedState",
+    "NestedFile",
+    "NestedInfo",
+    "grow",
+    "grow_from",
+    "inspect_artifact",
+    "is_artifact",
+    "missing_range",
+    "planned_bytes",
+    "read_artifact",
+    "read_nested",
+    "write_artifact",
+    "write_extractions",
+    "write_nested",
+]

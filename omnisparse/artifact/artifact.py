@@ -1,0 +1,221 @@
+"""The artifact: a directory that holds one deployable net, written whole or not at all.
+
+``config.json``, ``model.safetensors``, ``tokenizer.model`` and ``tokens.txt`` are the net; their
+bytes are "the bytes of the artifact". ``README.md`` is a card for people: neither counted, read nor
+checksummed. Nothing is pickled.
+
+``config.json`` holds the checksum of the other three and of itself (taken with its own digest
+replaced by zeros), so any flipped byte of the four files is found. Beside our ``omnisparse`` block
+it carries compressed-tensors' ``quantization_config`` where that package can read the file:
+bit-masks without blocks in fp32, fp16 or bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omnisparse.artifact import atomic
+from omnisparse.artifact.bitmask import Block
+from omnisparse.artifact.card import render_card
+from omnisparse.artifact.contents import (
+    CONFIG,
+    TOKENIZER,
+    TOKENS,
+    WEIGHTS,
+    ArtifactPlan,
+    Contents,
+    Spec,
+)
+from omnisparse.artifact.layout import CountError, TensorPlan, count_kept, encode
+from omnisparse.artifact.reading import Artifact, file_digest, is_artifact, read_artifact
+from omnisparse.artifact.tensorfile import TensorFileWriter
+
+MAX_THREADS = 4
+"""Artifacts of one walk that are packed at the same time."""
+
+Walk = Iterable[tuple[str, Tensor, Sequence[Tensor] | None]]
+"""Tensors by name, with masks for a number of artifacts."""
+
+__all__ = [
+    "Artifact",
+    "ArtifactInfo",
+    "Walk",
+    "is_artifact",
+    "planned_bytes",
+    "read_artifact",
+    "write_artifact",
+    "write_plans",
+]
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """What was written. ``sparsity`` is the share of the prunable weights that is zero."""
+
+    path: Path
+    parameters: int
+    nonzero: int
+    sparsity: float
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON view."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def planned_bytes(state: Mapping[str, Tensor], num_kept: Mapping[str, int], **contents: Any) -> int:
+    """Exact bytes of the artifact that :func:`write_artifact` would write, from no weight.
+
+    Args:
+        state: Only names, shapes and dtypes are used; meta tensors will do.
+        num_kept: Kept weights of every prunable tensor (with blocks: weights in kept blocks).
+        **contents: The other arguments of :func:`write_artifact`, from ``model`` to ``buffers``.
+
+    Returns:
+        Bytes of all files but ``README.md``.
+
+    Raises:
+        ValueError: As :func:`write_artifact`.
+    """
+    return Contents(**contents).plan(state, num_kept).size_bytes()
+
+
+def write_artifact(
+    out: Path,
+    *,
+    state: Mapping[str, Tensor],
+    model: Mapping[str, Any],
+    tokenizer: bytes,
+    tokens_txt: str,
+    features: Mapping[str, Any],
+    spec: Spec | None = None,
+    precision: str = "fp32",
+    block: Block = (1, 1),
+    format: str = "bitmask",
+    wer: Mapping[str, Any] | None = None,
+    dense_parameters: int,
+    prunable: Sequence[str],
+    source: Mapping[str, Any],
+    buffers: Sequence[str] = (),
+    num_kept: Mapping[str, int] | None = None,
+) -> ArtifactInfo:
+    """Pack a net into a directory, atomically.
+
+    Args:
+        out: The directory. An existing artifact there is replaced; anything else there is an error.
+        state: The dense state dict, pruned weights exactly 0. Read one tensor at a time, so a
+            mapping that makes its tensors on demand keeps memory small.
+        model: Configuration of the model (``kind``, its fields, ``input_dim``, ``vocab_size``), as
+            JSON.
+        tokenizer: The bytes of ``tokenizer.model``.
+        tokens_txt: The text of ``tokens.txt``.
+        features: Configuration of the feature extractor, as JSON.
+        spec: The subnet's description, kept for the record.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8`` (symmetric, a scale per row).
+        block: Block of the masks; ``(1, 1)`` is unstructured.
+        format: ``bitmask``, or ``dense``, which keeps zeros for loaders that know nothing of us.
+        wer: Known word error rates in percent by test set, for the record and the card.
+        dense_parameters: Parameters of the dense net; must be what ``state`` holds, ``buffers``
+            aside.
+        prunable: Names of the tensors that were pruned; all others count and are stored in full.
+        source: Where the net came from (run, step, commit), as JSON.
+        buffers: Names in ``state`` that are not parameters and so not counted.
+        num_kept: Non-zero weights of every prunable tensor if already known; this spares
+            a pass over ``state``.
+
+    Returns:
+        Place, counts and bytes; ``bytes`` equals :func:`planned_bytes`.
+
+    Raises:
+        ValueError: If an argument is illegal, or a weight is not finite or too large for the
+            precision.
+        OmnisparseError: If ``out`` is taken by something else, or the disk refuses; nothing has
+            changed then.
+    """
+    contents = Contents(
+        model=model,
+        tokenizer=tokenizer,
+        tokens_txt=tokens_txt,
+        features=features,
+        spec=spec,
+        precision=precision,
+        block=block,
+        format=format,
+        wer=wer,
+        dense_parameters=dense_parameters,
+        prunable=prunable,
+        source=source,
+        buffers=buffers,
+    )
+    if num_kept is not None:
+        try:
+            return write_plans([(Path(out), contents.plan(state, num_kept))], _walk(state))[0]
+        except CountError:
+            pass  # a kept weight happens to be zero: count again
+    counts = {fqn: count_kept(state[fqn], block) for fqn in prunable if fqn in state}
+    return write_plans([(Path(out), contents.plan(state, counts))], _walk(state))[0]
+
+
+def _walk(state: Mapping[str, Tensor]) -> Walk:
+    return ((fqn, tensor, None) for fqn, tensor in state.items())
+
+
+def write_plans(jobs: Sequence[tuple[Path, ArtifactPlan]], walk: Walk) -> list[ArtifactInfo]:
+    """Write one or many artifacts in one walk over the weights.
+
+    Args:
+        jobs: Where, and what is planned.
+        walk: Every tensor of the state, with a mask for each job, or None where the tensor is to be
+            stored as it is.
+
+    Raises:
+        ValueError: If a weight cannot be stored.
+        CountError: If a tensor does not have the planned number of non-zeros.
+        OmnisparseError: If a place is taken by something else, or the disk refuses.
+    """
+    with ExitStack() as stack:
+        folders = [
+            stack.enter_context(atomic.replaced_directory(out, is_artifact)) for out, _ in jobs
+        ]
+        plans = [{tensor.fqn: tensor for tensor in plan.tensors} for _, plan in jobs]
+        writers = [
+            stack.enter_context(
+                TensorFileWriter(
+                    folder / WEIGHTS, [field for tensor in plan.tensors for field in tensor.fields]
+                )
+            )
+            for folder, (_, plan) in zip(folders, jobs, strict=True)
+        ]
+        # Packing, writing, hashing and waiting for the disk hold no interpreter lock.
+        pool = stack.enter_context(ThreadPoolExecutor(min(len(jobs), MAX_THREADS)))
+        for fqn, tensor, masks in walk:
+            chosen = [plan[fqn] for plan in plans]
+            list(pool.map(_store, writers, chosen, repeat(tensor), masks or repeat(None)))
+        return list(pool.map(_finish, jobs, folders, writers))
+
+
+def _store(writer: TensorFileWriter, plan: TensorPlan, tensor: Tensor, mask: Tensor | None) -> None:
+    for key, array in encode(plan, tensor, mask):
+        writer.write(key, array)
+
+
+def _finish(job: tuple[Path, ArtifactPlan], folder: Path, writer: TensorFileWriter) -> ArtifactInfo:
+    out, plan = job
+    writer.finish()
+    atomic.write_synced(folder / CONFIG, plan.config(file_digest(folder / WEIGHTS)))
+    atomic.write_synced(folder / TOKENIZER, plan.contents.tokenizer)
+    atomic.write_synced(folder / TOKENS, plan.tokens)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    card = render_card(
+        plan.block(), parameters=plan.parameters, nonzero=plan.nonzero, size_bytes=size
+    )
+    atomic.write_synced(folder / "README.md", card.encode())
+    return ArtifactInfo(out, plan.parameters, plan.nonzero, plan.sparsity, size)

@@ -1,0 +1,114 @@
+"""A directory or file that is either the old one or the whole new one, whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from omnisparse.errors import OmnisparseError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sync_directory(path: Path) -> None:
+    """Bring a directory's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Create a file and bring it to the disk."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    paths = os.fsencode(first), os.fsencode(second)
+    return bool(rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0)
+
+
+def _put_in_place(new: Path, out: Path) -> None:
+    if not out.exists():
+        os.replace(new, out)
+        return
+    if not _exchange(new, out):
+        old = new.with_name(new.name + ".old")
+        os.replace(out, old)
+        os.replace(new, out)
+        shutil.rmtree(old)
+
+
+@contextmanager
+def replaced_directory(out: Path, is_replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """An empty sibling directory to fill, which becomes ``out``; on failure nothing changed.
+
+    A process killed half-way leaves a hidden ``.NAME.tmp-*`` sibling, which may be deleted.
+
+    Args:
+        out: Final place. Its parents are created.
+        is_replaceable: Whether an existing non-empty directory at ``out`` may be replaced.
+
+    Raises:
+        OmnisparseError: If ``out`` exists and may not be replaced, or the disk refuses.
+    """
+    out = Path(os.path.realpath(out))
+    exists = out.exists()
+    if exists and (not out.is_dir() or (any(out.iterdir()) and not is_replaceable(out))):
+        raise OmnisparseError(f"{out} exists and is not an artifact; choose another place")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.tmp-"))
+    except OSError as error:
+        raise OmnisparseError(f"{out}: cannot be written ({error.strerror})") from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        sync_directory(temporary)
+        _put_in_place(temporary, out)
+        sync_directory(out.parent)
+    except OSError as error:
+        raise OmnisparseError(f"{out}: cannot be written ({error.strerror})") from error
+    finally:
+        # After an exchange this is the old artifact; after a failure, the unfinished one.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def replaced_file(out: Path) -> Iterator[Path]:
+    """A path to create a file at; on success it becomes ``out``, on failure nothing changed.
+
+    Raises:
+        OmnisparseError: If the disk refuses.
+    """
+    out = Path(os.path.realpath(out))
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, out)
+        sync_directory(out.parent)
+    except OSError as error:
+        raise OmnisparseError(f"{out}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,240 @@
+"""The bytes of a nested file: every size of a net in one file, any smaller one a prefix of it.
+
+* preamble, 48 bytes: ``OMNINEST``, format version and length of the header (uint32 each), SHA-256
+  of the header;
+* header, JSON: the model, all tensors, and the sections with their bytes, SHA-256 and ``kept``, the
+  number of prunable weights known once the section is read;
+* base section: the tensors that are never pruned, row scales (int8), ``tokenizer.model``,
+  ``tokens.txt``;
+* band sections, of falling importance: per prunable tensor a table row (weights in the band:
+  uint64, low bits of the gap code: uint8, bytes of its unary stream: uint64), then per tensor the
+  places of these weights among those not in an earlier band (:mod:`omnisparse.artifact.gaps`) and
+  their values, in index order.
+
+Numbers are little-endian. The ranking is that of the weights *as rounded to the precision of the
+file*, and counts per tensor are the budget's uniform ones: so the net of any size read from the
+file is exactly the net of that size of the (rounded) supernet. A size inside a band takes the band
+whole and drops the least important again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from omnisparse.artifact.precision import VALUE_DTYPES, Precision
+from omnisparse.artifact.tensorfile import (
+    ITEM_BYTES,
+    MAX_DIMENSION,
+    MAX_DIMENSIONS,
+    MAX_HEADER_BYTES,
+    Field,
+    is_count,
+    parse_json,
+)
+from omnisparse.errors import FormatError
+from omnisparse.sparsity.budget import Budget
+from omnisparse.version import __version__
+
+MAGIC = b"OMNINEST"
+FORMAT_VERSION = 1
+PREAMBLE_BYTES = 48
+MAX_EXPANSION = 512
+"""Most bytes of dense float32 net that a byte of the file may stand for; more is refused."""
+
+TABLE = np.dtype([("count", "<u8"), ("low_bits", "u1"), ("unary", "<u8")])
+
+
+@dataclass(frozen=True)
+class Section:
+    """A run of bytes that is read and checked as a whole."""
+
+    kept: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What stands before the sections. ``tensors`` are named as in the state dict, as stored."""
+
+    config: dict[str, Any]
+    precision: Precision
+    tensors: tuple[Field, ...]
+    prunable: tuple[str, ...]
+    buffers: tuple[str, ...]
+    floor: float
+    tokenizer_bytes: int
+    tokens_bytes: int
+    sections: tuple[Section, ...]
+
+    def budget(self) -> Budget:
+        """The accountant of this net."""
+        shapes = {t.key: t.shape for t in self.tensors if t.key not in self.buffers}
+        return Budget(shapes, self.prunable, floor=self.floor)
+
+    def base_fields(self) -> tuple[Field, ...]:
+        """Arrays of the base section, tokenizer files aside."""
+        fields = [field for field in self.tensors if field.key not in self.prunable]
+        scaled = [field for field in self.tensors if self.is_scaled(field)]
+        return (*fields, *(Field(f"{t.key}.scale", "F32", t.shape[:1]) for t in scaled))
+
+    def is_scaled(self, field: Field) -> bool:
+        """Whether a tensor is int8 with a scale per row."""
+        return self.precision == "int8" and field.dtype == "I8"
+
+    def render(self) -> bytes:
+        """Preamble and header."""
+        text = json.dumps(
+            {
+                **self.config,
+                "version": __version__,
+                "precision": self.precision,
+                "tensors": [[t.key, t.dtype, list(t.shape)] for t in self.tensors],
+                "prunable": list(self.prunable),
+                "buffers": list(self.buffers),
+                "floor": self.floor,
+                "tokenizer_bytes": self.tokenizer_bytes,
+                "tokens_bytes": self.tokens_bytes,
+                "sections": [[s.kept, s.num_bytes, s.sha256] for s in self.sections],
+            },
+            separators=(",", ":"),
+            allow_nan=False,
+        ).encode()
+        numbers = FORMAT_VERSION.to_bytes(4, "little") + len(text).to_bytes(4, "little")
+        return MAGIC + numbers + hashlib.sha256(text).digest() + text
+
+
+def parse_preamble(data: bytes, what: str) -> tuple[int, bytes]:
+    """Length and digest of the header.
+
+    Raises:
+        FormatError: If this is no nested file, or one of an unknown version.
+    """
+    if len(data) != PREAMBLE_BYTES or data[:8] != MAGIC:
+        raise FormatError(f"{what}: not a nested file")
+    version = int.from_bytes(data[8:12], "little")
+    if version != FORMAT_VERSION:
+        raise FormatError(
+            f"{what}: nested format version {version} is not known to omnisparse {__version__} "
+            f"(known: {FORMAT_VERSION})"
+        )
+    length = int.from_bytes(data[12:16], "little")
+    if length > MAX_HEADER_BYTES:
+        raise FormatError(f"{what}: the header is too long")
+    return length, data[16:]
+
+
+def parse_header(text: bytes, digest: bytes, what: str) -> Header:
+    """The header, checked to be consistent in itself.
+
+    Raises:
+        FormatError: If it is not.
+    """
+    if hashlib.sha256(text).digest() != digest:
+        raise FormatError(f"{what}: header checksum does not match")
+    config = parse_json(text, what)
+    try:
+        header = _header_of(config)
+        check_header(header)
+        return header
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{what}: malformed header ({error!r:.120})") from None
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError("names expected")
+    if len(set(value)) != len(value):
+        raise ValueError("a name is repeated")
+    return tuple(value)
+
+
+def _count(value: object) -> int:
+    if not is_count(value):
+        raise ValueError("count expected")
+    assert isinstance(value, int)
+    return value
+
+
+def _field(entry: Sequence[Any]) -> Field:
+    key, dtype, shape = entry
+    if not isinstance(key, str) or not key or dtype not in ITEM_BYTES or type(shape) is not list:
+        raise ValueError("tensor expected")
+    if len(shape) > MAX_DIMENSIONS or not all(is_count(n, MAX_DIMENSION) and n for n in shape):
+        raise ValueError("illegal shape")
+    return Field(key, dtype, tuple(shape))
+
+
+def _section(entry: Sequence[Any]) -> Section:
+    kept, num_bytes, digest = entry
+    if not isinstance(digest, str) or len(digest) != 64:
+        raise ValueError("digest expected")
+    return Section(_count(kept), _count(num_bytes), digest)
+
+
+def _header_of(config: Mapping[str, Any]) -> Header:
+    precision = config["precision"]
+    if precision not in VALUE_DTYPES:
+        raise ValueError("unknown precision")
+    floor = config["floor"]
+    if type(floor) is not float or not 0 <= floor <= 1:
+        raise ValueError("illegal floor")
+    if not all(isinstance(config[key], dict) for key in ("model", "features", "source")):
+        raise ValueError("model, features and source must be objects")
+    return Header(
+        config={key: config[key] for key in ("model", "features", "source")},
+        precision=precision,
+        tensors=tuple(_field(entry) for entry in config["tensors"]),
+        prunable=_names(config["prunable"]),
+        buffers=_names(config["buffers"]),
+        floor=floor,
+        tokenizer_bytes=_count(config["tokenizer_bytes"]),
+        tokens_bytes=_count(config["tokens_bytes"]),
+        sections=tuple(_section(entry) for entry in config["sections"]),
+    )
+
+
+def check_header(header: Header) -> None:
+    """Raises ValueError where the header contradicts itself."""
+    tensors = {field.key: field for field in header.tensors}
+    if len(tensors) != len(header.tensors):
+        raise ValueError("a tensor is repeated")
+    if not set(header.prunable) | set(header.buffers) <= set(tensors):
+        raise ValueError("a name is not among the tensors")
+    if set(header.prunable) & set(header.buffers) or not header.prunable:
+        raise ValueError("prunable and buffers overlap, or nothing is prunable")
+    for field in header.tensors:
+        vector = len(field.shape) < 2
+        if field.dtype == "I8" and (vector or header.precision != "int8"):
+            raise ValueError(f"{field.key} is int8 without scales")
+        expected = "F32" if header.precision == "int8" and vector else ""
+        if field.key in header.prunable and field.dtype != (
+            expected or VALUE_DTYPES[header.precision]
+        ):
+            raise ValueError(f"{field.key} is not stored as {header.precision}")
+    _check_sections(header)
+
+
+def _check_sections(header: Header) -> None:
+    kept = [section.kept for section in header.sections]
+    if len(kept) < 2 or kept[0] != 0 or any(a >= b for a, b in pairwise(kept)):
+        raise ValueError("sections do not grow")
+    budget = header.budget()
+    if kept[-1] != budget.prunable_parameters or kept[1] < sum(budget.floors.values()):
+        raise ValueError("sections do not hold every size")
+    fields = header.base_fields()
+    if len({field.key for field in fields}) != len(fields):
+        raise ValueError("names of tensors and scales collide")
+    base = sum(field.num_bytes for field in fields)
+    if header.sections[0].num_bytes != base + header.tokenizer_bytes + header.tokens_bytes:
+        raise ValueError("base section has the wrong length")
+    stored = sum(field.num_bytes for field in header.tensors if field.key in header.prunable)
+    if sum(section.num_bytes for section in header.sections[1:]) < stored:
+        raise ValueError("sections are too short for the weights")

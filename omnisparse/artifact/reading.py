@@ -1,0 +1,185 @@
+"""Reading an artifact that may come from anyone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omnisparse.artifact.contents import (
+    CONFIG,
+    FORMAT_VERSION,
+    NO_DIGEST,
+    TOKENIZER,
+    TOKENS,
+    WEIGHTS,
+)
+from omnisparse.artifact.decoding import decode, keys_of
+from omnisparse.artifact.tensorfile import TensorFile, parse_json
+from omnisparse.errors import FormatError
+from omnisparse.version import __version__
+
+MAX_CONFIG_BYTES = 16_000_000
+MAX_TOKENIZER_BYTES = 256_000_000
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact read back: ``config`` is our block, ``state`` dense (weights in float32)."""
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    tokenizer: bytes
+    tokens_txt: str
+    features: dict[str, Any]
+    model: dict[str, Any]
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a directory looks like an artifact; not whether it is sound."""
+    config = path / CONFIG
+    try:
+        if not (path / WEIGHTS).is_file() or config.stat().st_size > MAX_CONFIG_BYTES:
+            return False
+        return isinstance(parse_json(config.read_bytes(), CONFIG).get("omnisparse"), dict)
+    except (OSError, FormatError):
+        return False
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Our block of ``config.json``, and what is wrong with the bytes around it.
+
+    Raises:
+        FormatError: If the file cannot be understood, or has an unknown format version.
+    """
+    data = _read_file(path / CONFIG, MAX_CONFIG_BYTES)
+    ours = parse_json(data, CONFIG).get("omnisparse")
+    if not isinstance(ours, dict):
+        raise FormatError(f"{path}: config.json has no omnisparse block; not an artifact")
+    version = ours.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: artifact format version {str(version)[:20]!r} is not known to omnisparse "
+            f"{__version__} (known: {FORMAT_VERSION})"
+        )
+    digest = ours.get("config_sha256")
+    problems = []
+    if not isinstance(digest, str) or len(digest) != 64:
+        problems.append("config.json: no checksum of its own")
+    else:
+        zeroed = data.replace(digest.encode(), NO_DIGEST.encode())
+        if hashlib.sha256(zeroed).hexdigest() != digest:
+            problems.append("config.json: checksum does not match")
+    _check_config(ours, path)
+    return ours, problems
+
+
+def _check_config(ours: Mapping[str, Any], path: Path) -> None:
+    expected: dict[str, type] = {
+        "model": dict,
+        "features": dict,
+        "sha256": dict,
+        "fqns": list,
+        "prunable": list,
+        "buffers": list,
+        "num_nonzero": int,
+        "dense_parameters": int,
+    }
+    for key, kind in expected.items():
+        if type(ours.get(key)) is not kind:
+            raise FormatError(f"{path}: config.json: {key} is missing or not a {kind.__name__}")
+    for key in ("fqns", "prunable", "buffers"):
+        names = ours[key]
+        if not all(isinstance(name, str) and 0 < len(name) <= 512 for name in names):
+            raise FormatError(f"{path}: config.json: {key} must be a list of names")
+        if len(set(names)) != len(names) or not set(names) <= set(ours["fqns"]):
+            raise FormatError(f"{path}: config.json: {key} repeats or invents a name")
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            # Python allocates what it is asked to read: ask for what is there.
+            data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > limit:
+        raise FormatError(f"{path}: larger than {limit} bytes")
+    return data
+
+
+def check_files(path: Path, ours: Mapping[str, Any]) -> tuple[bytes, bytes, list[str]]:
+    """The tokenizer's two files, and the names of files whose checksum does not match.
+
+    Raises:
+        FormatError: If a file cannot be read.
+    """
+    tokenizer = _read_file(path / TOKENIZER, MAX_TOKENIZER_BYTES)
+    tokens = _read_file(path / TOKENS, MAX_TOKENIZER_BYTES)
+    try:
+        weights = file_digest(path / WEIGHTS)
+    except OSError as error:
+        raise FormatError(f"{path / WEIGHTS}: cannot be read ({error.strerror})") from None
+    digests = {
+        WEIGHTS: weights,
+        TOKENIZER: hashlib.sha256(tokenizer).hexdigest(),
+        TOKENS: hashlib.sha256(tokens).hexdigest(),
+    }
+    problems = [
+        f"{name}: checksum does not match"
+        for name, digest in digests.items()
+        if ours["sha256"].get(name) != digest
+    ]
+    return tokenizer, tokens, problems
+
+
+def check_names(file: TensorFile, ours: Mapping[str, Any]) -> None:
+    """Demand that the file holds the named tensors and nothing else.
+
+    Raises:
+        FormatError: Naming the first tensor that is missing or unknown.
+    """
+    known = {key for fqn in ours["fqns"] for key in keys_of(fqn, file.fields)}
+    unknown = sorted(set(file.fields) - known)
+    if unknown:
+        raise FormatError(f"{WEIGHTS}: unknown tensor {unknown[0][:80]!r}")
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read an artifact that may come from anyone.
+
+    Checksums, header, names, shapes, masks and values are all verified before use. Memory: the
+    dense net in float32, at most 32 bytes per byte of the file (512 with 16x1 blocks).
+
+    Raises:
+        FormatError: If anything is not as it should be, in one line.
+    """
+    path = Path(path)
+    ours, problems = read_config(path)
+    tokenizer, tokens, more = check_files(path, ours)
+    if problems + more:
+        raise FormatError(f"{path}: {(problems + more)[0]}")
+    try:
+        file = TensorFile(path / WEIGHTS)
+        check_names(file, ours)
+        state = {fqn: decode(file, fqn).tensor for fqn in ours["fqns"]}
+        tokens_txt = tokens.decode()
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: {TOKENS} is not UTF-8 text") from None
+    return Artifact(ours, state, tokenizer, tokens_txt, ours["features"], ours["model"])

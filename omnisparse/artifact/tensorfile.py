@@ -1,0 +1,285 @@
+"""The safetensors container: a reader that trusts no header, a writer whose size is known first.
+
+The ``safetensors`` library reads these files too (a test holds that). We lay them out ourselves
+because a byte budget needs the exact size of a file before it is packed, and because a packed net
+is then written matrix by matrix, never held in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omnisparse.errors import FormatError
+
+Array = npt.NDArray[Any]
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "BOOL": 1, "I32": 4, "I64": 8}
+"""Legal dtypes of a file and their bytes per item."""
+
+NUMPY_DTYPES: dict[str, type[np.generic]] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,  # numpy has no bfloat16: its bits are carried as uint16
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+    "I32": np.int32,
+    "I64": np.int64,
+}
+
+MAX_HEADER_BYTES = 8_000_000
+MAX_DIMENSION = 2**31 - 1
+MAX_DIMENSIONS = 8
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of the file: its key, dtype tag (``F32``, ``U8``, ...) and shape."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the data, header not counted."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every field lies: the header with its length, absolute offsets, the file's bytes."""
+
+    header: bytes
+    offsets: Mapping[str, int]
+    size_bytes: int
+
+
+def plan_layout(fields: Iterable[Field]) -> Layout:
+    """Header and offsets of a file holding ``fields``.
+
+    Fields lie widest item first, so that each is aligned to its items without holes, as the format
+    demands.
+    """
+    ordered = sorted(fields, key=lambda field: -ITEM_BYTES[field.dtype])
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    starts: dict[str, int] = {}
+    for field in ordered:
+        end = offset + field.num_bytes
+        entries[field.key] = {
+            "dtype": field.dtype,
+            "shape": list(field.shape),
+            "data_offsets": [offset, end],
+        }
+        starts[field.key] = offset
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return Layout(
+        header, {key: len(header) + at for key, at in starts.items()}, len(header) + offset
+    )
+
+
+class TensorFileWriter:
+    """Writes fields in any order at their planned places.
+
+    Args:
+        path: File to create; it must not exist.
+        fields: Everything the file will hold.
+    """
+
+    def __init__(self, path: Path, fields: Sequence[Field]) -> None:
+        self._fields = {field.key: field for field in fields}
+        if len(self._fields) != len(fields):
+            raise ValueError("tensor names collide once packed; rename the parameters")
+        self._layout = plan_layout(fields)
+        self._missing = set(self._fields)
+        self._file = path.open("xb")
+        self._file.truncate(self._layout.size_bytes)
+        self._file.write(self._layout.header)
+        self._file.flush()
+
+    def write(self, key: str, array: Array) -> None:
+        """Store one field.
+
+        Raises:
+            ValueError: If the array is not what the plan says.
+        """
+        field = self._fields[key]
+        if array.shape != field.shape or array.dtype != NUMPY_DTYPES[field.dtype]:
+            raise ValueError(
+                f"{key}: got {array.dtype} {array.shape}, planned {field.dtype} {field.shape}"
+            )
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        at = self._layout.offsets[key]
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file.fileno(), data[done:], at + done)
+        self._missing.discard(key)
+
+    def finish(self) -> None:
+        """Demand that the file is complete, and bring it to the disk.
+
+        Raises:
+            ValueError: If a field was never written.
+        """
+        if self._missing:
+            raise ValueError(f"fields never written: {sorted(self._missing)[:3]}")
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> TensorFileWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _reject_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object from untrusted bytes: no duplicate keys, no NaN.
+
+    Raises:
+        FormatError: If it is anything else.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_reject_duplicates,
+            parse_constant=_reject_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{what}: expected a JSON object")
+    return value
+
+
+def is_count(value: object, limit: int = 2**62) -> bool:
+    """Whether ``value`` is an int (not a bool) in [0, limit]."""
+    return type(value) is int and 0 <= value <= limit
+
+
+def _parse_field(key: str, entry: object, what: str) -> tuple[Field, int, int]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{what}: malformed entry {key[:80]!r}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise FormatError(f"{what}: {key[:80]!r} has an unknown dtype (known: {list(ITEM_BYTES)})")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMENSIONS
+        or not all(is_count(size, MAX_DIMENSION) for size in shape)
+        or (len(shape) > 1 and 0 in shape)
+    ):
+        raise FormatError(f"{what}: {key[:80]!r} has an illegal shape")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(is_count(at) for at in offsets)
+    ):
+        raise FormatError(f"{what}: {key[:80]!r} has illegal offsets")
+    field = Field(key, dtype, tuple(shape))
+    if offsets[1] - offsets[0] != field.num_bytes:
+        raise FormatError(f"{what}: {key[:80]!r} has offsets that contradict its shape")
+    return field, offsets[0], offsets[1]
+
+
+class TensorFile:
+    """A safetensors file opened for reading, its header proven consistent with its size.
+
+    Arrays are views of a private memory map: nothing is read until it is used, and the file is
+    never written. A :class:`FormatError` names whatever is wrong.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        what = path.name
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                prefix = file.read(8)
+                length = int.from_bytes(prefix, "little")
+                if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                    raise FormatError(f"{what}: truncated, or the header is too long")
+                text = file.read(length)
+        except OSError as error:
+            raise FormatError(f"{what}: cannot be read ({error.strerror})") from None
+        if len(text) != length:
+            raise FormatError(f"{what}: truncated header")
+        self.size_bytes = size
+        self.header_bytes = 8 + length
+        self.fields = self._parse(text, what)
+        with path.open("rb") as file:
+            # Copy on write: views may be handed to torch, and can never reach the file.
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if len(self._pages) != size:
+            raise FormatError(f"{what}: changed while it was read")
+        self._map: Array = np.frombuffer(self._pages, np.uint8)
+
+    def _parse(self, text: bytes, what: str) -> dict[str, Field]:
+        entries = parse_json(text, what)
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(
+            isinstance(value, str) for value in metadata.values()
+        ):
+            raise FormatError(f"{what}: __metadata__ must map text to text")
+        parsed = sorted(
+            (_parse_field(key, entry, what) for key, entry in entries.items()),
+            key=lambda item: (item[1], item[2]),
+        )
+        expected = 0
+        for field, start, end in parsed:
+            if start != expected:
+                raise FormatError(f"{what}: {field.key[:80]!r} overlaps or leaves a hole")
+            expected = end
+        if self.header_bytes + expected != self.size_bytes:
+            raise FormatError(
+                f"{what}: {self.size_bytes} bytes, but its header describes "
+                f"{self.header_bytes + expected}"
+            )
+        self._starts = {field.key: start for field, start, _ in parsed}
+        return {field.key: field for field, _, _ in parsed}
+
+    def array(self, key: str) -> Array:
+        """The field as a view (BF16 as its uint16 bits)."""
+        field = self.fields[key]
+        start = self.header_bytes + self._starts[key]
+        raw = self._map[start : start + field.num_bytes]
+        if start % ITEM_BYTES[field.dtype]:
+            raw = raw.copy()  # a foreign writer may leave items unaligned
+        return np.asarray(raw).view(NUMPY_DTYPES[field.dtype]).reshape(field.shape)
+
+    def release(self, key: str) -> None:
+        """Give the memory of a field back; views stay valid and are read from the file again."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = self.header_bytes + self._starts[key]
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = start + self.fields[key].num_bytes - first
+        if length > 0:
+            self._pages.madvise(mmap.MADV_DONTNEED, first, length)
