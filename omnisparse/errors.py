@@ -1,4 +1,4 @@
-"""The errors a user of omnisparse may see. Each message is one line that names the thing and the legal values."""
+"""The errors a user may see: each message one line that names the thing and the legal values."""
 
 from __future__ import annotations
 

@@ -42,6 +42,9 @@ class DataConfig:
     """Most utterances of one batch over all processes."""
     num_buckets: int = 20
     """Classes of duration from which batches are drawn; more pad less and shuffle less."""
+    short_first_epochs: int = 0
+    """Epochs, at the start, whose batches come shortest first: attention finds its way along
+    short utterances long before it does along long ones."""
     min_seconds: float = 0.1
     """Shorter utterances are left out of training, in seconds."""
     max_seconds: float = 30.0
@@ -59,6 +62,8 @@ class DataConfig:
         Raises:
             ValueError: If a field is outside its range.
         """
+        if self.short_first_epochs < 0:
+            raise ValueError(f"short_first_epochs must be 0 or more, got {self.short_first_epochs}")
         for name in ("max_batch_size", "num_buckets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -89,6 +94,7 @@ class TrainingBatches:
         batch_seconds: Audio of one global batch, padding included, in seconds.
         max_batch_size: Most utterances of one global batch.
         num_buckets: Classes of duration; fewer are used where the data is little.
+        short_first_epochs: Epochs, at the start, whose batches come shortest first.
         spec_augment: Masks the normalised frames; None masks nothing.
         seed: Of order and masks.
         rank: Number of this process.
@@ -110,6 +116,7 @@ class TrainingBatches:
         batch_seconds: float,
         max_batch_size: int,
         num_buckets: int = 20,
+        short_first_epochs: int = 0,
         spec_augment: SpecAugment | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -129,6 +136,7 @@ class TrainingBatches:
             )
         self._features = features
         self._extractor = extractor
+        self._short_first_epochs = short_first_epochs
         self._spec_augment = spec_augment
         self._seed = seed
         self._rank = rank
@@ -230,7 +238,11 @@ class TrainingBatches:
         generator = utterance_generator("order", self._seed, epoch)
         # lhotse shuffles by (its seed + epoch), which would give neighbouring seeds the same order.
         self._sampler.set_epoch(int(generator.integers(1 << 62)))
-        return [list(batch) for batch in self._sampler]
+        batches = [list(batch) for batch in self._sampler]
+        if epoch < self._short_first_epochs:
+            # Amodei et al. 2016 (arXiv:1512.02595), section 3.2, "SortaGrad".
+            batches.sort(key=lambda batch: max(cut.duration for cut in batch))
+        return batches
 
     def _assemble(self, position: tuple[int, list[Cut]]) -> Batch:
         epoch, cuts = position

@@ -66,6 +66,16 @@ def test_an_epoch_holds_every_utterance_once(make: MakeBatches, cuts: CutSet) ->
     assert [b.ids for b in first] != [b.ids for b in second]
 
 
+def test_the_first_epochs_may_come_shortest_first(make: MakeBatches, cuts: CutSet) -> None:
+    durations = {cut.id: cut.duration for cut in cuts}
+    batches = make(short_first_epochs=1)
+    first, second = (take(batches, batches.steps_per_epoch) for _ in range(2))
+    longest = [[max(durations[name] for name in b.ids) for b in epoch] for epoch in (first, second)]
+    assert longest[0] == sorted(longest[0])
+    assert longest[1] != sorted(longest[1])
+    assert {b.ids for b in first} == {b.ids for b in take(make(), len(first))}
+
+
 def test_batches_keep_their_bounds(make: MakeBatches, cuts: CutSet) -> None:
     durations = {cut.id: cut.duration for cut in cuts}
     for batch in take(make(), 10):

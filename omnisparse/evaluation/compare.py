@@ -1,0 +1,181 @@
+"""Results of several models side by side: as a markdown table, as CSV, and as a plot."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+COLUMN_TITLES = {
+    "curve": "method",
+    "size": "size",
+    "nonzero": "non-zero",
+    "bytes": "bytes",
+    "wer": "WER %",
+    "interval": "95 % interval",
+}
+_COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultRow:
+    """One model of one size: what it costs to store, and how well it recognises."""
+
+    curve: str
+    """The method that made it; rows of one method form one curve."""
+
+    size: str
+    """The size asked for, such as ``25%``; ``dense`` for the whole net."""
+
+    parameters: int
+    """Parameters of the dense net."""
+
+    nonzero: int
+    """Non-zero parameters of the whole model."""
+
+    bytes: int
+    """Bytes of the files written."""
+
+    wer: float
+    """Word error rate, percent."""
+
+    wer_low: float
+    """Lower end of the 95 % interval, percent."""
+
+    wer_high: float
+    """Upper end of the 95 % interval, percent."""
+
+    seconds: float
+    """Wall time it took to make this size from the trained net."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+
+def to_markdown(rows: Sequence[ResultRow]) -> str:
+    """The rows as a markdown table, one line per model, in the order given."""
+    lines = [
+        "| " + " | ".join(COLUMN_TITLES.values()) + " |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        cells = (
+            row.curve,
+            row.size,
+            f"{row.nonzero:,}",
+            f"{row.bytes:,}",
+            f"{row.wer:.2f}",
+            f"{row.wer_low:.2f} - {row.wer_high:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
+    """Writes the rows with a header line; the file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(ResultRow)])
+        writer.writeheader()
+        writer.writerows(row.to_dict() for row in rows)
+    os.replace(partial, path)
+
+
+def plot_pareto(
+    rows: Sequence[ResultRow],
+    path: Path,
+    *,
+    title: str,
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Plots WER against non-zero parameters, one line per curve, intervals as error bars.
+
+    Args:
+        rows: The models; the order of first appearance of a curve is its order in the legend.
+        path: The image to write; its suffix (``.png``, ``.svg``, ``.pdf``) is the format.
+        title: Printed above the plot.
+        labels: What the legend calls a curve, where not by its name.
+
+    Raises:
+        ValueError: If there is no row.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one model to plot, got none")
+    # The object interface on purpose: no window system and no global pyplot state is touched.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    curves = list(dict.fromkeys(row.curve for row in rows))
+    for number, curve in enumerate(curves):
+        chosen = sorted((row for row in rows if row.curve == curve), key=lambda row: row.nonzero)
+        _draw_curve(axes, chosen, number, (labels or {}).get(curve, curve))
+    _annotate(axes, [row for row in rows if row.curve == curves[0]])
+    axes.set_xscale("log")
+    sizes = sorted({row.nonzero for row in rows})
+    axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+    axes.set_xticks(sizes if len(sizes) <= 8 else [sizes[0], sizes[-1]])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("non-zero parameters (log scale)")
+    axes.set_ylabel("word error rate, %")
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
+    axes.grid(visible=True, which="major", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    partial = path.with_name(f".{path.stem}.part{path.suffix}")
+    figure.savefig(partial)
+    os.replace(partial, path)
+
+
+def _draw_curve(axes: Any, rows: Sequence[ResultRow], number: int, label: str) -> None:
+    """Draws one method's models, smallest first, with their intervals."""
+    wers = [row.wer for row in rows]
+    # A percentile interval may, rarely, not hold the point it belongs to; bars cannot be negative.
+    below = [max(0.0, row.wer - row.wer_low) for row in rows]
+    above = [max(0.0, row.wer_high - row.wer) for row in rows]
+    axes.errorbar(
+        [row.nonzero for row in rows],
+        wers,
+        yerr=[below, above],
+        label=label,
+        color=_COLOURS[number % len(_COLOURS)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        markersize=6,
+        linewidth=1.8,
+        capsize=3,
+        elinewidth=1.0,
+    )
+
+
+def _annotate(axes: Any, rows: Sequence[ResultRow]) -> None:
+    """Writes the size asked for beside each model of the first curve."""
+    for row in rows:
+        axes.annotate(
+            row.size,
+            (row.nonzero, row.wer),
+            textcoords="offset points",
+            xytext=(6, 6),
+            fontsize=8,
+            color="#555555",
+        )
+
+
+def format_count(count: float) -> str:
+    """A count as people say it: ``950``, ``85.2k``, ``3.30M``."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= scale:
+            scaled = count / scale
+            decimals = 2 if scaled < 10 else 1 if scaled < 100 else 0
+            return f"{scaled:.{decimals}f}{suffix}"
+    return f"{count:.0f}"

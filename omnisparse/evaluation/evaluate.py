@@ -1,0 +1,302 @@
+"""Runs a model over the utterances of a corpus and measures its word errors and its speed.
+
+Utterances of similar length are decoded together; the features come from the model's own extractor,
+so the numbers are those a user of the model would see.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from omnisparse.errors import DataError
+from omnisparse.evaluation.wer import (
+    ErrorCounts,
+    bootstrap_interval,
+    corpus_wer,
+    total_errors,
+    word_errors,
+)
+
+if TYPE_CHECKING:
+    from omnisparse.data.features import FeatureExtractor
+    from omnisparse.data.tokenizer import Tokenizer
+
+FloatArray = npt.NDArray[np.float32]
+
+Transcribe = Callable[[FloatArray], str]
+"""Samples [N] of one utterance at the extractor's rate -> its text."""
+
+MAX_BATCH_UTTERANCES = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UtteranceResult:
+    """What was said and what was recognised in one utterance."""
+
+    id: str
+    """The utterance's id in its corpus."""
+
+    reference: str
+    """The transcript of the corpus."""
+
+    hypothesis: str
+    """The model's transcript."""
+
+    counts: ErrorCounts
+    """Word errors of this utterance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """Word errors of a model on a corpus; rates in percent, times in seconds."""
+
+    wer: float
+    """Word error rate, percent."""
+
+    wer_low: float
+    """Lower end of the 95 % bootstrap interval, percent."""
+
+    wer_high: float
+    """Upper end of the 95 % bootstrap interval, percent."""
+
+    words: int
+    """Reference words."""
+
+    substitutions: int
+    """Words recognised as other words."""
+
+    deletions: int
+    """Words missed."""
+
+    insertions: int
+    """Words made up."""
+
+    utterances: int
+    """Utterances evaluated."""
+
+    audio_seconds: float
+    """Duration of the audio."""
+
+    seconds: float
+    """Wall time of reading, features and decoding."""
+
+    rtf: float
+    """Real-time factor ``seconds / audio_seconds``; below 1 is faster than real time."""
+
+    hypotheses: tuple[UtteranceResult, ...] = field(repr=False)
+    """One entry per utterance, in the order of the corpus."""
+
+    def to_dict(self) -> dict[str, float | int]:
+        """The figures without the transcripts, ready for JSON."""
+        names = [name for name in self.__dataclass_fields__ if name != "hypotheses"]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class _Utterance:
+    """One utterance on its way to the model."""
+
+    index: int
+    """Its place in the corpus."""
+
+    features: FloatArray
+    """[T, F]."""
+
+
+def evaluate(
+    model: Any,
+    cuts: Iterable[Any],
+    *,
+    extractor: FeatureExtractor,
+    tokenizer: Tokenizer,
+    beam: int = 1,
+    batch_seconds: float = 120.0,
+    transcribe: Transcribe | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Measures the word error rate of ``model`` on ``cuts``.
+
+    Args:
+        model: A speech model with ``decode``, on any device; it is run in eval mode.
+        cuts: lhotse cuts with audio and one supervision each (a ``CutSet`` is one).
+        extractor: The model's features.
+        tokenizer: The model's tokens.
+        beam: Hypotheses kept while decoding; 1 is greedy.
+        batch_seconds: Audio decoded together, in seconds, padding included.
+        transcribe: Recognises one utterance in place of the model's batched decoding (streaming,
+            another runtime); ``beam`` and ``batch_seconds`` then mean nothing.
+        progress: Called with (utterances done, utterances in all).
+
+    Raises:
+        ValueError: If ``beam`` or ``batch_seconds`` is out of range.
+        DataError: If there is no utterance, not one reference word, or audio that cannot be read.
+    """
+    if beam < 1:
+        raise ValueError(f"beam: expected at least 1, got {beam}")
+    if not batch_seconds > 0:
+        raise ValueError(f"batch_seconds: expected more than 0, got {batch_seconds}")
+    ordered = list(cuts)
+    _check_scorable(ordered)
+    was_training = model.training
+    model.eval()
+    start = time.perf_counter()
+    if transcribe is not None:
+        found = _one_by_one(ordered, transcribe, extractor.sampling_rate)
+    else:
+        found = _batched(model, ordered, extractor, tokenizer, beam, batch_seconds)
+    texts = [""] * len(ordered)
+    try:
+        with torch.inference_mode():
+            for done, (index, text) in enumerate(found, start=1):
+                texts[index] = text
+                if progress is not None:
+                    progress(done, len(ordered))
+    finally:
+        model.train(was_training)
+    return score(
+        ids=[cut.id for cut in ordered],
+        references=[_reference(cut) for cut in ordered],
+        hypotheses=texts,
+        audio_seconds=sum(float(cut.duration) for cut in ordered),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _batched(
+    model: Any,
+    cuts: Sequence[Any],
+    extractor: FeatureExtractor,
+    tokenizer: Tokenizer,
+    beam: int,
+    batch_seconds: float,
+) -> Iterator[tuple[int, str]]:
+    """Yields (index of the cut, its text), utterances of similar length decoded together."""
+    device = next(model.parameters()).device
+    for batch in _batches(cuts, extractor, batch_seconds):
+        features, lengths = _pad([utterance.features for utterance in batch], device)
+        for utterance, ids in zip(batch, model.decode(features, lengths, beam=beam), strict=True):
+            yield utterance.index, tokenizer.decode(ids)
+
+
+def _one_by_one(
+    cuts: Sequence[Any], transcribe: Transcribe, sampling_rate: int
+) -> Iterator[tuple[int, str]]:
+    """Yields (index of the cut, its text), one utterance after the other."""
+    for index, cut in enumerate(cuts):
+        yield index, transcribe(_load_samples(cut, sampling_rate))
+
+
+def score(
+    *,
+    ids: Sequence[str],
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    audio_seconds: float,
+    seconds: float,
+) -> EvaluationResult:
+    """Turns transcripts into an :class:`EvaluationResult`.
+
+    Args:
+        ids: Utterance ids.
+        references: What was said.
+        hypotheses: What was recognised.
+        audio_seconds: Duration of all the audio.
+        seconds: Wall time spent on it.
+
+    Raises:
+        ValueError: If the sequences differ in length or the references hold no word.
+    """
+    counts = word_errors(references, hypotheses)
+    total = total_errors(counts)
+    low, high = bootstrap_interval(counts)
+    results = tuple(
+        UtteranceResult(id=id_, reference=reference, hypothesis=hypothesis, counts=count)
+        for id_, reference, hypothesis, count in zip(
+            ids, references, hypotheses, counts, strict=True
+        )
+    )
+    return EvaluationResult(
+        wer=corpus_wer(counts),
+        wer_low=low,
+        wer_high=high,
+        words=total.words,
+        substitutions=total.substitutions,
+        deletions=total.deletions,
+        insertions=total.insertions,
+        utterances=len(results),
+        audio_seconds=audio_seconds,
+        seconds=seconds,
+        rtf=seconds / audio_seconds if audio_seconds > 0 else 0.0,
+        hypotheses=results,
+    )
+
+
+def _check_scorable(cuts: Sequence[Any]) -> None:
+    """Refuses a corpus no rate can be computed on, before any time is spent on it."""
+    if not cuts:
+        raise DataError("the manifest holds no utterance: nothing to evaluate")
+    if not any(_reference(cut).split() for cut in cuts):
+        raise DataError("the manifest's transcripts are all empty: no word to count errors against")
+
+
+def _reference(cut: Any) -> str:
+    """The transcript of a cut; empty where it has none."""
+    return " ".join(supervision.text or "" for supervision in cut.supervisions).strip()
+
+
+def _batches(
+    cuts: Sequence[Any], extractor: FeatureExtractor, batch_seconds: float
+) -> Iterator[list[_Utterance]]:
+    """Groups utterances of similar length, short ones first."""
+    by_length = sorted(range(len(cuts)), key=lambda index: (cuts[index].duration, index))
+    batch: list[_Utterance] = []
+    for index in by_length:
+        padded_seconds = (len(batch) + 1) * float(cuts[index].duration)
+        if batch and (padded_seconds > batch_seconds or len(batch) == MAX_BATCH_UTTERANCES):
+            yield batch
+            batch = []
+        samples = _load_samples(cuts[index], extractor.sampling_rate)
+        batch.append(_Utterance(index=index, features=_features(extractor, samples, cuts[index])))
+    if batch:
+        yield batch
+
+
+def _features(extractor: FeatureExtractor, samples: FloatArray, cut: Any) -> FloatArray:
+    """Features of one utterance."""
+    try:
+        return extractor(samples)
+    except ValueError as error:
+        raise DataError(f"{cut.id}: {error}") from error
+
+
+def _load_samples(cut: Any, sampling_rate: int) -> FloatArray:
+    """Audio of a cut as [N] float32, mixed to mono, at ``sampling_rate``."""
+    try:
+        if cut.sampling_rate != sampling_rate:
+            cut = cut.resample(sampling_rate)
+        samples = np.asarray(cut.load_audio(), dtype=np.float32)
+    except Exception as error:  # lhotse's readers raise a different type per backend
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"{cut.id}: its audio cannot be read ({reason[-1] if reason else type(error).__name__})"
+        ) from error
+    if samples.size == 0 or not np.isfinite(samples).all():
+        raise DataError(f"{cut.id}: its audio is empty or holds values that are not finite")
+    return samples.mean(axis=0) if samples.ndim == 2 else samples
+
+
+def _pad(features: Sequence[FloatArray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads [T_b, F] arrays with zeros to [B, T, F], and gives their lengths [B]."""
+    lengths = torch.tensor([len(array) for array in features], dtype=torch.int64)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.asarray(array, dtype=np.float32)) for array in features],
+        batch_first=True,
+    )
+    return padded.to(device), lengths.to(device)

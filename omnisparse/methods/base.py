@@ -1,0 +1,108 @@
+"""What a training method is: a source of losses. The trainer does everything else.
+
+One method = one file in this room. The trainer asks :meth:`Method.num_losses` how many
+forward+backward pairs the step has, draws that many :class:`Loss` objects lazily from
+:meth:`Method.losses` (one backward each, so that only one graph is alive at a time), normalises
+them over all processes, clips and steps once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from omnisparse.data.batching import Batch
+from omnisparse.models.base import ModelOutput
+
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor], ModelOutput]
+"""The (possibly wrapped) network: features, feature lengths, tokens, token lengths."""
+
+
+class Loss(NamedTuple):
+    """One backward pass's worth of loss, not yet normalised.
+
+    Attributes:
+        name: What is trained, e.g. ``dense``; the key it is logged under.
+        value_sum: Scalar, summed over this process's units, with graph.
+        num_units: Scalar, the units summed over (label tokens); the trainer divides by the total
+            of all processes.
+        weight: Factor of the normalised loss in the step's objective.
+        utterances: Utterances that took part on this process, for the cost account.
+    """
+
+    name: str
+    value_sum: Tensor
+    num_units: Tensor
+    weight: float
+    utterances: int
+
+
+class Method(Protocol):
+    """A way of training; see DESIGN of the protocol in ``CONTRIBUTING.md``."""
+
+    def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
+        """Return the module to train (the model itself, or a wrapper of it)."""
+        ...
+
+    def num_losses(self, step: int) -> int:
+        """Number of losses that :meth:`losses` yields at ``step`` (counted from 0)."""
+        ...
+
+    def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
+        """Yield the step's losses, each after its own forward pass."""
+        ...
+
+    def on_step_end(self, step: int) -> None:
+        """Called after the optimizer has stepped; mask schedules live here."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs beyond weights and step number."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        ...
+
+
+def forward_batch(forward: Forward, batch: Batch) -> ModelOutput:
+    """Run ``forward`` on the four tensors of ``batch``."""
+    return forward(batch.features, batch.feature_lengths, batch.tokens, batch.token_lengths)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseConfig:
+    """Plain training of the dense net: the baseline that is later cut by magnitude."""
+
+    kind: Literal["dense"] = "dense"
+    """Selects this method."""
+
+
+class Dense:
+    """Label loss of the dense net, nothing else."""
+
+    def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
+        """Return ``model`` unchanged."""
+        return model
+
+    def num_losses(self, step: int) -> int:
+        """Return 1: one forward and one backward."""
+        return 1
+
+    def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
+        """Yield the label loss of the whole batch."""
+        output = forward_batch(forward, batch)
+        yield Loss("dense", output.label_loss_sum, output.num_units, 1.0, len(batch.ids))
+
+    def on_step_end(self, step: int) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return no state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Accept no state."""

@@ -1,0 +1,221 @@
+"""Supernet training by the sandwich rule with in-place distillation.
+
+Every step trains the dense net on the labels of the whole batch; then, after a dense warm-up,
+the sparsest subnet and some random ones, each on its own part of the same (equally augmented)
+batch, distilled from the dense net's detached outputs of the very same step.
+
+Source: Yu & Huang 2019 (universally slimmable networks: sandwich rule, in-place distillation);
+Yang et al. 2022 (Omni-sparsity DNN, arXiv 2110.08352: masks on each layer of a shared net).
+Deviation: the subnets see disjoint parts of the batch, not all of it (``member_share``), and keep
+a label term (``label_weight``); Omni-sparsity's own choices are not published in readable form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from omnisparse.data.batching import Batch
+from omnisparse.methods.base import Forward, Loss, forward_batch
+from omnisparse.models.base import ModelOutput
+from omnisparse.sparsity.budget import parse_size
+from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
+from omnisparse.sparsity.supernet import Supernet, find_prunable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandwichConfig:
+    """How a supernet is trained."""
+
+    kind: Literal["sandwich"] = "sandwich"
+    """Selects this method."""
+    min_size: str = "6%"
+    """Smallest subnet trained, as ``--size`` takes it (non-zeros or share of the dense net)."""
+    num_random_subnets: int = 1
+    """Random subnets per step, beside the dense net and the smallest subnet."""
+    distribution: Literal["uniform", "log_uniform", "levels"] = "log_uniform"
+    """How random sizes are drawn between ``min_size`` and dense."""
+    levels: tuple[str, ...] = ("12%", "25%", "50%")
+    """Sizes drawn from when ``distribution`` is ``levels``."""
+    per_layer: bool = False
+    """Random subnets draw a sparsity per layer, their total held, instead of one for all."""
+    warmup_fraction: float = 0.15
+    """Share of the run's steps, at its start, that train the dense net only."""
+    member_share: float = 0.3
+    """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
+    With ``full_batch`` each subnet sees everything and this is ignored."""
+    full_batch: bool = False
+    """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
+    subnet_weight: float = 1.0
+    """Weight of each subnet's loss; the dense net's is 1."""
+    distillation_weight: float = 1.0
+    """Weight of the divergence from the dense net's outputs, within a subnet's loss."""
+    label_weight: float = 0.3
+    """Weight of the label loss, within a subnet's loss."""
+    refresh_every: int = 100
+    """Steps between two rankings of the weights by magnitude."""
+    straight_through: bool = False
+    """Let a subnet's gradient reach the weights its mask hides, too."""
+    prunable: tuple[str, ...] = ()
+    """Regular expressions of parameter names to prune; empty means LSTM, projection and
+    feed-forward matrices."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; sizes are checked against the model in ``prepare``."""
+        if self.num_random_subnets < 0:
+            raise ValueError(f"num_random_subnets is {self.num_random_subnets}; at least 0")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"warmup_fraction is {self.warmup_fraction}; from 0 to 1")
+        if not 0 < self.member_share <= 1:
+            raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
+        if self.refresh_every < 1:
+            raise ValueError(f"refresh_every is {self.refresh_every}; at least 1")
+        for name in ("subnet_weight", "distillation_weight", "label_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; a number of at least 0")
+        for size in (self.min_size, *self.levels):
+            parse_size(size)
+
+
+class Sandwich:
+    """The sandwich step (see the module's docstring); one optimizer state, that of the dense net.
+
+    Args:
+        config: Its choices.
+        seed: Seed of the subnet draws, the same on every process.
+    """
+
+    def __init__(self, config: SandwichConfig, *, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.supernet: Supernet
+        self.space: SparsitySpace
+        self.smallest: SubnetSpec
+        self.warmup_steps = 0
+
+    def prepare(self, model: nn.Module, *, max_steps: int) -> Supernet:
+        """Wrap ``model`` into a supernet and fix the range of subnets.
+
+        Raises:
+            ValueError: If ``min_size`` or a level cannot be reached by this model.
+        """
+        config = self.config
+        prunable = find_prunable(model, **({"include": config.prunable} if config.prunable else {}))
+        self.supernet = Supernet(model, prunable=prunable, straight_through=config.straight_through)
+        self.smallest = self.supernet.spec_for(config.min_size)
+        levels = config.levels if config.distribution == "levels" else ()
+        self.space = SparsitySpace(
+            self.supernet.budget.prunable,
+            min_density=self._density(config.min_size),
+            distribution=config.distribution,
+            levels=tuple(self._density(size) for size in levels),
+            per_layer=config.per_layer,
+        )
+        self.warmup_steps = round(config.warmup_fraction * max_steps)
+        return self.supernet
+
+    def _density(self, size: str) -> float:
+        """Share of the prunable weights that ``size`` keeps."""
+        budget = self.supernet.budget
+        return budget.solve(parse_size(size)) / budget.prunable_parameters
+
+    @property
+    def num_subnets(self) -> int:
+        """Subnets per step after the warm-up, the dense net not counted."""
+        return 1 + self.config.num_random_subnets
+
+    def num_losses(self, step: int) -> int:
+        """Return 1 during the warm-up, then 1 + the number of subnets."""
+        return 1 if step < self.warmup_steps else 1 + self.num_subnets
+
+    def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
+        """Yield the dense net's loss, then each subnet's."""
+        self.supernet.activate(None)
+        output = forward_batch(forward, batch)
+        yield Loss("dense", output.label_loss_sum, output.num_units, 1.0, len(batch.ids))
+        if step < self.warmup_steps:
+            return
+        # Only the posteriors outlive the dense pass: a collapsed lattice for the transducer.
+        teacher = output.log_posteriors.detach()
+        del output
+        if (step - self.warmup_steps) % self.config.refresh_every == 0:
+            self.supernet.refresh()
+        for index in range(self.num_subnets):
+            yield self._subnet_loss(forward, batch, teacher, step, index)
+        self.supernet.activate(None)
+
+    def _subnet_loss(
+        self, forward: Forward, batch: Batch, teacher: Tensor, step: int, index: int
+    ) -> Loss:
+        if index == 0:
+            name, spec = "smallest", self.smallest
+        else:
+            name = f"random_{index - 1}"
+            spec = self.space.sample(subnet_generator(self.seed, step, index))
+        rows, present = self._member_rows(batch, step, index)
+        part = batch.select(rows)
+        self.supernet.activate(spec)
+        output = forward_batch(forward, part)
+        value = (
+            self.config.label_weight * output.label_loss_sum
+            + self.config.distillation_weight * distillation_sum(teacher[rows], output)
+        )
+        # A process without a row of this member's still runs, weightless: all must synchronise.
+        scale = 1.0 if present else 0.0
+        return Loss(
+            name,
+            value * scale,
+            output.num_units * scale,
+            self.config.subnet_weight,
+            len(rows) if present else 0,
+        )
+
+    def _member_rows(self, batch: Batch, step: int, index: int) -> tuple[Tensor, bool]:
+        """Rows of ``batch`` that subnet ``index`` sees, and whether it really has any.
+
+        The choice depends on the position in the global batch only, so that any number of
+        processes gives the same parts; it rotates with the step.
+        """
+        if self.config.full_batch:
+            return torch.arange(len(batch.ids), device=batch.positions.device), True
+        period = max(self.num_subnets, round(self.num_subnets / self.config.member_share))
+        rows = torch.nonzero((batch.positions + step) % period == index).flatten()
+        if rows.numel() == 0:
+            return torch.zeros(1, dtype=torch.long, device=batch.positions.device), False
+        return rows, True
+
+    def on_step_end(self, step: int) -> None:
+        """Nothing to do: masks follow the ranking, which is refreshed within the step."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the ranking in force; it was made from weights that are gone by now."""
+        return self.supernet.ranking_state()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the ranking in force."""
+        self.supernet.load_ranking_state(state)
+
+
+def distillation_sum(teacher_log_posteriors: Tensor, student: ModelOutput) -> Tensor:
+    """Weighted sum of KL(teacher || student) over all positions of the student's output.
+
+    Args:
+        teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
+            student's.
+        student: Output of the same utterances.
+
+    Returns:
+        Scalar: the sum of ``posterior_weights`` times the divergence, in nats.
+
+    Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
+    al. 2020 (arXiv 2011.06110).
+    """
+    student_log = student.log_posteriors.float()
+    teacher_log = teacher_log_posteriors[tuple(slice(size) for size in student_log.shape)].float()
+    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)
+    return (divergence * student.posterior_weights).sum()

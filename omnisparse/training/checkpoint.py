@@ -1,0 +1,188 @@
+"""Checkpoints that survive a kill -9 and hold no pickle.
+
+A checkpoint is a folder ``step-00001234`` of safetensors files and one ``state.json`` that also
+carries the size and CRC-32 of every tensor file. It is written into a hidden sibling, fsynced and
+renamed, so that a reader sees all of it or nothing; older ones are deleted only afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omnisparse.errors import FormatError
+
+_STATE = "state.json"
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read back."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    root: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write the checkpoint of ``step`` atomically, then drop all but the newest ``keep``.
+
+    Args:
+        root: The run's ``checkpoints`` folder; made if absent.
+        step: Optimizer steps done.
+        tensors: File stem (``model``, ``optimizer``) to named tensors.
+        state: JSON-serialisable state.
+        keep: Checkpoints to keep, at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: If it cannot be written (disk full); earlier checkpoints are untouched.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"step-{step:08d}"
+    partial = root / f".{final.name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        files = {}
+        for stem, named in tensors.items():
+            path = partial / f"{stem}.safetensors"
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path
+            )
+            files[path.name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+            _fsync(path)
+        document = {"format": _FORMAT, "step": step, "files": files, "state": dict(state)}
+        (partial / _STATE).write_text(json.dumps(document), encoding="utf-8")
+        _fsync(partial / _STATE)
+        _fsync(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _fsync(root)
+    for old in list_checkpoints(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    for leftover in root.glob(".step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the complete checkpoints below ``root``, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if _NAME.fullmatch(path.name))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint folder, every file checked against its recorded CRC-32.
+
+    Raises:
+        FormatError: If it is not a checkpoint, or damaged.
+    """
+    document = read_state(path)
+    tensors = {}
+    for name, entry in document["files"].items():
+        file = tensor_file(path, name, document)
+        if _crc32(file) != entry["crc32"]:
+            raise FormatError(f"{file}: content does not match its checksum")
+        tensors[file.stem] = _load_tensors(file)
+    return Checkpoint(path, document["step"], tensors, document["state"])
+
+
+def load_newest(root: Path) -> Checkpoint | None:
+    """Read the newest checkpoint below ``root`` that is intact, or None if there is none.
+
+    Raises:
+        FormatError: If there are checkpoints and every one of them is damaged.
+    """
+    damaged: FormatError | None = None
+    for path in reversed(list_checkpoints(root)):
+        try:
+            return load_checkpoint(path)
+        except FormatError as error:
+            damaged = damaged or error
+    if damaged is not None:
+        raise damaged
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the parsed ``state.json`` of the checkpoint folder ``path``.
+
+    Raises:
+        FormatError: If there is none or it is not of this format.
+    """
+    try:
+        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: not a checkpoint ({_STATE} is missing or no JSON)") from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise FormatError(f"{path}: not a checkpoint of format {_FORMAT}")
+    if not isinstance(document.get("files"), dict) or not isinstance(document.get("step"), int):
+        raise FormatError(f"{path}: {_STATE} lacks its files or its step")
+    return document
+
+
+def tensor_file(path: Path, name: str, document: Mapping[str, Any]) -> Path:
+    """Return the path of tensor file ``name``, its size checked but its content unread.
+
+    Raises:
+        FormatError: If the checkpoint has no such file or its size differs from the recorded one.
+    """
+    entry = document["files"].get(name)
+    file = path / name
+    if entry is None or Path(name).name != name or not file.is_file():
+        raise FormatError(f"{path}: the checkpoint has no {name}")
+    if file.stat().st_size != entry["bytes"]:
+        raise FormatError(f"{file}: {file.stat().st_size} bytes instead of {entry['bytes']}")
+    return file
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{file}: no safetensors file ({error})") from error
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

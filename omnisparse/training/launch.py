@@ -1,0 +1,74 @@
+"""Starting processes on CPUs, where accelerate's own launcher starts only one.
+
+``accelerate launch --num_processes 2`` on a machine without accelerators runs the script once and
+says nothing (accelerate 1.x: only MPI starts more). A recipe calls :func:`ensure_cpu_processes`
+first, which in exactly that case replaces the process by torchrun with the number asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+import yaml
+from accelerate import Accelerator
+
+_LAUNCHER = re.compile(r"(^|/)(launch|accelerate-launch|launch\.py|accelerate\.commands\.launch)$")
+
+
+def make_accelerator() -> Accelerator:
+    """Return the accelerator of this process; on machines without one, gloo on CPUs."""
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def ensure_cpu_processes() -> None:
+    """Start as many CPU processes as accelerate's launcher was asked for, if it did not."""
+    if torch.cuda.is_available() or "WORLD_SIZE" in os.environ:
+        return
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return  # not started by accelerate's launcher
+    asked = requested_processes(psutil.Process(os.getppid()).cmdline())
+    if asked < 2:
+        return
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // asked)))
+    print(f"{asked} CPU processes of {threads} thread(s) each, through torchrun", file=sys.stderr)
+    arguments = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={asked}"]
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *arguments, *sys.argv])
+
+
+def requested_processes(command: Sequence[str]) -> int:
+    """Return the number of processes that an ``accelerate launch`` command line asks for.
+
+    Args:
+        command: The launcher's arguments; looked at up to the training script.
+    """
+    launcher = [index for index, part in enumerate(command) if _LAUNCHER.search(part)]
+    if not launcher:
+        return 1
+    options: dict[str, str] = {}
+    rest = list(command[launcher[0] + 1 :])
+    for index, argument in enumerate(rest):
+        if argument.endswith(".py"):
+            break  # the training script; what follows is its own
+        name, equals, value = argument.partition("=")
+        following = rest[index + 1] if index + 1 < len(rest) else ""
+        options[name.replace("-", "_").lstrip("_")] = value if equals else following
+    asked = options.get("num_processes") or _from_file(options.get("config_file"))
+    return int(asked) if asked.isdigit() else 1
+
+
+def _from_file(path: str | None) -> str:
+    """Return ``num_processes`` of accelerate's own YAML file, or an empty string."""
+    if path is None:
+        return ""
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return ""
+    return str(document.get("num_processes", "")) if isinstance(document, dict) else ""

@@ -1,0 +1,398 @@
+"""The only training loop of the package.
+
+A method yields losses; the loop normalises them over all processes, does one backward each
+(all but the last without gradient synchronisation), clips, steps, logs and checkpoints.
+
+Everything random is a pure function of (seed, step, process) or of (seed, epoch, utterance), so a
+resumed run repeats the uninterrupted one bit by bit on a CPU without saving any generator.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from omnisparse.data.batching import Batch, TrainingBatches
+from omnisparse.errors import OmnisparseError
+from omnisparse.methods.base import Loss, Method
+from omnisparse.training.checkpoint import Checkpoint, save_checkpoint
+from omnisparse.training.tracking import Metrics, Tracker
+
+_OPTIMIZER_SEPARATOR = "/"
+_SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
+"""What training has cost; each process counts its own, records hold the sum of all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Optimizer, schedule, length and records of a training."""
+
+    epochs: float = 18.0
+    """Passes of the dense net over the training set; ignored if ``max_steps`` is given."""
+    max_steps: int | None = None
+    """Optimizer steps; 0 writes the untrained net as a run."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """Decay of the learning rate after the warm-up, to 1 % of its peak at the last step."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's moment decays."""
+    weight_decay: float = 1e-4
+    """Decoupled decay of matrices; vectors (biases, norms) have none."""
+    clip_norm: float = 5.0
+    """Gradients are clipped to this global norm."""
+    max_skipped_steps: int = 20
+    """Steps in a row with a non-finite gradient after which the run fails."""
+    log_every: int = 20
+    """Steps between two lines of ``metrics.jsonl``."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+    evaluate_every: int = 0
+    """Steps between two evaluations on the dev split; 0 for none."""
+    evaluate_utterances: int = 100
+    """Utterances of the dev split that such an evaluation decodes."""
+    threads: int | None = None
+    """CPU threads per process; None leaves the environment's choice."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name, low in (
+            ("epochs", 0.0),
+            ("warmup_steps", 0),
+            ("log_every", 1),
+            ("checkpoint_every", 1),
+            ("keep_checkpoints", 1),
+            ("evaluate_every", 0),
+            ("max_skipped_steps", 1),
+            ("weight_decay", 0.0),
+        ):
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least {low}")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; above 0")
+        if self.max_steps is not None and self.max_steps < 0:
+            raise ValueError(f"max_steps is {self.max_steps}; at least 0")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; at least 1")
+
+
+class InterruptedTrainingError(OmnisparseError):
+    """A signal ended the training early; its checkpoint is written."""
+
+    exit_code = 130
+
+
+def learning_rate(step: int, config: TrainingConfig, max_steps: int) -> float:
+    """Learning rate of ``step`` (from 0): linear warm-up, then the configured decay."""
+    peak = config.learning_rate
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    if config.schedule == "constant":
+        return peak
+    shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return peak * (0.01 + 0.99 * max(0.0, shape))
+
+
+class Trainer:
+    """Train ``model`` with ``method`` on ``batches``.
+
+    Args:
+        model: The network; its own names are those of the checkpoint.
+        method: Source of the losses.
+        batches: Endless training batches of this process.
+        config: Optimizer, schedule, length, records.
+        max_steps: Optimizer steps of the whole run.
+        seed: The run's seed.
+        run: The run directory.
+        accelerator: Processes, precision and device.
+        tracker: Receiver of metrics (main process only).
+        record: Stored in every checkpoint beside the loop's own state.
+        evaluate: Called on the main process every ``evaluate_every`` steps with the step; its
+            metrics are logged.
+        on_progress: Called on the main process after every step with (step, max_steps, metrics).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        batches: TrainingBatches,
+        config: TrainingConfig,
+        *,
+        max_steps: int,
+        seed: int,
+        run: Path,
+        accelerator: Accelerator,
+        tracker: Tracker | None,
+        record: dict[str, Any] | None = None,
+        evaluate: Callable[[int], Metrics] | None = None,
+        on_progress: Callable[[int, int, Metrics], None] | None = None,
+    ) -> None:
+        self.config, self.max_steps, self.seed, self.run = config, max_steps, seed, run
+        self.accelerator, self.tracker, self.record = accelerator, tracker, record or {}
+        self.batches, self.method, self.model = batches, method, model
+        self.evaluate, self.on_progress = evaluate, on_progress
+        self.module = accelerator.prepare(method.prepare(model, max_steps=max_steps))
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [p for p in self.parameters.values() if (p.ndim >= 2) == decayed],
+                    "weight_decay": config.weight_decay if decayed else 0.0,
+                }
+                for decayed in (True, False)
+            ],
+            lr=config.learning_rate,
+            betas=config.betas,
+        )
+        self.step = 0
+        self.cost = dict.fromkeys(_SUMMED_COSTS, 0.0) | {"skipped_steps": 0.0}
+        self._skipped_in_a_row = 0
+        self._signal: int | None = None
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    def fit(self) -> Metrics:
+        """Train until ``max_steps`` and return the last metrics.
+
+        Raises:
+            InterruptedTrainingError: If SIGTERM or SIGINT arrived; a checkpoint has been written.
+            OmnisparseError: If the gradient stays non-finite.
+        """
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        torch.set_flush_denormal(True)  # denormals of a decayed LSTM state cost a factor
+        metrics: Metrics = dict(self.cost)
+        window: list[Metrics] = []
+        self.module.train()
+        with self._signals():
+            stream = iter(self.batches) if self.step < self.max_steps else iter(())
+            for batch in stream:
+                window.append(self._train_step(batch.to(self.accelerator.device)))
+                done = self.step >= self.max_steps
+                if self.step % self.config.log_every == 0 or done:
+                    metrics = self._log(window)
+                    window = []
+                if self.accelerator.is_main_process and self.on_progress is not None:
+                    self.on_progress(self.step, self.max_steps, metrics)
+                self._evaluate_if_due(done)
+                interrupted = self._interrupted()
+                if self.step % self.config.checkpoint_every == 0 or done or interrupted:
+                    self.save()
+                if interrupted:
+                    raise InterruptedTrainingError(
+                        f"interrupted at step {self.step} of {self.max_steps}; the same command "
+                        "continues from there"
+                    )
+                if done:
+                    break
+            else:
+                self.save()  # max_steps = 0: the untrained net
+        return metrics
+
+    def _train_step(self, batch: Batch) -> Metrics:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        step = self.step
+        torch.manual_seed(_mix(self.seed, step, self.accelerator.process_index))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.config, self.max_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: Metrics = {}
+        passes = 0
+        losses = self.method.losses(self.module, batch, step)
+        count = self.method.num_losses(step)
+        for index in range(count):
+            with self._synchronised(last=index == count - 1):
+                loss = next(losses)
+                metrics[f"loss/{loss.name}"] = self._backward(loss)
+                passes += loss.utterances
+                del loss
+        next(losses, None)  # lets the method tidy up behind its last loss
+        norm = self._clip()
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(batch)
+        self.method.on_step_end(step)
+        self.step += 1
+        self.cost["utterance_passes"] += passes
+        self.cost["device_seconds"] += time.perf_counter() - started
+        self.cost["cpu_seconds"] += time.process_time() - cpu_started
+        return {**metrics, "gradient_norm": norm, "audio_seconds": batch.audio_seconds}
+
+    def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
+        # Forward AND backward must lie inside no_sync: DDP decides at the forward.
+        return nullcontext() if last else self.accelerator.no_sync(self.module)
+
+    def _backward(self, loss: Loss) -> float:
+        """Normalise ``loss`` over all processes, run its backward, return its value."""
+        num_units = self._sum(loss.num_units.detach().float())
+        processes = self.accelerator.num_processes
+        value_sum = loss.value_sum.float()
+        # DDP averages gradients over processes; the factor makes that the sum over all units.
+        self.accelerator.backward(value_sum * (loss.weight * processes) / num_units.clamp(min=1.0))
+        return float(self._sum(value_sum.detach()) / num_units.clamp(min=1.0))
+
+    def _sum(self, value: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return value
+        summed: Tensor = self.accelerator.reduce(value, reduction="sum")
+        return summed
+
+    def _clip(self) -> float:
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
+        return float(norm)
+
+    def _skip(self, batch: Batch) -> None:
+        """Count a step with a non-finite gradient (the same on every process: it is reduced)."""
+        self.cost["skipped_steps"] += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self.config.max_skipped_steps:
+            raise OmnisparseError(
+                f"the gradient was not finite for {self._skipped_in_a_row} steps in a row, last at "
+                f"step {self.step} with utterances {', '.join(batch.ids[:4])}, ...; a lower "
+                "training.learning_rate or training.clip_norm may help"
+            )
+
+    # -- records ----------------------------------------------------------------------------
+
+    def _log(self, window: list[Metrics]) -> Metrics:
+        sums: dict[str, list[float]] = {}
+        for entry in window:
+            for key, value in entry.items():
+                sums.setdefault(key, []).append(value)
+        metrics = {key: sum(values) / len(values) for key, values in sums.items()}
+        metrics.pop("audio_seconds", None)
+        metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        metrics["epoch"] = self.step / max(1, self.batches.steps_per_epoch)
+        metrics |= self._summed_cost()
+        if self.tracker is not None:
+            self.tracker.log(self.step, metrics)
+        return metrics
+
+    def _evaluate_if_due(self, done: bool) -> None:
+        every = self.config.evaluate_every
+        if not every or self.evaluate is None or (self.step % every and not done):
+            return
+        if self.accelerator.is_main_process:
+            self.model.eval()
+            metrics = self.evaluate(self.step)
+            self.model.train()
+            if self.tracker is not None:
+                self.tracker.log(self.step, metrics)
+        self.accelerator.wait_for_everyone()
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint (main process), all others waiting."""
+        state = {
+            "batches": self.batches.state_dict(),
+            "cost": self._summed_cost(),
+            "processes": self.accelerator.num_processes,
+            "record": self.record,
+        }
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.run / "checkpoints",
+                step=self.step,
+                tensors={
+                    "model": self.model.state_dict(),
+                    "optimizer": self._optimizer_tensors(),
+                    "method": self.method.state_dict(),
+                },
+                state=state,
+                keep=self.config.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Continue from ``checkpoint``, on any number of processes."""
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        self._load_optimizer(checkpoint.tensors["optimizer"])
+        self.method.load_state_dict(checkpoint.tensors["method"])
+        self.batches.load_state_dict(checkpoint.state["batches"])
+        self.step = checkpoint.step
+        cost = checkpoint.state["cost"]
+        self.cost = {name: cost[name] / self.accelerator.num_processes for name in _SUMMED_COSTS}
+        self.cost["skipped_steps"] = cost["skipped_steps"]
+
+    def _summed_cost(self) -> Metrics:
+        """Cost of all processes together; skipped steps are the same on each."""
+        own = torch.tensor([self.cost[name] for name in _SUMMED_COSTS], dtype=torch.float64)
+        if self.accelerator.device.type == "mps":  # has no float64
+            own = own.float()
+        summed = self._sum(own.to(self.accelerator.device)).tolist()
+        return {
+            **dict(zip(_SUMMED_COSTS, summed, strict=True)),
+            "skipped_steps": self.cost["skipped_steps"],
+        }
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}{_OPTIMIZER_SEPARATOR}{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            state = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors.get(f"{name}{_OPTIMIZER_SEPARATOR}{key}")
+                if value is not None:
+                    state[key] = value if key == "step" else value.to(parameter.device)
+            if state:
+                self.optimizer.state[parameter] = state
+
+    # -- signals ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGTERM and SIGINT into a flag that is looked at after each step."""
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            self._signal = number
+
+        try:
+            previous = {s: signal.signal(s, remember) for s in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: the caller keeps its signals
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _interrupted(self) -> bool:
+        flag = torch.tensor(float(self._signal is not None), device=self.accelerator.device)
+        return bool(self._sum(flag) > 0)
+
+
+def _mix(*numbers: int) -> int:
+    """Mix small integers to one 63-bit seed (splitmix64's finaliser)."""
+    state = 0
+    for number in numbers:
+        state = (state + 0x9E3779B97F4A7C15 + number) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,201 @@
+"""The sandwich step: who sees what, what is distilled, where gradients go."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from omnisparse.data.batching import Batch
+from omnisparse.methods import Sandwich, SandwichConfig
+from omnisparse.methods.base import forward_batch
+from omnisparse.methods.sandwich import distillation_sum
+from omnisparse.models import LasConfig, SpeechModel, TransducerConfig, build_model
+
+LAS = LasConfig(
+    encoder_layers=2, encoder_dim=16, decoder_dim=16, attention_dim=8, attention_heads=2,
+    embedding_dim=8, dropout=0.0,
+)  # fmt: skip
+TRANSDUCER = TransducerConfig(
+    encoder_layers=2, encoder_dim=16, predictor_dim=16, joiner_dim=8, embedding_dim=8, dropout=0.0
+)
+MODELS = pytest.mark.parametrize("config", [LAS, TRANSDUCER], ids=["las", "transducer"])
+
+
+def make_model(config: LasConfig | TransducerConfig) -> SpeechModel:
+    torch.manual_seed(0)
+    return build_model(config, input_dim=12, vocab_size=10)
+
+
+def make_batch(utterances: int = 8, positions: list[int] | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(12, 21, (utterances,), generator=generator)
+    token_lengths = torch.randint(1, 5, (utterances,), generator=generator)
+    tokens = torch.randint(3, 10, (utterances, 4), generator=generator)
+    for row, length in enumerate(token_lengths):
+        tokens[row, length:] = 0
+    batch = Batch(
+        features=torch.randn(utterances, 20, 12, generator=generator),
+        feature_lengths=lengths,
+        tokens=tokens,
+        token_lengths=token_lengths,
+        ids=tuple(f"u{index}" for index in range(utterances)),
+        positions=torch.arange(utterances),
+        audio_seconds=1.0,
+    )
+    return batch if positions is None else batch.select(torch.tensor(positions))
+
+
+def make_method(config: LasConfig | TransducerConfig, **options: object) -> Sandwich:
+    options = {"min_size": "80%", "warmup_fraction": 0.0, **options}
+    method = Sandwich(SandwichConfig(**options), seed=3)  # type: ignore[arg-type]
+    method.prepare(make_model(config), max_steps=100)
+    return method
+
+
+@MODELS
+def test_distilling_a_net_from_itself_costs_nothing(config: LasConfig | TransducerConfig) -> None:
+    model = make_model(config)
+    output = forward_batch(model, make_batch())
+    value = distillation_sum(output.log_posteriors.detach(), output)
+    assert float(value.detach().abs()) < 1e-4
+    other = forward_batch(build_model(config, input_dim=12, vocab_size=10), make_batch())
+    assert float(distillation_sum(output.log_posteriors.detach(), other).detach()) > 1e-3
+
+
+@MODELS
+def test_a_teacher_of_the_whole_batch_serves_a_trimmed_part(
+    config: LasConfig | TransducerConfig,
+) -> None:
+    model, batch = make_model(config), make_batch()
+    teacher = forward_batch(model, batch).log_posteriors.detach()
+    shortest = int(batch.feature_lengths.argmin())
+    rows = torch.tensor([shortest])
+    part = forward_batch(model, batch.select(rows))
+    assert part.log_posteriors.shape != teacher[rows].shape
+    assert float(distillation_sum(teacher[rows], part).detach().abs()) < 1e-4
+
+
+def test_extreme_logits_give_finite_divergence_and_gradient() -> None:
+    model = make_model(LAS)
+    output = forward_batch(model, make_batch())
+    logits = torch.zeros_like(output.log_posteriors)
+    logits[..., 3] = 1e4
+    student_logits = torch.zeros_like(logits, requires_grad=True)
+    student = output._replace(log_posteriors=torch.log_softmax(student_logits * 1e4, -1))
+    value = distillation_sum(torch.log_softmax(logits, -1), student)
+    value.backward()
+    assert math.isfinite(float(value.detach()))
+    assert torch.isfinite(student_logits.grad).all()
+
+
+def test_members_see_disjoint_parts_that_rotate() -> None:
+    method, batch = make_method(LAS, member_share=0.5, num_random_subnets=1), make_batch(8)
+    seen = []
+    for step in range(4):
+        parts = [set(method._member_rows(batch, step, index)[0].tolist()) for index in (0, 1)]
+        assert not parts[0] & parts[1]
+        assert len(parts[0]) == len(parts[1]) == 2
+        seen.append(parts[0])
+    assert set.union(*seen) == set(range(8))
+
+
+def test_parts_do_not_depend_on_the_number_of_processes() -> None:
+    method = make_method(LAS, member_share=0.5)
+    whole = make_batch(8)
+    halves = [make_batch(8, [0, 1, 2, 3]), make_batch(8, [4, 5, 6, 7])]
+    for step in range(5):
+        for index in (0, 1):
+            rows, present = method._member_rows(whole, step, index)
+            names = {whole.ids[row] for row in rows.tolist()} if present else set()
+            joined = set()
+            for half in halves:
+                rows, present = method._member_rows(half, step, index)
+                joined |= {half.ids[row] for row in rows.tolist()} if present else set()
+            assert joined == names
+
+
+def test_a_process_without_rows_of_a_member_weighs_nothing() -> None:
+    method = make_method(LAS, member_share=0.34)
+    batch = make_batch(8, [0])
+    losses = list(method.losses(method.supernet, batch, step=3))
+    assert [loss.name for loss in losses] == ["dense", "smallest", "random_0"]
+    for loss in losses[1:]:
+        assert (loss.value_sum.item(), loss.num_units.item(), loss.utterances) == (0.0, 0.0, 0)
+        assert loss.value_sum.requires_grad
+
+
+def test_the_warm_up_trains_the_dense_net_only() -> None:
+    method = make_method(LAS, warmup_fraction=0.3)
+    assert [method.num_losses(step) for step in (0, 29, 30)] == [1, 1, 3]
+    assert len(list(method.losses(method.supernet, make_batch(), step=29))) == 1
+
+
+@MODELS
+def test_hidden_weights_get_no_gradient_from_a_subnet_unless_straight_through(
+    config: LasConfig | TransducerConfig,
+) -> None:
+    for straight_through in (False, True):
+        method = make_method(config, straight_through=straight_through, full_batch=True)
+        model = method.supernet.model
+        losses = method.losses(method.supernet, make_batch(), step=0)
+        next(losses)  # the dense net: not under test
+        next(losses).value_sum.backward()
+        dense = model.state_dict()
+        subnet = method.supernet.extract(method.smallest)
+        hidden = 0.0
+        for fqn in method.supernet.prunable:
+            cut = (subnet[fqn] == 0) & (dense[fqn] != 0)
+            assert cut.any()
+            gradient = model.get_parameter(fqn).grad
+            assert gradient is not None
+            hidden += float(gradient[cut].abs().sum())
+        assert (hidden > 0) == straight_through
+
+
+def test_the_subnet_loss_is_that_of_the_extracted_net() -> None:
+    method, batch = make_method(LAS, full_batch=True, label_weight=1.0), make_batch()
+    method.supernet.model.eval()
+    losses = list(method.losses(method.supernet, batch, step=0))
+    alone = make_model(LAS).eval()
+    teacher = forward_batch(alone, batch).log_posteriors
+    alone.load_state_dict(method.supernet.extract(method.smallest))
+    output = forward_batch(alone, batch)
+    expected = output.label_loss_sum + distillation_sum(teacher, output)
+    torch.testing.assert_close(losses[1].value_sum, expected)
+
+
+def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
+    one, two = make_method(LAS, per_layer=True), make_method(LAS, per_layer=True)
+    specs = []
+    for method in (one, two):
+        drawn = []
+        for step in range(6):
+            losses = method.losses(method.supernet, make_batch(), step)
+            for _ in range(3):
+                next(losses)
+            drawn.append(method.supernet.spec)
+        specs.append(drawn)
+    assert specs[0] == specs[1]
+    assert len(set(specs[0])) > 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_random_subnets": -1}, "num_random_subnets is -1; at least 0"),
+        ({"member_share": 0.0}, "member_share is 0.0; above 0, at most 1"),
+        ({"refresh_every": 0}, "refresh_every is 0"),
+        ({"label_weight": math.nan}, "label_weight is nan"),
+        ({"min_size": "16 apples"}, "16 apples"),
+    ],
+)
+def test_illegal_choices_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SandwichConfig(**options)  # type: ignore[arg-type]
+
+
+def test_an_unreachable_smallest_size_names_the_legal_range() -> None:
+    with pytest.raises(ValueError, match=r"'1%' is out of range .*legal"):
+        make_method(LAS, min_size="1%")

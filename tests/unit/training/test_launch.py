@@ -1,0 +1,37 @@
+"""How many processes an accelerate command line asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from omnisparse.training.launch import requested_processes
+
+RECIPE = "recipes/train_supernet.py"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["python", "/venv/bin/accelerate", "launch", "--num_processes", "2", RECIPE], 2),
+        (["python", "/venv/bin/accelerate", "launch", "--num-processes=3", "--cpu", RECIPE], 3),
+        (["python", "/venv/bin/accelerate-launch", "--num_processes", "4", RECIPE], 4),
+        (["python", "-m", "accelerate.commands.launch", "--num_processes", "2", RECIPE], 2),
+        (["python", "/venv/bin/accelerate", "launch", RECIPE], 1),
+        # What follows the script belongs to the script.
+        (["accelerate", "launch", RECIPE, "--num_processes", "8"], 1),
+        (["bash"], 1),
+    ],
+)
+def test_requested_processes(command: list[str], expected: int) -> None:
+    assert requested_processes(command) == expected
+
+
+def test_accelerates_own_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "default_config.yaml"
+    file.write_text("num_processes: 2\nuse_cpu: true\n")
+    command = ["accelerate", "launch", "--config_file", str(file), RECIPE]
+    assert requested_processes(command) == 2
+    command = ["accelerate", "launch", "--config_file", str(tmp_path / "absent.yaml"), RECIPE]
+    assert requested_processes(command) == 1
