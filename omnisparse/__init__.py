@@ -1,0 +1,37 @@
+"""omnisparse: train one speech recogniser, extract a deployable model of any size.
+
+The names below are imported on first use, so ``import omnisparse`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from omnisparse.version import __version__
+
+if TYPE_CHECKING:
+    from omnisparse.deploy.recognizer import Recognizer
+    from omnisparse.runs import extract, load_model
+    from omnisparse.sparsity.supernet import Supernet
+
+__all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model"]
+
+_HOMES = {
+    "Recognizer": "omnisparse.deploy.recognizer",
+    "Supernet": "omnisparse.sparsity.supernet",
+    "extract": "omnisparse.runs",
+    "load_model": "omnisparse.runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its room the first time it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted(__all__)

@@ -1,0 +1,119 @@
+"""The verbs that make models of a size: ``extract`` and ``grow``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnisparse.cli_group import PATH, Report, reports
+from omnisparse.cli_output import format_bytes, format_seconds
+
+SIZE_HELP = (
+    "16M = non-zero parameters of the whole model; 16MB/16MiB = bytes of the files written; "
+    "25% = of the dense net's parameters."
+)
+
+
+@click.command()
+@click.option("--size", help=SIZE_HELP)
+@click.option(
+    "--sparsity", type=float, help="Share of zeros among the prunable weights, in [0, 1)."
+)
+@click.option("--run", type=PATH, help="Run directory; runs/latest if unset.")
+@click.option("--spec", type=PATH, help="Sparsity of each layer, as JSON.")
+@click.option("--from", "place", help="Nested file, or its http(s) address, in place of a run.")
+@click.option("--nested", is_flag=True, help="Write every size into one file, smallest first.")
+@click.option("--out", type=PATH, help="Artifact directory (or nested file) to write.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="How the weights are stored; fp32 if unset, with --from that of the file.",
+)  # fmt: skip
+@click.option(
+    "--block", type=click.Choice(["1x1", "8x1", "16x1"]), default="1x1", show_default=True,
+    help="Weights kept or dropped together.",
+)  # fmt: skip
+@click.option(
+    "--format", "format_", type=click.Choice(["bitmask", "dense"]), default="bitmask",
+    show_default=True, help="Store kept weights and a bit mask, or every weight.",
+)  # fmt: skip
+@reports
+def extract(report: Report, **options: Any) -> Mapping[str, Any]:
+    """Write a deployable model of any size from a trained supernet, without retraining."""
+    _check_extract_usage(**options)
+    result = _extract(**options)
+    show_model(report, result)
+    if "prefixes" in result:
+        rows = [[f"{p['nonzero']:,}", format_bytes(p["bytes"])] for p in result["prefixes"]]
+        report.table(["models up to (non-zero)", "first bytes of the file"], rows)
+    report.note(f"written to {result['path']} in {format_seconds(result['seconds'])}")
+    return result
+
+
+def _check_extract_usage(
+    *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
+    place: str | None, nested: bool, out: Path | None, block: str, format_: str, **_: Any,
+) -> None:  # fmt: skip
+    """Refuses options of `extract` that contradict each other."""
+    chosen = sum(choice is not None for choice in (size, sparsity, spec))
+    if nested:
+        if chosen or place is not None or block != "1x1" or format_ != "bitmask":
+            raise click.UsageError("--nested holds every size: give only --run, --out, --precision")
+        return
+    if chosen != 1:
+        raise click.UsageError("give exactly one of --size, --sparsity and --spec")
+    if place is not None:
+        if spec is not None or run is not None or block != "1x1":
+            raise click.UsageError(
+                "--from goes with --size or --sparsity, not --run/--spec/--block"
+            )
+        if out is None:
+            raise click.UsageError("--from needs --out")
+
+
+def _extract(
+    *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
+    place: str | None, nested: bool, out: Path | None, precision: str | None, block: str,
+    format_: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Calls the one function that the options of `extract` ask for."""
+    from omnisparse import runs, runs_nested
+
+    if nested:
+        return runs_nested.write_nested_run(run, out=out, precision=precision or "fp32")
+    if place is not None and out is not None:
+        return runs_nested.extract_nested(
+            place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_
+        )
+    return runs.extract(
+        run, size=size, sparsity=sparsity, spec=spec, out=out, precision=precision or "fp32",
+        block=block, format=format_,
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--from", "place", required=True, help="The whole nested file, or its address.")
+@click.option("--size", required=True, help=SIZE_HELP)
+@reports
+def grow(report: Report, file: Path, place: str, size: str) -> Mapping[str, Any]:
+    """Fetch what the nested FILE lacks for a larger size, and append it."""
+    from omnisparse import runs_nested
+
+    result = runs_nested.grow(file, place, size=size)
+    report.note(
+        f"{file}: {format_bytes(result['added'])} added, {format_bytes(result['bytes'])} now, "
+        f"for models of up to {result['nonzero']:,} non-zero parameters"
+    )
+    return result
+
+
+def show_model(report: Report, result: Mapping[str, Any]) -> None:
+    """Shows what a model holds: dense parameters, non-zero ones, and bytes."""
+    share = 100 * result["nonzero"] / max(1, result["parameters"])
+    report.note(
+        f"{result['nonzero']:,} of {result['parameters']:,} parameters non-zero ({share:.1f} %), "
+        f"sparsity {result['sparsity']:.4f}, {format_bytes(result['bytes'])}"
+    )

@@ -1,0 +1,238 @@
+"""The run configuration: the union of the rooms' configs, read from YAML and ``key=value``.
+
+Unknown keys are errors that name their path and the legal keys; types and ranges are checked by
+pydantic and by each config's own ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from omnisparse.data.batching import DataConfig
+from omnisparse.data.synthetic import SyntheticConfig
+from omnisparse.errors import OmnisparseError
+from omnisparse.methods import DenseConfig, SandwichConfig
+from omnisparse.models import LasConfig, TransducerConfig
+from omnisparse.training.tracking import TrackingConfig
+from omnisparse.training.trainer import TrainingConfig
+
+
+class ConfigError(OmnisparseError):
+    """A configuration that cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusConfig:
+    """What to train, tune and test on: an embedded corpus, manifests, or both together."""
+
+    synthetic: SyntheticConfig | None = field(default_factory=SyntheticConfig)
+    """Embedded corpus, spoken when absent; null for none."""
+    base: str = "."
+    """Folder that ``train``, ``dev`` and ``test`` are relative to."""
+    train: tuple[str, ...] = ()
+    """Training manifests (NeMo JSONL or lhotse cuts)."""
+    dev: tuple[str, ...] = ()
+    """Manifests to tune on."""
+    test: tuple[str, ...] = ()
+    """Manifests to report on, each separately."""
+    root: str = "data"
+    """Where spoken corpora and computed features are kept."""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to train on."""
+        if self.synthetic is None and not self.train:
+            raise ValueError("corpus has neither 'synthetic' nor 'train' manifests")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that determines a training run."""
+
+    name: str = "supernet"
+    """Name of the run directory below ``runs/``."""
+    seed: int = 0
+    """Seed of initialisation, data order, augmentation, dropout and subnet draws."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """Corpora."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Features, augmentation, batches, vocabulary."""
+    model: Annotated[LasConfig | TransducerConfig, Field(discriminator="kind")] = field(
+        default_factory=LasConfig
+    )
+    """Architecture."""
+    method: Annotated[DenseConfig | SandwichConfig, Field(discriminator="kind")] = field(
+        default_factory=SandwichConfig
+    )
+    """Training method."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimizer, schedule, length."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Experiment tracking."""
+
+    def __post_init__(self) -> None:
+        """Check the name, which becomes a folder, and the seed."""
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise ValueError(f"name is {self.name!r}; a plain folder name")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; at least 0")
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run configuration.
+
+    Args:
+        path: YAML file; None for the embedded default.
+        overrides: ``dotted.key=value`` strings, the value in YAML syntax; ``method=dense`` and
+            ``model=transducer`` choose a kind with its defaults.
+
+    Raises:
+        ConfigError: If the file cannot be read, a key is unknown or a value is not legal.
+    """
+    document: Any = {}
+    if path is not None:
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: no YAML ({_one_line(error)})") from error
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: a mapping is expected, not {type(document).__name__}")
+    for override in overrides:
+        _apply(document, override)
+    return config_from_dict(document, source=str(path) if path else "configuration")
+
+
+def config_from_dict(document: Mapping[str, Any], *, source: str = "configuration") -> RunConfig:
+    """Build and validate a run configuration from plain data.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is not legal.
+    """
+    document = {key: _with_kind(key, value) for key, value in document.items()}
+    _check_keys(RunConfig, document, "")
+    try:
+        return _adapter().validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"]) or source
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {message} (given: {_short(first.get('input'))})") from error
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return ``config`` as plain data that YAML and JSON can hold."""
+    return _plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """Return ``config`` as YAML, every value resolved."""
+    text: str = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+    return text
+
+
+def _with_kind(key: str, value: Any) -> Any:
+    """Fill in the default ``kind`` where a section of a union does not name one."""
+    default = {"model": LasConfig().kind, "method": SandwichConfig().kind}.get(key)
+    if default is None or not isinstance(value, Mapping) or "kind" in value:
+        return value
+    return {"kind": default, **value}
+
+
+@cache
+def _adapter() -> TypeAdapter[RunConfig]:
+    return TypeAdapter(RunConfig)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value`` in ``document``."""
+    key, equals, text = override.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: an override is written key=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is no YAML ({_one_line(error)})") from error
+    *parents, last = key.split(".")
+    node = document
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: {parent!r} holds a value, not a section")
+        node = child
+    if not parents and last in {"model", "method"} and isinstance(value, str):
+        value = {"kind": value}  # a new kind starts from its own defaults
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        pass
+    elif isinstance(value, str):
+        value = _number(value)
+    node[last] = value
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads ``2e-3`` as a string; people mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _check_keys(owner: type, document: Any, path: str) -> None:
+    """Raise on the first key of ``document`` that dataclass ``owner`` has not."""
+    if not isinstance(document, Mapping):
+        return  # pydantic reports the wrong type
+    hints = get_type_hints(owner, include_extras=True)
+    names = [item.name for item in fields(owner)]
+    for key, value in document.items():
+        if key not in names:
+            where = path or "the configuration"
+            raise ConfigError(
+                f"unknown key {path + '.' if path else ''}{key}; "
+                f"legal keys of {where}: {', '.join(names)}"
+            )
+        child = _dataclass_of(hints[key], value)
+        if child is not None:
+            _check_keys(child, value, f"{path}.{key}" if path else str(key))
+
+
+def _dataclass_of(hint: Any, value: Any) -> type | None:
+    """The dataclass that ``value`` is to become, for unions by its ``kind``."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    options = get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
+    owners = [option for option in options if isinstance(option, type) and is_dataclass(option)]
+    if len(owners) == 1:
+        return owners[0]
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    for owner in owners:
+        if any(item.name == "kind" and item.default == kind for item in fields(owner)):
+            return owner
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

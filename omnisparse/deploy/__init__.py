@@ -1,0 +1,1 @@
+"""Deployment: recognising recordings with a trained or extracted model."""

@@ -1,0 +1,148 @@
+"""Nested files: every size of a run in one file, any smaller model being a prefix of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from omnisparse import runs
+from omnisparse.artifact import NestedFile, grow_from, write_artifact, write_nested
+from omnisparse.sparsity.budget import parse_size, parse_sparsity
+from omnisparse.sparsity.space import SubnetSpec
+
+SUFFIX = ".nested"
+
+
+def write_nested_run(
+    run: Path | None = None, *, out: Path | None = None, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Writes every size of a trained run into one file.
+
+    Args:
+        run: Run directory; None for ``runs/latest``.
+        out: The file; None for ``<run>/extracted/<run>.nested``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+
+    Returns:
+        ``path, parameters, nonzero, sparsity, bytes, seconds`` of the whole, and ``prefixes``: the
+        sizes at which a prefix of the file ends, as ``{nonzero, bytes}``.
+
+    Raises:
+        ValueError: If ``precision`` is unknown.
+        OmnisparseError: If the run cannot be read or the file cannot be written.
+    """
+    started = time.perf_counter()
+    run = runs.latest_run() if run is None else run
+    description = runs.read_description(run)
+    weights, step = runs.newest_weights(run)
+    buffers = [name for name in weights if name not in set(description.parameters)]
+    # In model order, not the checkpoint's: among matrices of equal claim the first gets the odd
+    # weight, and a size must mean the same weights here as in an extraction from the run.
+    state = {name: weights[name] for name in (*description.parameters, *buffers)}
+    path = out or run / "extracted" / f"{run.name}{SUFFIX}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = write_nested(
+        path,
+        state=state,
+        model=description.model,
+        tokenizer=(run / "tokenizer.model").read_bytes(),
+        tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
+        features=description.features,
+        prunable=description.prunable,
+        source={"run": run.name, "step": step, "method": description.method},
+        precision=precision,
+        buffers=buffers,
+    )
+    return {
+        "path": str(info.path),
+        "parameters": info.parameters,
+        "nonzero": info.bands[-1].nonzero,
+        "sparsity": 0.0,
+        "bytes": info.bytes,
+        "prefixes": [{"nonzero": band.nonzero, "bytes": band.prefix_bytes} for band in info.bands],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def extract_nested(
+    place: str,
+    *,
+    size: str | None,
+    sparsity: float | None,
+    out: Path,
+    precision: str | None = None,
+    format: str = "bitmask",
+) -> dict[str, Any]:
+    """Writes the artifact of any size from a nested file, or from a prefix that holds it.
+
+    Args:
+        place: Path or ``http(s)://`` address of the file; only the prefix that is needed is read.
+        size: ``16M`` non-zeros of the whole model, or ``25%`` of the dense net's parameters.
+        sparsity: Share of the prunable weights that becomes zero. Exactly one of the two is given.
+        out: Artifact directory.
+        precision: As of :func:`omnisparse.runs.extract`; None for that of the file.
+        format: As there.
+
+    Returns:
+        ``path, parameters, nonzero, sparsity, bytes, seconds``.
+
+    Raises:
+        ValueError: If the request cannot be met; the message names the legal range.
+        FormatError: If the file is damaged, or too short for this size.
+    """
+    if (size is None) == (sparsity is None):
+        raise ValueError("exactly one of size and sparsity must be given")
+    started = time.perf_counter()
+    nested = NestedFile(place)
+    budget = nested.budget
+    request = parse_size(size) if size is not None else parse_sparsity(sparsity or 0.0)
+    kept = budget.solve(request)
+    artifact = nested.read_kept(kept)
+    counts = budget.allocate_uniform(kept)
+    header = nested.header
+    info = write_artifact(
+        out,
+        state=artifact.state,
+        model=artifact.model,
+        tokenizer=artifact.tokenizer,
+        tokens_txt=artifact.tokens_txt,
+        features=artifact.features,
+        spec=SubnetSpec.from_counts(counts, budget.prunable),
+        precision=precision or header.precision,
+        format=format,
+        dense_parameters=budget.dense_parameters,
+        prunable=header.prunable,
+        buffers=header.buffers,
+        source=header.config["source"],
+    )
+    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+
+
+def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:
+    """Fetches what a prefix lacks for a size from the whole file, and appends it.
+
+    Args:
+        path: The prefix; made if it does not exist.
+        place: Path or ``http(s)://`` address of the whole file.
+        size: ``16M`` or ``25%``, as ``--size``.
+
+    Returns:
+        ``path``, ``bytes`` now, ``added`` bytes, and ``nonzero``: the largest model now in it.
+
+    Raises:
+        ValueError: If ``size`` is not legal for this net.
+        FormatError: If the two files are not of one net, or bytes are damaged.
+        OmnisparseError: If the file cannot be written.
+    """
+    before = path.stat().st_size if path.exists() else 0
+    NestedFile(place).budget.solve(size)  # an illegal size must not leave a new file behind
+    now = grow_from(path, place, size)
+    nested = NestedFile(path)
+    there = [band.nonzero for band in nested.bands if band.prefix_bytes <= now]
+    return {
+        "path": str(path),
+        "bytes": now,
+        "added": max(0, now - before),
+        "nonzero": max(there, default=0),
+    }

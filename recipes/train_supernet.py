@@ -1,0 +1,21 @@
+"""Train a supernet: one training run, every size.
+
+    accelerate launch recipes/train_supernet.py
+    accelerate launch recipes/train_supernet.py --config recipes/configs/las_assistant.yaml
+    accelerate launch --num_processes 2 recipes/train_supernet.py training.max_steps=200
+
+Without arguments it speaks the embedded corpus and trains the embedded default (a LAS of 3.5 M
+parameters). ``key=value`` overrides any key of the configuration; an unknown key is answered with
+the legal ones. Afterwards: ``omnisparse extract --size 25%``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from omnisparse.cli import run_recipe
+from omnisparse.training.launch import ensure_cpu_processes
+
+if __name__ == "__main__":
+    ensure_cpu_processes()
+    sys.exit(run_recipe(sys.argv[1:], defaults=("method.kind=sandwich",)))

@@ -1,0 +1,62 @@
+"""Real speech for the tests: a minute of the embedded corpus, spoken once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnisparse.config import RunConfig, config_from_dict
+from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
+
+TINY = SyntheticConfig(preset="assistant-easy", hours=0.02)
+
+
+@pytest.fixture(scope="session")
+def speech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus root that holds the tiny corpus under the name a configuration gives it."""
+    root = tmp_path_factory.mktemp("corpora")
+    prepare_synthetic(TINY, root / "assistant-easy-0.02h-0", num_jobs=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def speech(speech_root: Path) -> Path:
+    """Folder of the tiny corpus: ``train.jsonl``, ``dev.jsonl``, ``test.jsonl``."""
+    return speech_root / "assistant-easy-0.02h-0"
+
+
+@pytest.fixture
+def tiny_config(speech_root: Path) -> Callable[..., RunConfig]:
+    """Configurations of nets that train in milliseconds on the tiny corpus."""
+
+    def make(model: str = "las", method: str = "sandwich", **training: Any) -> RunConfig:
+        shape = {"encoder_layers": 2, "encoder_dim": 24, "embedding_dim": 8}
+        if model == "las":
+            shape |= {"decoder_dim": 24, "attention_dim": 8, "attention_heads": 2}
+        else:
+            shape |= {"predictor_dim": 16, "joiner_dim": 16}
+        sandwich = {"min_size": "40%", "warmup_fraction": 0.2, "refresh_every": 3}
+        return config_from_dict(
+            {
+                "name": "tiny",
+                "corpus": {
+                    "synthetic": {"preset": TINY.preset, "hours": TINY.hours},
+                    "root": str(speech_root),
+                },
+                "data": {
+                    "vocab_size": 40,
+                    "batch_seconds": 20,
+                    "max_batch_size": 6,
+                    "max_seconds": 15,
+                    "features": {"stack": 3 if model == "las" else 4},
+                },
+                "model": {"kind": model, **shape},
+                "method": {"kind": method, **(sandwich if method == "sandwich" else {})},
+                "training": {"max_steps": 10, "log_every": 1, "warmup_steps": 2, **training},
+            }
+        )
+
+    return make

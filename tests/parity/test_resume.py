@@ -1,0 +1,98 @@
+"""Stopping and resuming equals not stopping, bit by bit on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.pipeline import train
+from omnisparse.training.checkpoint import Checkpoint, load_newest
+from omnisparse.training.trainer import InterruptedTrainingError
+
+
+def newest(run: Path) -> Checkpoint:
+    checkpoint = load_newest(run / "checkpoints")
+    assert checkpoint is not None
+    return checkpoint
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = newest(one), newest(other)
+    assert first.step == second.step
+    assert first.state["batches"] == second.state["batches"]
+    assert first.tensors.keys() == second.tensors.keys()
+    for stem, tensors in first.tensors.items():
+        assert tensors.keys() == second.tensors[stem].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, second.tensors[stem][name]), f"{stem}: {name}"
+    assert losses(one) == losses(other)
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in lines]
+
+
+def interrupt_at(steps: set[int]) -> Callable[..., None]:
+    def on_progress(step: int, max_steps: int, metrics: object) -> None:
+        if step in steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_progress
+
+
+@pytest.mark.parametrize("model", ["las", "transducer"])
+def test_two_interruptions_change_nothing(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, model: str
+) -> None:
+    config = tiny_config(model)
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train(config, out=straight)
+    for step in (4, 7):  # within one ranking's life, and within one epoch
+        with pytest.raises(InterruptedTrainingError, match=f"step {step} of 10"):
+            train(config, out=resumed, on_progress=interrupt_at({step}))
+    result = train(config, out=resumed)
+    assert result.steps == 10
+    assert_same_run(straight, resumed)
+
+
+def test_a_finished_run_is_returned_at_once_and_another_configuration_is_refused(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    first = train(tiny_config(max_steps=2), out=tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    again = train(tiny_config(max_steps=2), out=tmp_path / "run")
+    assert (first.run, first.steps) == (again.run, again.steps)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(Exception, match=r"training\.max_steps is 2 there and 3 here"):
+        train(tiny_config(max_steps=3), out=tmp_path / "run")
+
+
+@pytest.mark.multiprocess
+def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(max_steps=30, checkpoint_every=4)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    command = [sys.executable, "-m", "omnisparse.cli", "train", "config.yaml", "--out", "killed"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(killed.glob("checkpoints/step-*")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert newest(killed).step >= 4
+    train(config, out=straight)
+    train(config, out=killed)
+    assert_same_run(straight, killed)

@@ -1,0 +1,99 @@
+"""Configurations: unknown keys name their path, values are checked, YAML round-trips."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from omnisparse.config import ConfigError, RunConfig, config_to_yaml, load_config
+from omnisparse.methods import DenseConfig
+from omnisparse.models import TransducerConfig
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = sorted([*(ROOT / "recipes/configs").glob("*.yaml"), *ROOT.glob("omnisparse/configs/*")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
+def test_every_shipped_configuration_is_legal(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(config_to_yaml(config))
+    assert load_config(resolved) == config
+
+
+def test_no_file_and_no_overrides_is_the_default() -> None:
+    assert load_config() == RunConfig()
+
+
+def test_overrides_reach_every_depth() -> None:
+    config = load_config(
+        None, ["training.learning_rate=3e-4", "data.features.stack=4", "seed=7", "method=dense"]
+    )
+    assert config.training.learning_rate == 3e-4
+    assert (config.data.features.stack, config.seed) == (4, 7)
+    assert config.method == DenseConfig()
+    assert isinstance(load_config(None, ["model=transducer"]).model, TransducerConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.nrs=2", "unknown key method.nrs; legal keys of method: "),
+        ("trainig.max_steps=2", "unknown key trainig; legal keys of the configuration: name, "),
+        ("data.features.bins=2", r"unknown key data\.features\.bins; .*num_bins, stack"),
+        ("method=sandwitch", "method: .*sandwich"),
+        ("training.learning_rate=fast", r"training\.learning_rate: .*given: 'fast'"),
+        ("training.learning_rate=-1", "learning_rate is -1"),
+        ("model.encoder_dim=0", "encoder_dim"),
+        ("seed", "'seed': an override is written key=value"),
+        ("seed.x=1", "unknown key|seed"),
+        ("name=../x", "a plain folder name"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(None, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00", "name: {x: 1}"])
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_every_config_field_is_documented() -> None:
+    """The string under each field is what a reader of the YAML has."""
+    import ast
+    import inspect
+    import sys
+
+    def owners(owner: type) -> set[type]:
+        found = {owner}
+        for item in dataclasses.fields(owner):
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if dataclasses.is_dataclass(default):
+                found |= owners(type(default))
+        return found
+
+    for owner in owners(RunConfig) | {DenseConfig, TransducerConfig}:
+        tree = ast.parse(inspect.getsource(sys.modules[owner.__module__]))
+        body = next(
+            n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == owner.__name__
+        )
+        for node, following in zip(body.body, [*body.body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign):
+                documented = isinstance(following, ast.Expr) and isinstance(
+                    following.value, ast.Constant
+                )
+                assert documented, f"{owner.__name__}.{ast.unparse(node.target)} has no text"

@@ -1,0 +1,277 @@
+"""How long an extraction takes and how much memory, beside pruning with torch.nn.utils.prune.
+
+    python tools/benchmark_extract.py                        # table on stdout
+    python tools/benchmark_extract.py --json --repeats 5
+
+A LAS of about 110 M parameters is saved as an fp32 safetensors checkpoint (so it lies in the page
+cache). Then each side runs in a process of its own: one size, ten sizes, and the peer,
+``prune.global_unstructured`` on the same net with ``prune.remove`` and ``torch.save``. A time
+counts everything from opening the checkpoint to the last fsync; importing is not in it. Peak memory
+is that of the whole process, after one repeat, and what it was after the imports is printed beside
+it. The sizes and the equality of logits are checked on what was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from omnisparse.artifact import (
+    Contents,
+    Extraction,
+    MappedState,
+    inspect_artifact,
+    read_artifact,
+    write_extractions,
+)
+from omnisparse.artifact.tensorfile import TensorFile
+from omnisparse.models import LasConfig, build_model
+from omnisparse.sparsity.budget import Budget
+from omnisparse.sparsity.space import SubnetSpec
+from omnisparse.sparsity.supernet import find_prunable
+
+INPUT_DIM, VOCAB_SIZE = 240, 1000
+CONFIG = LasConfig(
+    encoder_layers=6,
+    encoder_dim=1312,
+    time_reduction=4,
+    attention_dim=512,
+    decoder_layers=2,
+    decoder_dim=1024,
+    embedding_dim=256,
+    dropout=0.0,
+)
+TEN_SIZES = tuple(f"{size}M" for size in (8, 10, 12, 14, 16, 18, 20, 24, 28, 32))
+SIDES = ("one", "ten", "peer", "check")
+
+
+def make_checkpoint(path: Path) -> None:
+    """Save the net and bring it into the page cache."""
+    torch.manual_seed(0)
+    net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+    save_file(net.state_dict(), path)
+    path.read_bytes()
+
+
+def prunable_names() -> list[str]:
+    with torch.device("meta"):
+        net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+    return find_prunable(net)
+
+
+def extract(checkpoint: Path, out: Path, sizes: tuple[str, ...], precision: str = "fp32") -> None:
+    """Open the checkpoint and write an artifact of every size."""
+    state = MappedState(checkpoint)
+    prunable = prunable_names()
+    budget = Budget({name: tensor.shape for name, tensor in state.items()}, prunable)
+    contents = Contents(
+        model={**asdict(CONFIG), "input_dim": INPUT_DIM, "vocab_size": VOCAB_SIZE},
+        tokenizer=b"",
+        tokens_txt="",
+        features={},
+        dense_parameters=budget.dense_parameters,
+        prunable=prunable,
+        source={},
+        precision=precision,
+    )
+    extractions = []
+    for size in sizes:
+        kept = budget.allocate_uniform(budget.solve(size))
+        spec = SubnetSpec.from_counts(kept, budget.prunable)
+        extractions.append(
+            Extraction(out=out / size, num_kept=kept, contents=replace(contents, spec=spec))
+        )
+    write_extractions(state, extractions)
+
+
+def prune_with_torch(checkpoint: Path, out: Path, size: str) -> None:
+    """The peer: the same net, as many weights kept, ranked over all matrices together."""
+    net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+    net.load_state_dict(load_file(checkpoint))
+    prunable = prunable_names()
+    budget = Budget.of(net, prunable)
+    amount = budget.prunable_parameters - budget.solve(size)
+    targets = []
+    for name in prunable:
+        module, _, parameter = name.rpartition(".")
+        targets.append((net.get_submodule(module), parameter))
+    prune.global_unstructured(targets, pruning_method=prune.L1Unstructured, amount=amount)
+    for target, parameter in targets:
+        prune.remove(target, parameter)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "peer.pt").open("wb") as file:
+        torch.save(net.state_dict(), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this program (ru_maxrss would include the parent's before exec)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def measure(run: Callable[[], None], repeats: int) -> dict[str, Any]:
+    """Seconds of every repeat, and peak memory after the first."""
+    before = peak_bytes()
+    seconds, cpu, peak = [], [], 0
+    for _ in range(repeats):
+        started, used = time.perf_counter(), time.process_time()
+        run()
+        seconds.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - used)
+        peak = peak or peak_bytes()
+    return {
+        "seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "cpu_seconds": statistics.median(cpu),
+        "peak_bytes": peak,
+        "imported_bytes": before,
+    }
+
+
+def logits(net: nn.Module, state: dict[str, Tensor]) -> Tensor:
+    """Log posteriors of a fixed batch with these weights."""
+    net.load_state_dict(state)
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(2, 40, INPUT_DIM, generator=generator)
+    tokens = torch.randint(3, VOCAB_SIZE, (2, 8), generator=generator)
+    with torch.inference_mode():
+        output = net.eval()(features, torch.tensor([40, 33]), tokens, torch.tensor([8, 5]))
+    posteriors: Tensor = output.log_posteriors
+    return posteriors
+
+
+def check(checkpoint: Path, out: Path, size: str) -> dict[str, Any]:
+    """Counts, bytes and logits of what was written."""
+    from omnisparse.sparsity.masks import apply_mask, mask_from_count
+
+    dense = load_file(checkpoint)
+    prunable = prunable_names()
+    budget = Budget({name: tensor.shape for name, tensor in dense.items()}, prunable)
+    kept = budget.allocate_uniform(budget.solve(size))
+    squashed = {
+        name: apply_mask(tensor, mask_from_count(tensor, kept[name])) if name in kept else tensor
+        for name, tensor in dense.items()
+    }
+    net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+    expected = logits(net, squashed)
+    result: dict[str, Any] = {}
+    for precision, value_bytes in (("fp32", 4), ("fp16", 2), ("int8", 1)):
+        extract(checkpoint, out / precision, (size,), precision)
+        folder = out / precision / size
+        report = inspect_artifact(folder)
+        formula = sum(budget.numel[n] / 8 + kept[n] * value_bytes for n in prunable)
+        formula += sum(
+            budget.numel[n] * (4 if len(budget.shapes[n]) < 2 else value_bytes)
+            if precision == "int8"
+            else budget.numel[n] * value_bytes
+            for n in budget.numel
+            if n not in kept
+        )
+        packed = TensorFile(folder / "model.safetensors").size_bytes
+        result[precision] = {
+            "nonzero": report["nonzero"],
+            "bytes": report["bytes"],
+            "bytes_over_formula": packed / formula,
+            "problems": report["problems"],
+            "max_logit_difference": float(
+                (logits(net, read_artifact(folder).state) - expected).abs().max()
+            ),
+        }
+    return result
+
+
+def run_side(side: str, checkpoint: Path, out: Path, size: str, repeats: int) -> dict[str, Any]:
+    if side == "check":
+        return check(checkpoint, out, size)
+    if side == "peer":
+        return measure(lambda: prune_with_torch(checkpoint, out, size), repeats)
+    sizes = (size,) if side == "one" else TEN_SIZES
+    return measure(lambda: extract(checkpoint, out, sizes), repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--size", default="16M", help="size to extract")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of our sides")
+    parser.add_argument("--peer-repeats", type=int, default=2, help="repeats of the peer")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.side:
+        repeats = arguments.peer_repeats if arguments.side == "peer" else arguments.repeats
+        folder = arguments.folder
+        checkpoint = folder / "checkpoint.safetensors"
+        result = run_side(
+            arguments.side, checkpoint, folder / arguments.side, arguments.size, repeats
+        )
+        print(json.dumps(result))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        report(arguments, Path(temporary))
+
+
+def report(arguments: argparse.Namespace, folder: Path) -> None:
+    checkpoint = folder / "checkpoint.safetensors"
+    make_checkpoint(checkpoint)
+    results: dict[str, Any] = {
+        "checkpoint_bytes": checkpoint.stat().st_size,
+        "torch": torch.__version__,
+    }
+    for side in SIDES:
+        command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+        for name in ("size", "repeats", "peer_repeats", "threads"):
+            command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+        finished = subprocess.run(command, check=True, capture_output=True, text=True)
+        results[side] = json.loads(finished.stdout.splitlines()[-1])
+    results["peer_over_one"] = results["peer"]["seconds"] / results["one"]["seconds"]
+    results["ten_over_one"] = results["ten"]["seconds"] / results["one"]["seconds"]
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    total = results["checkpoint_bytes"]
+    print("| side | median s | fastest | slowest | CPU s | peak / checkpoint | of it imports |")
+    print("|---|---|---|---|---|---|---|")
+    for side in SIDES[:3]:
+        row = results[side]
+        print(
+            f"| {side} | {row['seconds']:.2f} | {row['fastest']:.2f} | {row['slowest']:.2f} "
+            f"| {row['cpu_seconds']:.2f} | {row['peak_bytes'] / total:.2f} "
+            f"| {row['imported_bytes'] / total:.2f} |"
+        )
+    print(
+        f"\npeer / one: {results['peer_over_one']:.1f}; ten / one: {results['ten_over_one']:.2f}\n"
+    )
+    print("| precision | non-zeros | bytes | bytes / formula | largest logit difference |")
+    print("|---|---|---|---|---|")
+    for precision, row in results["check"].items():
+        print(
+            f"| {precision} | {row['nonzero']:,} | {row['bytes']:,} "
+            f"| {row['bytes_over_formula']:.4f} | {row['max_logit_difference']:.2e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

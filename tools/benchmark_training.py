@@ -1,0 +1,147 @@
+"""What a sandwich step costs beside the dense step of the same batch, in CPU time.
+
+    python tools/benchmark_training.py
+    python tools/benchmark_training.py --model transducer --threads 2 --json
+
+Both steps run in one process, in turn, on the same random batch; each is forward, backward,
+clipping and optimizer step. Reported are medians of CPU seconds (all threads) and their ratio, and
+the share of the sandwich step that goes into masks: ranking (divided by the steps it serves),
+masks of new sizes, and the products of weights and masks in forward and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from omnisparse.data.batching import Batch
+from omnisparse.methods import Dense, Method, Sandwich, SandwichConfig
+from omnisparse.models import LasConfig, TransducerConfig, build_model
+from omnisparse.sparsity.space import subnet_generator
+
+INPUT_DIM = {"las": 240, "transducer": 320}
+FRAMES = {"las": 130, "transducer": 100}
+
+
+def make_batch(model: str, utterances: int, vocab_size: int, tokens: int) -> Batch:
+    """A random batch of about 4 s per utterance."""
+    generator = torch.Generator().manual_seed(0)
+    frames = FRAMES[model]
+    return Batch(
+        features=torch.randn(utterances, frames, INPUT_DIM[model], generator=generator),
+        feature_lengths=torch.full((utterances,), frames),
+        tokens=torch.randint(3, vocab_size, (utterances, tokens), generator=generator),
+        token_lengths=torch.full((utterances,), tokens),
+        ids=tuple(str(index) for index in range(utterances)),
+        positions=torch.arange(utterances),
+        audio_seconds=4.0 * utterances,
+    )
+
+
+def make_step(net: nn.Module, method: Method, batch: Batch) -> Callable[[int], float]:
+    """A function that takes one training step and returns its CPU seconds."""
+    module = method.prepare(net, max_steps=1_000_000)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+    def step(index: int) -> float:
+        started = time.process_time()
+        optimizer.zero_grad(set_to_none=True)
+        losses = method.losses(module, batch, index)
+        for _ in range(method.num_losses(index)):
+            loss = next(losses)
+            (loss.weight * loss.value_sum / loss.num_units.clamp(min=1)).backward()
+        next(losses, None)
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        return time.process_time() - started
+
+    return step
+
+
+def mask_seconds(method: Sandwich, steps: int) -> float:
+    """CPU seconds of mask work per step, measured by doing that work alone."""
+    supernet = method.supernet
+    weights = dict(supernet.model.named_parameters())
+    started = time.process_time()
+    supernet.refresh()
+    ranking = time.process_time() - started
+    started = time.process_time()
+    for step in range(steps):
+        for index in range(method.num_subnets):
+            spec = method.smallest
+            if index:
+                spec = method.space.sample(subnet_generator(method.seed, step, index))
+            supernet.activate(spec)
+            for fqn, count in spec.counts(supernet.budget.prunable).items():
+                mask = supernet._mask(fqn, count, weights[fqn])
+                for _ in range(2):  # the product in the forward, and its gradient's
+                    weights[fqn].detach() * mask
+    supernet.activate(None)
+    return ranking / method.config.refresh_every + (time.process_time() - started) / steps
+
+
+def main() -> None:
+    """Parse arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=("las", "transducer"), default="las")
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=32, help="utterances")
+    parser.add_argument("--tokens", type=int, default=20, help="per utterance")
+    parser.add_argument("--vocab-size", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--member-share", type=float, help="of the batch, for all subnets together")
+    parser.add_argument("--full-batch", action="store_true", help="every subnet sees everything")
+    parser.add_argument("--random-subnets", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    kind = arguments.model
+    batch = make_batch(kind, arguments.batch, arguments.vocab_size, arguments.tokens)
+    config = LasConfig() if kind == "las" else TransducerConfig()
+    options = {"warmup_fraction": 0.0, "full_batch": arguments.full_batch, "min_size": "12%"}
+    if arguments.member_share is not None:
+        options["member_share"] = arguments.member_share
+    sandwich = Sandwich(
+        SandwichConfig(num_random_subnets=arguments.random_subnets, **options), seed=0
+    )
+    steps = {}
+    for name, method in (("dense", Dense()), ("sandwich", sandwich)):
+        torch.manual_seed(0)
+        net = build_model(config, input_dim=INPUT_DIM[kind], vocab_size=arguments.vocab_size)
+        steps[name] = make_step(net, method, batch)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(arguments.steps + 2):
+        for name, step in steps.items():
+            seconds = step(index)
+            if index >= 2:  # the first steps allocate
+                times[name].append(seconds)
+    dense, whole = (statistics.median(times[name]) for name in ("dense", "sandwich"))
+    masks = mask_seconds(sandwich, arguments.steps)
+    result = {
+        "model": kind,
+        "parameters": sandwich.supernet.budget.dense_parameters,
+        "batch": arguments.batch,
+        "threads": arguments.threads,
+        "dense_cpu_seconds": dense,
+        "sandwich_cpu_seconds": whole,
+        "ratio": statistics.median(
+            b / a for a, b in zip(times["dense"], times["sandwich"], strict=True)
+        ),
+        "mask_share": masks / whole,
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
+
+
+if __name__ == "__main__":
+    main()
