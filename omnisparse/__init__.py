@@ -12,7 +12,8 @@ from omnisparse.version import __version__
 
 if TYPE_CHECKING:
     from omnisparse.deploy.recognizer import Recognizer
-    from omnisparse.runs import extract, load_model
+    from omnisparse.runs import load_model
+    from omnisparse.runs_extract import extract
     from omnisparse.sparsity.supernet import Supernet
 
 __all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model"]
@@ -20,7 +21,7 @@ __all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model"]
 _HOMES = {
     "Recognizer": "omnisparse.deploy.recognizer",
     "Supernet": "omnisparse.sparsity.supernet",
-    "extract": "omnisparse.runs",
+    "extract": "omnisparse.runs_extract",
     "load_model": "omnisparse.runs",
 }
 

@@ -79,7 +79,7 @@ def _extract(
     format_: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Calls the one function that the options of `extract` ask for."""
-    from omnisparse import runs, runs_nested
+    from omnisparse import runs_extract, runs_nested
 
     if nested:
         return runs_nested.write_nested_run(run, out=out, precision=precision or "fp32")
@@ -87,7 +87,7 @@ def _extract(
         return runs_nested.extract_nested(
             place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_
         )
-    return runs.extract(
+    return runs_extract.extract(
         run, size=size, sparsity=sparsity, spec=spec, out=out, precision=precision or "fp32",
         block=block, format=format_,
     )  # fmt: skip

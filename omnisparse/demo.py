@@ -22,6 +22,7 @@ from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.evaluation.compare import ResultRow, format_count, plot_pareto, write_csv
 from omnisparse.evaluation.evaluate import EvaluationResult, evaluate
 from omnisparse.methods import DenseConfig, SandwichConfig
+from omnisparse.runs_extract import extract
 from omnisparse.sparsity.budget import parse_size
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _measure_sizes(
     rows = []
     for size in sizes:
         path = _model_path(models, curve, size)
-        extracted = runs.extract(run, size=size, out=path)
+        extracted = extract(run, size=size, out=path)
         result = _evaluate(path, test, console, f"{curve} {size}")
         row = ResultRow(
             curve=curve,

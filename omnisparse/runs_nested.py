@@ -37,14 +37,11 @@ def write_nested_run(
     description = runs.read_description(run)
     weights, step = runs.newest_weights(run)
     buffers = [name for name in weights if name not in set(description.parameters)]
-    # In model order, not the checkpoint's: among matrices of equal claim the first gets the odd
-    # weight, and a size must mean the same weights here as in an extraction from the run.
-    state = {name: weights[name] for name in (*description.parameters, *buffers)}
     path = out or run / "extracted" / f"{run.name}{SUFFIX}"
     path.parent.mkdir(parents=True, exist_ok=True)
     info = write_nested(
         path,
-        state=state,
+        state=weights,
         model=description.model,
         tokenizer=(run / "tokenizer.model").read_bytes(),
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
@@ -81,7 +78,7 @@ def extract_nested(
         size: ``16M`` non-zeros of the whole model, or ``25%`` of the dense net's parameters.
         sparsity: Share of the prunable weights that becomes zero. Exactly one of the two is given.
         out: Artifact directory.
-        precision: As of :func:`omnisparse.runs.extract`; None for that of the file.
+        precision: As of :func:`omnisparse.runs_extract.extract`; None for that of the file.
         format: As there.
 
     Returns:

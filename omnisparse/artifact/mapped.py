@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from omnisparse.artifact.tensorfile import TensorFile
+from omnisparse.errors import FormatError
 
 
 class MappedState(Mapping[str, Tensor]):
@@ -20,13 +21,19 @@ class MappedState(Mapping[str, Tensor]):
 
     Args:
         path: The file.
+        order: Names that come first when the state is walked; files are sorted otherwise. The
+            order of the model decides which of two matrices gets an odd weight.
 
     Raises:
-        FormatError: If it is not a sound safetensors file.
+        FormatError: If it is not a sound safetensors file, or lacks a name of ``order``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, order: Sequence[str] = ()) -> None:
         self._file = TensorFile(path)
+        missing = [name for name in order if name not in self._file.fields]
+        if missing:
+            raise FormatError(f"{path}: it has no tensor {missing[0]!r}")
+        self._names = tuple(dict.fromkeys([*order, *self._file.fields]))
         self._last: str | None = None
 
     def __getitem__(self, name: str) -> Tensor:
@@ -37,7 +44,7 @@ class MappedState(Mapping[str, Tensor]):
         return tensor.view(torch.bfloat16) if self._file.fields[name].dtype == "BF16" else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.fields)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._file.fields)
+        return len(self._names)

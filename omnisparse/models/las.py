@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from omnisparse.models.attention import AttentionMemory, MultiHeadAttention
 from omnisparse.models.base import SOS_EOS, Hypothesis, ModelOutput, SpeechModel
 from omnisparse.models.decoding import las_beam_search, las_greedy_search
-from omnisparse.models.losses import label_smoothed_cross_entropy, length_mask
+from omnisparse.models.losses import ctc_loss, label_smoothed_cross_entropy, length_mask
 from omnisparse.models.lstm import (
     EncoderState,
     LstmEncoder,
@@ -75,6 +75,10 @@ class LasConfig:
     layer_norm: bool = True
     """Normalise the output of every encoder layer."""
 
+    ctc_weight: float = 0.0
+    """Share of the label loss that is CTC on the encoder, in [0, 1); above 0 the encoder gets an
+    output layer for it. It helps attention find its way on little or varied speech."""
+
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
         check_positive(
@@ -84,7 +88,7 @@ class LasConfig:
         )
         check_projection(self, "encoder")
         check_projection(self, "decoder")
-        check_fraction(self, "dropout label_smoothing")
+        check_fraction(self, "dropout label_smoothing ctc_weight")
         num_reductions(self.time_reduction, self.encoder_layers)
         if self.attention_dim % self.attention_heads:
             raise ValueError(
@@ -215,6 +219,7 @@ class LasModel(SpeechModel):
         dropout: Probability in [0, 1).
         label_smoothing: Share in [0, 1).
         layer_norm: Normalise encoder layers.
+        ctc_weight: Share in [0, 1).
 
     Source: Pang et al. 2018, section 2, after Chan et al. 2016, arXiv:1508.01211.
     """
@@ -239,6 +244,7 @@ class LasModel(SpeechModel):
         dropout: float = 0.1,
         label_smoothing: float = 0.1,
         layer_norm: bool = True,
+        ctc_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_dim = input_dim
@@ -269,6 +275,8 @@ class LasModel(SpeechModel):
             heads=attention_heads,
         )
         self.output = nn.Linear(self.decoder.output_dim + attention_dim, vocab_size)
+        self.ctc_weight = ctc_weight
+        self.ctc_output = nn.Linear(self.encoder.output_dim, vocab_size) if ctc_weight else None
 
     def output_lengths(self, feature_lengths: Tensor) -> Tensor:
         """Encoder frames for ``[B]`` feature lengths."""
@@ -294,6 +302,8 @@ class LasModel(SpeechModel):
     ) -> ModelOutput:
         """Label-smoothed cross-entropy of tokens and end mark; see :class:`SpeechModel`.
 
+        With ``ctc_weight`` w the label loss is (1 - w) times that plus w times CTC on the encoder
+        (Kim et al. 2017, arXiv:1609.06773, eq. 9); the posteriors are the decoder's in any case.
         ``log_posteriors`` is ``[B, U + 1, V]``, where U is the padded width of ``tokens``.
         """
         encoded, lengths = self.encode(features, feature_lengths)
@@ -307,6 +317,9 @@ class LasModel(SpeechModel):
         loss = label_smoothed_cross_entropy(
             log_probs, targets, mask, smoothing=self.label_smoothing
         )
+        if self.ctc_output is not None:
+            ctc = ctc_loss(self.ctc_output(encoded), tokens, lengths, token_lengths)
+            loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return ModelOutput(
             label_loss_sum=loss,
             num_units=(token_lengths + 1).sum().float(),

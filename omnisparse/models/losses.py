@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torchaudio
 from torch import Tensor
+from torch.nn import functional as F
 
 LOG_ZERO = -1.0e4
 """Stands for log 0: its exp is 0 in every float type, and differences of two stay finite."""
@@ -92,3 +93,26 @@ def lattice_weights(frame_lengths: Tensor, token_lengths: Tensor, lattice: Tenso
     nodes = length_mask(token_lengths + 1, lattice.size(2))
     scale = 1.0 / (token_lengths + 1).float()
     return frames[:, :, None] * nodes[:, None, :] * scale[:, None, None]
+
+
+def ctc_loss(
+    logits: Tensor, tokens: Tensor, frame_lengths: Tensor, token_lengths: Tensor
+) -> Tensor:
+    """CTC negative log-likelihood, summed over the batch.
+
+    Args:
+        logits: ``[B, T', V]``, blank 0.
+        tokens: ``[B, U]`` int64, padded with anything.
+        frame_lengths: ``[B]`` int64.
+        token_lengths: ``[B]`` int64.
+
+    Returns:
+        Scalar in nats; an utterance whose tokens do not fit its frames (repetitions need a blank
+        between them) counts 0.
+
+    Source: Graves et al. 2006.
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=-1).transpose(0, 1)
+    return F.ctc_loss(
+        log_probs, tokens, frame_lengths, token_lengths, reduction="sum", zero_infinity=True
+    )

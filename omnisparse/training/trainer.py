@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from omnisparse.data.batching import Batch, TrainingBatches
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods.base import Loss, Method
+from omnisparse.models.base import SpeechModel
 from omnisparse.training.checkpoint import Checkpoint, save_checkpoint
 from omnisparse.training.tracking import Metrics, Tracker
 
@@ -131,7 +132,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SpeechModel,
         method: Method,
         batches: TrainingBatches,
         config: TrainingConfig,
@@ -214,6 +215,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config, self.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.set_step(step)
         metrics: Metrics = {}
         passes = 0
         losses = self.method.losses(self.module, batch, step)

@@ -1,0 +1,57 @@
+"""The commands that the README shows are commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from omnisparse.cli import verbs
+from omnisparse.config import load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) > 8
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("omnisparse ")])
+def test_every_verb_and_option_exists(line: str) -> None:
+    words = shlex.split(line)[1:]
+    command: click.Command = verbs
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    context = command.make_context(command.name, words, resilient_parsing=False)
+    assert context.params
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if "recipes/" in c])
+def test_recipes_and_their_overrides_exist(line: str) -> None:
+    words = shlex.split(line)
+    recipe = next(word for word in words if word.endswith(".py"))
+    assert (ROOT / recipe).is_file()
+    config = ROOT / words[words.index("--config") + 1] if "--config" in words else None
+    after = words[words.index(recipe) + 1 :]
+    load_config(config, [w for w in after if "=" in w and not w.startswith("--")])
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("make ")])
+def test_make_targets_exist(line: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{shlex.split(line)[1]}:", makefile, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
