@@ -96,7 +96,10 @@ def _extract(
 @click.command()
 @click.argument("file", type=PATH)
 @click.option("--from", "place", required=True, help="The whole nested file, or its address.")
-@click.option("--size", required=True, help=SIZE_HELP)
+@click.option(
+    "--size", required=True,
+    help="16M = non-zero parameters of the whole model; 25% = of the dense net's parameters.",
+)  # fmt: skip
 @reports
 def grow(report: Report, file: Path, place: str, size: str) -> Mapping[str, Any]:
     """Fetch what the nested FILE lacks for a larger size, and append it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from lhotse import CutSet
 
 from omnisparse import runs
@@ -28,9 +30,9 @@ from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.methods import build_method
 from omnisparse.models import SpeechModel, build_model
 from omnisparse.sparsity.supernet import find_prunable
-from omnisparse.training.checkpoint import load_newest
+from omnisparse.training.checkpoint import list_checkpoints, load_newest, read_state
 from omnisparse.training.launch import make_accelerator
-from omnisparse.training.tracking import Metrics, Tracker
+from omnisparse.training.tracking import Metrics, Tracker, flatten
 from omnisparse.training.trainer import Trainer
 
 StepProgress = Callable[[int, int, Metrics], None]
@@ -203,8 +205,6 @@ def _join(parts: list[CutSet]) -> CutSet:
 
 def _claim_run(config: RunConfig, out: Path | None, accelerator: Accelerator) -> Path:
     """Find or make the run directory; the main process decides for all."""
-    from accelerate.utils import broadcast_object_list
-
     chosen: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -243,8 +243,6 @@ def _make_run(run: Path, config: RunConfig) -> Path:
 
 def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
     """Name what keeps ``run`` from being used for ``document``; None if nothing does."""
-    from omnisparse.training.tracking import flatten
-
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         return None
     try:
@@ -264,8 +262,6 @@ def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
 
 def _finished(run: Path, config: RunConfig) -> TrainResult | None:
     """The result of ``run`` if it has taken all its steps."""
-    from omnisparse.training.checkpoint import list_checkpoints, read_state
-
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints or not (run / "model.json").exists():
         return None
@@ -375,8 +371,6 @@ def _evaluator(
 
 def _commit() -> str | None:
     """The commit of the working tree the package runs from, if it is one."""
-    import subprocess
-
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
