@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from omnisparse.cli_group import PATH, Report, reports
 from omnisparse.cli_output import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from omnisparse.sparsity.masks import Scope
 
 SIZE_HELP = (
     "16M = non-zero parameters of the whole model; 16MB/16MiB = bytes of the files written; "
@@ -36,6 +39,10 @@ SIZE_HELP = (
     help="Weights kept or dropped together.",
 )  # fmt: skip
 @click.option(
+    "--scope", type=click.Choice(["layer", "global", "lamp"]), default="layer", show_default=True,
+    help="How matrices share the size; layer is what a supernet is trained for.",
+)  # fmt: skip
+@click.option(
     "--format", "format_", type=click.Choice(["bitmask", "dense"]), default="bitmask",
     show_default=True, help="Store kept weights and a bit mask, or every weight.",
 )  # fmt: skip
@@ -54,20 +61,22 @@ def extract(report: Report, **options: Any) -> Mapping[str, Any]:
 
 def _check_extract_usage(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
-    place: str | None, nested: bool, out: Path | None, block: str, format_: str, **_: Any,
+    place: str | None, nested: bool, out: Path | None, block: str, scope: str, format_: str,
+    **_: Any,
 ) -> None:  # fmt: skip
     """Refuses options of `extract` that contradict each other."""
     chosen = sum(choice is not None for choice in (size, sparsity, spec))
     if nested:
-        if chosen or place is not None or block != "1x1" or format_ != "bitmask":
+        plain = (block, scope, format_) == ("1x1", "layer", "bitmask")
+        if chosen or place is not None or not plain:
             raise click.UsageError("--nested holds every size: give only --run, --out, --precision")
         return
     if chosen != 1:
         raise click.UsageError("give exactly one of --size, --sparsity and --spec")
     if place is not None:
-        if spec is not None or run is not None or block != "1x1":
+        if spec is not None or run is not None or (block, scope) != ("1x1", "layer"):
             raise click.UsageError(
-                "--from goes with --size or --sparsity, not --run/--spec/--block"
+                "--from goes with --size or --sparsity, not --run/--spec/--block/--scope"
             )
         if out is None:
             raise click.UsageError("--from needs --out")
@@ -76,7 +85,7 @@ def _check_extract_usage(
 def _extract(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
     place: str | None, nested: bool, out: Path | None, precision: str | None, block: str,
-    format_: str,
+    scope: Scope, format_: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Calls the one function that the options of `extract` ask for."""
     from omnisparse import runs_extract, runs_nested
@@ -89,7 +98,7 @@ def _extract(
         )
     return runs_extract.extract(
         run, size=size, sparsity=sparsity, spec=spec, out=out, precision=precision or "fp32",
-        block=block, format=format_,
+        block=block, scope=scope, format=format_,
     )  # fmt: skip
 
 
@@ -120,3 +129,10 @@ def show_model(report: Report, result: Mapping[str, Any]) -> None:
         f"{result['nonzero']:,} of {result['parameters']:,} parameters non-zero ({share:.1f} %), "
         f"sparsity {result['sparsity']:.4f}, {format_bytes(result['bytes'])}"
     )
+    if "largest_layer" in result:
+        largest = result["largest_layer"]
+        report.note(
+            f"with masks {result['nonzero_with_mask']:,.0f} parameters' worth "
+            f"(compression {result['compression_rate']:.2f}x); largest layer {largest['layer']}: "
+            f"{largest['nonzero']:,} non-zero"
+        )

@@ -222,6 +222,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _inspect_run(run: Path) -> dict[str, Any]:
+    from omnisparse.sparsity.budget import Budget
     from omnisparse.training.checkpoint import list_checkpoints
 
     description = read_description(run)
@@ -238,6 +239,9 @@ def _inspect_run(run: Path) -> dict[str, Any]:
         "nonzero": nonzero,
         "sparsity": (parameters - nonzero) / prunable if prunable else 0.0,
         "bytes": newest.stat().st_size,
+        **Budget({layer["name"]: layer["shape"] for layer in layers}, description.prunable)
+        .report({n["name"]: n["nonzero"] for n in layers if n["name"] in description.prunable})
+        .summary(),
         "layers": layers,
     }
 

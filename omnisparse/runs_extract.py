@@ -11,9 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from omnisparse import runs
-from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
+from omnisparse.artifact import (
+    VALUE_BITS,
+    Contents,
+    Extraction,
+    parse_precision,
+    planned_bytes,
+    write_extractions,
+)
 from omnisparse.sparsity.budget import Budget, Size, parse_sparsity
-from omnisparse.sparsity.masks import allocate
+from omnisparse.sparsity.masks import Scope, allocate
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -26,6 +33,7 @@ def extract(
     out: Path | None = None,
     precision: str = "fp32",
     block: str = "1x1",
+    scope: Scope = "layer",
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -40,11 +48,14 @@ def extract(
         out: Artifact directory; None for ``<run>/extracted/<what was asked>``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         block: ``1x1``, ``8x1`` or ``16x1``: weights that are kept or dropped together.
+        scope: How matrices share the total: ``layer`` (the same sparsity in each, which is what a
+            supernet is trained for), ``global`` (one magnitude ranking), ``lamp``.
         format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
         wer: Known word error rates in percent by test set, for the model card.
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds``.
+        ``path, parameters, nonzero, sparsity, bytes, seconds``, and the counts of
+        ``SizeReport.summary``.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -71,14 +82,15 @@ def extract(
         wer=wer,
         buffers=[name for name in weights if name not in shapes],
     )
-    kept = request.kept(budget, weights, contents)
+    kept = request.kept(budget, weights, contents, scope)
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(),
         num_kept=kept,
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
     (info,) = write_extractions(weights, [extraction])
-    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+    report = budget.report(kept, bits=VALUE_BITS[parse_precision(precision)])
+    return {**info.to_dict(), **report.summary(), "seconds": time.perf_counter() - started}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,28 +113,27 @@ class _Request:
         return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
 
     def kept(
-        self, budget: Budget, weights: Mapping[str, Tensor], contents: Contents
+        self, budget: Budget, weights: Mapping[str, Tensor], contents: Contents, scope: Scope
     ) -> dict[str, int]:
         """Number of weights that each prunable matrix keeps."""
         if self.spec is not None:
             return _read_spec(self.spec).counts(budget.prunable)
         size = parse_sparsity(self.sparsity) if self.sparsity is not None else None
         size = size or budget.parse(self.size or "")
-        split = _splitter(budget, weights, contents.block)
+        split = _splitter(budget, weights, contents.block, scope)
         if size.kind == "bytes":
             return _solve_bytes(budget, size, weights, contents, split)
         return split(budget.solve(size))
 
 
 def _splitter(
-    budget: Budget, weights: Mapping[str, Tensor], block: tuple[int, int]
+    budget: Budget, weights: Mapping[str, Tensor], block: tuple[int, int], scope: Scope
 ) -> Callable[[int], dict[str, int]]:
-    """How a total is spread over the matrices: the same sparsity in each."""
-    if block == (1, 1):
+    """How a total is spread over the matrices."""
+    if scope == "layer":
         return budget.allocate_uniform
-    # Allocation looks at shapes only here; views of the file cost nothing.
     prunable = {name: weights[name] for name in budget.prunable}
-    return lambda total: allocate(prunable, total, block=block)
+    return lambda total: allocate(prunable, total, scope, block=block)
 
 
 def _solve_bytes(

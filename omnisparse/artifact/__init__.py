@@ -7,9 +7,11 @@ from omnisparse.artifact.inspection import inspect_artifact
 from omnisparse.artifact.mapped import MappedState
 from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_range, read_nested
 from omnisparse.artifact.nested_writer import NestedInfo, write_nested
+from omnisparse.artifact.precision import VALUE_BITS, parse_precision
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact
 
 __all__ = [
+    "VALUE_BITS",
     "Artifact",
     "ArtifactInfo",
     "Contents",
@@ -22,6 +24,7 @@ __all__ = [
     "inspect_artifact",
     "is_artifact",
     "missing_range",
+    "parse_precision",
     "planned_bytes",
     "read_artifact",
     "read_nested",

@@ -7,9 +7,12 @@ from typing import Any
 
 from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
 from omnisparse.artifact.decoding import decode
+from omnisparse.artifact.precision import VALUE_BITS
 from omnisparse.artifact.reading import check_files, check_names, read_config
 from omnisparse.artifact.tensorfile import TensorFile
 from omnisparse.errors import FormatError
+from omnisparse.sparsity.budget import Budget
+from omnisparse.sparsity.ranking import BLOCKS
 
 
 def inspect_artifact(path: Path) -> dict[str, Any]:
@@ -23,8 +26,8 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         ``parameters``, ``nonzero``, ``sparsity`` (share of zeros among the prunable weights),
         ``bytes`` (all files but the card), ``layers`` (a dict per tensor: ``name, shape,
         parameters, nonzero, sparsity, bytes, dtype, packing``; never-pruned tensors count in full;
-        buffers are not listed), and ``problems``: whatever in the files contradicts itself, empty
-        if sound.
+        buffers are not listed), the counts of ``SizeReport.summary`` over the matrices that are
+        packed, and ``problems``: whatever in the files contradicts itself, empty if sound.
 
     Raises:
         FormatError: If the files cannot be understood at all.
@@ -78,6 +81,22 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         "nonzero": nonzero,
         "sparsity": (parameters - nonzero) / pruned if pruned else 0.0,
         "bytes": sum((path / name).stat().st_size for name in (CONFIG, WEIGHTS, TOKENIZER, TOKENS)),
+        **_summary(layers, ours, prunable),
         "layers": layers,
         "problems": problems,
     }
+
+
+def _summary(
+    layers: list[dict[str, Any]], ours: dict[str, Any], prunable: set[str]
+) -> dict[str, Any]:
+    """The count with masks and the largest layer, of what the files were found to hold."""
+    kept = {layer["name"]: layer["nonzero"] for layer in layers if layer["name"] in prunable}
+    if not kept:
+        return {}
+    shapes = {layer["name"]: layer["shape"] for layer in layers}
+    block = ours.get("block")
+    whole = block if isinstance(block, list) and tuple(block) in BLOCKS else [1, 1]
+    budget = Budget(shapes, list(kept), block=(whole[0], whole[1]))
+    bits = next((b for name, b in VALUE_BITS.items() if name == ours.get("precision")), 32)
+    return budget.report(kept, bits=bits).summary()

@@ -18,6 +18,7 @@ from omnisparse.artifact.tensorfile import Array
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 VALUE_DTYPES: dict[Precision, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "int8": "I8"}
+VALUE_BITS: dict[Precision, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 
 FloatArray = npt.NDArray[np.float32]

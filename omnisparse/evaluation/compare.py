@@ -125,7 +125,9 @@ def plot_pareto(
     axes.set_xticks(sizes if len(sizes) <= 8 else [sizes[0], sizes[-1]])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(bottom=0.0)
+    # Above 100 % nothing is recognised any more; a curve that leaves the plot says so well enough.
+    highest = max(row.wer_high for row in rows)
+    axes.set_ylim(0.0, min(105.0, 1.08 * highest) if highest > 0 else 1.0)
     axes.set_xlabel("non-zero parameters (log scale)")
     axes.set_ylabel("word error rate, %")
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)

@@ -280,8 +280,9 @@ def _cut_ties(keys: Sequence[Tensor], sizes: Sequence[int | Tensor], room: int) 
             weights = int(running[fit - 1]) if fit else 0
         kept, ties = kept + weights, ties + fit
         if fit < group.numel():
-            break
-    return Cut(threshold=0, num_ties=ties, num_kept=kept)
+            return Cut(threshold=0, num_ties=ties, num_kept=kept)
+    # All of the group is kept: a threshold just below it says so, and masks need not look for ties.
+    return Cut(threshold=-1, num_ties=0, num_kept=kept)
 
 
 def _top_shift(keys: Tensor) -> int:

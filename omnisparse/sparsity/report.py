@@ -67,3 +67,16 @@ class SizeReport:
             },
             "largest_layer": self.largest_layer.layer,
         }
+
+    def summary(self) -> dict[str, object]:
+        """What every report of a model states beside its non-zeros.
+
+        The count with masks, the compression rate (Pang et al. 2018, eq. 13, over the whole
+        model) and the largest layer.
+        """
+        largest = self.largest_layer
+        return {
+            "nonzero_with_mask": self.nonzero_with_mask,
+            "compression_rate": self.compression_rate,
+            "largest_layer": {"layer": largest.layer, "nonzero": largest.nonzero},
+        }
