@@ -268,7 +268,8 @@ def _finished(run: Path, config: RunConfig) -> TrainResult | None:
     document = read_state(checkpoints[-1])
     if document["step"] < document["state"]["record"]["max_steps"]:
         return None
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = run / "metrics.jsonl"  # a run of no steps has none
+    lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
     metrics = json.loads(lines[-1]) if lines else {}
     metrics.pop("step", None)
     return TrainResult(run, document["step"], metrics)

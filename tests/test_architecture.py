@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "omnisparse"
 
 LEVELS: list[set[str]] = [
-    {"errors", "version"},
+    {"durable", "errors", "version"},
     {"data", "models", "sparsity", "evaluation.wer"},
     {"methods", "search", "evaluation", "artifact"},
     {"training", "deploy"},

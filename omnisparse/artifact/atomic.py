@@ -11,19 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from omnisparse.durable import sync_path
 from omnisparse.errors import OmnisparseError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-
-def sync_directory(path: Path) -> None:
-    """Bring a directory's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -81,9 +73,9 @@ def replaced_directory(out: Path, is_replaceable: Callable[[Path], bool]) -> Ite
     try:
         temporary.chmod(0o755)
         yield temporary
-        sync_directory(temporary)
+        sync_path(temporary)
         _put_in_place(temporary, out)
-        sync_directory(out.parent)
+        sync_path(out.parent)
     except OSError as error:
         raise OmnisparseError(f"{out}: cannot be written ({error.strerror})") from error
     finally:
@@ -106,7 +98,7 @@ def replaced_file(out: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, out)
-        sync_directory(out.parent)
+        sync_path(out.parent)
     except OSError as error:
         raise OmnisparseError(f"{out}: cannot be written ({error.strerror})") from error
     finally:

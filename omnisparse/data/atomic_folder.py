@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omnisparse.durable import sync_path
+
 
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
@@ -36,11 +38,11 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         yield folder
         files = sorted(folder.iterdir())
         for file in files:
-            _sync(file)
+            sync_path(file)
         final.mkdir(exist_ok=True)
         for file in files:
             os.replace(file, final / file.name)
-        _sync(final)
+        sync_path(final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -55,11 +57,3 @@ def _is_alive(owner: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from omnisparse.durable import sync_path
 from omnisparse.errors import FormatError
 
 _STATE = "state.json"
@@ -74,18 +75,18 @@ def save_checkpoint(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path
             )
             files[path.name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-            _fsync(path)
+            sync_path(path)
         document = {"format": _FORMAT, "step": step, "files": files, "state": dict(state)}
         (partial / _STATE).write_text(json.dumps(document), encoding="utf-8")
-        _fsync(partial / _STATE)
-        _fsync(partial)
+        sync_path(partial / _STATE)
+        sync_path(partial)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _fsync(root)
+    sync_path(root)
     for old in list_checkpoints(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     for leftover in root.glob(".step-*.partial"):
@@ -178,11 +179,3 @@ def _crc32(path: Path) -> int:
         while block := file.read(1 << 22):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

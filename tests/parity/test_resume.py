@@ -78,6 +78,14 @@ def test_a_finished_run_is_returned_at_once_and_another_configuration_is_refused
         train(tiny_config(max_steps=3), out=tmp_path / "run")
 
 
+def test_no_steps_write_the_untrained_net_as_a_run(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    for _ in range(2):  # the second time it is a finished run
+        assert train(tiny_config(max_steps=0), out=tmp_path / "run").steps == 0
+    assert newest(tmp_path / "run").step == 0
+
+
 @pytest.mark.multiprocess
 def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
     tiny_config: Callable[..., RunConfig], tmp_path: Path
