@@ -83,6 +83,7 @@ def run_demo(
         console.heading("   Baseline: a plain dense net, trained with as many utterance passes")
         trained[BASELINE] = _train(plain, out / BASELINE, console)
 
+    runs.link_latest(trained[SUPERNET]["run"])
     console.heading("3  Extraction: no retraining, and the word error rate of each size")
     test = load_manifest(corpus / "test.jsonl")
     rows = []
@@ -179,8 +180,10 @@ def _measure_sizes(
     rows = []
     for size in sizes:
         path = _model_path(models, curve, size)
-        extracted = extract(run, size=size, out=path)
+        extract(run, size=size, out=path)
         result = _evaluate(path, test, console, f"{curve} {size}")
+        # Once more, so that the model's card says how well it recognises.
+        extracted = extract(run, size=size, out=path, wer={"test": round(result.wer, 2)})
         row = ResultRow(
             curve=curve,
             size="dense" if size == "100%" else size,

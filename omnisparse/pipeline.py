@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.errors import DataError, OmnisparseError
+from omnisparse.errors import DataError, FormatError, OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.methods import build_method
 from omnisparse.models import SpeechModel, build_model
@@ -187,7 +189,11 @@ def synthetic_folder(config: CorpusConfig) -> Path:
     """Folder of the embedded corpus that ``config`` asks for; other settings, other folder."""
     synthetic = config.synthetic or SyntheticConfig()
     name = "books" if synthetic.text else synthetic.preset
-    return Path(config.root) / f"{name}-{synthetic.hours:g}h-{synthetic.seed}"
+    folder = f"{name}-{synthetic.hours:g}h-{synthetic.seed}"
+    if synthetic.text or synthetic.snr_db:
+        settings = repr((synthetic.preset, synthetic.text, synthetic.snr_db))
+        folder += f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    return Path(config.root) / folder
 
 
 def _join(parts: list[CutSet]) -> CutSet:
@@ -221,6 +227,7 @@ def _claim_run(config: RunConfig, out: Path | None, accelerator: Accelerator) ->
 def _choose_run(config: RunConfig, out: Path | None) -> Path:
     document = config_to_dict(config)
     if out is not None:
+        out = out.resolve()  # `runs/latest` means the run, not the link
         differing = _differing_key(out, document)
         if differing is not None:
             raise OmnisparseError(f"{out}: holds a run of another configuration ({differing})")
@@ -235,6 +242,9 @@ def _choose_run(config: RunConfig, out: Path | None) -> Path:
 
 def _make_run(run: Path, config: RunConfig) -> Path:
     run.mkdir(parents=True, exist_ok=True)
+    if not list_checkpoints(run / "checkpoints"):
+        for stale in ("tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl"):
+            (run / stale).unlink(missing_ok=True)
     partial = run / f".config.{os.getpid()}"
     partial.write_text(config_to_yaml(config), encoding="utf-8")
     os.replace(partial, run / "config.yaml")
@@ -245,6 +255,8 @@ def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
     """Name what keeps ``run`` from being used for ``document``; None if nothing does."""
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         return None
+    if (run / "config.yaml").is_file() and not list_checkpoints(run / "checkpoints"):
+        return None  # it failed before its first checkpoint: nothing of it is worth keeping
     try:
         existing = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -265,14 +277,19 @@ def _finished(run: Path, config: RunConfig) -> TrainResult | None:
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints or not (run / "model.json").exists():
         return None
-    document = read_state(checkpoints[-1])
-    if document["step"] < document["state"]["record"]["max_steps"]:
+    try:
+        document = read_state(checkpoints[-1])
+    except FormatError:
+        return None  # loading falls back to the checkpoint before it
+    if document["step"] < document["state"].get("record", {}).get("max_steps", math.inf):
         return None
     records = run / "metrics.jsonl"  # a run of no steps has none
     lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
-    metrics = json.loads(lines[-1]) if lines else {}
-    metrics.pop("step", None)
-    return TrainResult(run, document["step"], metrics)
+    metrics: Metrics = {}
+    for line in map(json.loads, lines):
+        if line.pop("step") == document["step"]:
+            metrics |= line
+    return TrainResult(run, document["step"], {**metrics, **document["state"]["cost"]})
 
 
 def _tokenizer(config: RunConfig, cuts: CutSet, run: Path, accelerator: Accelerator) -> Tokenizer:

@@ -98,13 +98,16 @@ def latest_run() -> Path:
 
 
 def link_latest(run: Path) -> None:
-    """Let ``latest`` beside ``run`` point to it, in one step."""
-    link = run.parent / "latest"
+    """Let ``runs/latest`` point to ``run``, wherever that is, in one step."""
+    link = RUNS / "latest"
     if link.exists() and not link.is_symlink():
         return  # the user's own folder of that name
-    partial = run.parent / f".latest.{os.getpid()}"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    partial = RUNS / f".latest.{os.getpid()}"
     partial.unlink(missing_ok=True)
-    partial.symlink_to(run.name)
+    target = run.resolve()
+    inside = target.parent == RUNS.resolve()
+    partial.symlink_to(target.name if inside else target)
     os.replace(partial, link)
 
 

@@ -117,7 +117,14 @@ class _Request:
     ) -> dict[str, int]:
         """Number of weights that each prunable matrix keeps."""
         if self.spec is not None:
-            return _read_spec(self.spec).counts(budget.prunable)
+            kept = _read_spec(self.spec).counts(budget.prunable)
+            dead = [name for name, count in kept.items() if count < budget.floors[name]]
+            if dead:
+                raise ValueError(
+                    f"{self.spec}: keeps nothing of {', '.join(dead)}; legal: a sparsity that "
+                    "leaves each matrix a weight"
+                )
+            return kept
         size = parse_sparsity(self.sparsity) if self.sparsity is not None else None
         size = size or budget.parse(self.size or "")
         split = _splitter(budget, weights, contents.block, scope)

@@ -8,7 +8,7 @@ from typing import Any
 
 from omnisparse import runs
 from omnisparse.artifact import NestedFile, grow_from, write_artifact, write_nested
-from omnisparse.sparsity.budget import parse_size, parse_sparsity
+from omnisparse.sparsity.budget import parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
 SUFFIX = ".nested"
@@ -93,7 +93,12 @@ def extract_nested(
     started = time.perf_counter()
     nested = NestedFile(place)
     budget = nested.budget
-    request = parse_size(size) if size is not None else parse_sparsity(sparsity or 0.0)
+    request = budget.parse(size) if size is not None else parse_sparsity(sparsity or 0.0)
+    if request.kind == "bytes":
+        raise ValueError(
+            f"size {request.text!r} is in bytes; from a nested file ask for non-zero parameters "
+            "or a percentage"
+        )
     kept = budget.solve(request)
     artifact = nested.read_kept(kept)
     counts = budget.allocate_uniform(kept)

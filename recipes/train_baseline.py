@@ -16,4 +16,5 @@ from omnisparse.training.launch import ensure_cpu_processes
 
 if __name__ == "__main__":
     ensure_cpu_processes()
-    sys.exit(run_recipe(sys.argv[1:], defaults=("method=dense", "name=dense")))
+    named = () if "--config" in sys.argv else ("name=dense",)
+    sys.exit(run_recipe(sys.argv[1:], defaults=("method=dense", *named)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def _summary(
     shapes = {layer["name"]: layer["shape"] for layer in layers}
     block = ours.get("block")
     whole = block if isinstance(block, list) and tuple(block) in BLOCKS else [1, 1]
+    if not all(math.prod(shape) for shape in shapes.values()):
+        return {}  # an empty tensor: nothing that can be counted as a matrix
     budget = Budget(shapes, list(kept), block=(whole[0], whole[1]))
     bits = next((b for name, b in VALUE_BITS.items() if name == ours.get("precision")), 32)
     return budget.report(kept, bits=bits).summary()

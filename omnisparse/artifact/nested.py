@@ -106,7 +106,6 @@ class NestedFile:
             ValueError: If ``total_kept`` is illegal.
             FormatError: If the bytes are not there or not sound.
         """
-        counts = self.budget.allocate_uniform(total_kept)
         needed = self._sections_for(total_kept)
         start, stop = self.stops[0], self.stops[needed]
         name = self.source.name
@@ -117,6 +116,7 @@ class NestedFile:
         dense_bytes = 4 * sum(math.prod(tensor.shape) for tensor in self.header.tensors)
         if dense_bytes > MAX_EXPANSION * stop:
             raise FormatError(f"{name}: describes a net too large for its bytes")
+        counts = self.budget.allocate_uniform(total_kept)
         try:
             return self._decode(self.source.read(start, stop), counts, needed)
         except FormatError as error:
@@ -130,11 +130,12 @@ class NestedFile:
         arrays, tokenizer, tokens = _read_base(header, sections[0])
         bands = [_read_table(header, index, sections[index]) for index in range(1, needed)]
         state: dict[str, Tensor] = {}
+        rows = {fqn: row for row, fqn in enumerate(header.prunable)}
         for field in header.tensors:
             fqn = field.key
             scales = arrays.get(f"{fqn}.scale") if header.is_scaled(field) else None
-            if fqn in header.prunable:
-                row = header.prunable.index(fqn)
+            row = rows.get(fqn)
+            if row is not None:
                 stored, kept = _read_matrix(field, [band[row] for band in bands])
                 weight = torch.from_numpy(_to_float(field, stored, scales))
                 _trim(fqn, weight, kept, counts[fqn])

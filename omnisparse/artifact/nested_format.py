@@ -76,12 +76,14 @@ class Header:
 
     def budget(self) -> Budget:
         """The accountant of this net."""
-        shapes = {t.key: t.shape for t in self.tensors if t.key not in self.buffers}
+        buffers = frozenset(self.buffers)  # a hostile header may name hundreds of thousands
+        shapes = {t.key: t.shape for t in self.tensors if t.key not in buffers}
         return Budget(shapes, self.prunable, floor=self.floor)
 
     def base_fields(self) -> tuple[Field, ...]:
         """Arrays of the base section, tokenizer files aside."""
-        fields = [field for field in self.tensors if field.key not in self.prunable]
+        prunable = frozenset(self.prunable)
+        fields = [field for field in self.tensors if field.key not in prunable]
         scaled = [field for field in self.tensors if self.is_scaled(field)]
         return (*fields, *(Field(f"{t.key}.scale", "F32", t.shape[:1]) for t in scaled))
 
@@ -208,6 +210,7 @@ def check_header(header: Header) -> None:
         raise ValueError("a tensor is repeated")
     if not set(header.prunable) | set(header.buffers) <= set(tensors):
         raise ValueError("a name is not among the tensors")
+    prunable = frozenset(header.prunable)
     if set(header.prunable) & set(header.buffers) or not header.prunable:
         raise ValueError("prunable and buffers overlap, or nothing is prunable")
     for field in header.tensors:
@@ -215,9 +218,7 @@ def check_header(header: Header) -> None:
         if field.dtype == "I8" and (vector or header.precision != "int8"):
             raise ValueError(f"{field.key} is int8 without scales")
         expected = "F32" if header.precision == "int8" and vector else ""
-        if field.key in header.prunable and field.dtype != (
-            expected or VALUE_DTYPES[header.precision]
-        ):
+        if field.key in prunable and field.dtype != (expected or VALUE_DTYPES[header.precision]):
             raise ValueError(f"{field.key} is not stored as {header.precision}")
     _check_sections(header)
 
@@ -235,6 +236,7 @@ def _check_sections(header: Header) -> None:
     base = sum(field.num_bytes for field in fields)
     if header.sections[0].num_bytes != base + header.tokenizer_bytes + header.tokens_bytes:
         raise ValueError("base section has the wrong length")
-    stored = sum(field.num_bytes for field in header.tensors if field.key in header.prunable)
+    prunable = frozenset(header.prunable)
+    stored = sum(field.num_bytes for field in header.tensors if field.key in prunable)
     if sum(section.num_bytes for section in header.sections[1:]) < stored:
         raise ValueError("sections are too short for the weights")

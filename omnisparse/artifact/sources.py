@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import urllib.error
 import urllib.request
@@ -12,7 +13,7 @@ import numpy as np
 
 from omnisparse.errors import FormatError, OmnisparseError
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 class Source(Protocol):
@@ -109,7 +110,7 @@ class HttpSource:
             if error.code == 416:
                 raise FormatError(f"{self.name}: ends before byte {stop}") from None
             raise OmnisparseError(f"{self.name}: the server says {error.code}") from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise OmnisparseError(f"{self.name}: cannot be read ({error})") from None
         self._size = total
         if (first, last) != (start, stop - 1) or len(data) != stop - start:

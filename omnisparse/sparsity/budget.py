@@ -81,8 +81,11 @@ def parse_sparsity(value: float | str) -> Size:
         ValueError: If `value` is not a finite number.
     """
     try:
-        # Through text, so that 0.8 is 4/5 and not its binary neighbour.
-        share = Fraction(str(value))
+        if not math.isfinite(float(value)):
+            raise ValueError("not finite")
+        # Through text, so that 0.8 is 4/5 and not its binary neighbour; through float first, so
+        # that a huge exponent is out of range instead of a number with as many digits.
+        share = Fraction(str(value)) if abs(float(value)) <= 1 else Fraction(float(value))
     except ValueError as error:
         message = f"sparsity {value!r} is not a number; legal: 0 <= sparsity < 1"
         raise ValueError(message) from error

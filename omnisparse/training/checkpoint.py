@@ -80,18 +80,26 @@ def save_checkpoint(
         (partial / _STATE).write_text(json.dumps(document), encoding="utf-8")
         sync_path(partial / _STATE)
         sync_path(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        _remove(final)
         os.replace(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_path(root)
     for old in list_checkpoints(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     for leftover in root.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint so that a kill never leaves half of it under its name."""
+    if checkpoint.exists():
+        doomed = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old.partial")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(checkpoint, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -146,8 +154,13 @@ def read_state(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: not a checkpoint ({_STATE} is missing or no JSON)") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise FormatError(f"{path}: not a checkpoint of format {_FORMAT}")
-    if not isinstance(document.get("files"), dict) or not isinstance(document.get("step"), int):
-        raise FormatError(f"{path}: {_STATE} lacks its files or its step")
+    files, state = document.get("files", {}), document.get("state")
+    sound = isinstance(files, dict) and isinstance(state, dict)
+    if not sound or not isinstance(document.get("step"), int):
+        raise FormatError(f"{path}: {_STATE} lacks its files, its step or its state")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or not {"bytes", "crc32"} <= set(entry):
+            raise FormatError(f"{path}: {_STATE} says too little about {name}")
     return document
 
 

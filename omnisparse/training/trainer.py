@@ -79,6 +79,7 @@ class TrainingConfig:
             ("checkpoint_every", 1),
             ("keep_checkpoints", 1),
             ("evaluate_every", 0),
+            ("evaluate_utterances", 1),
             ("max_skipped_steps", 1),
             ("weight_decay", 0.0),
         ):
@@ -87,6 +88,8 @@ class TrainingConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; above 0")
+        if not math.isfinite(self.epochs):
+            raise ValueError(f"epochs is {self.epochs}; a finite number")
         if self.max_steps is not None and self.max_steps < 0:
             raise ValueError(f"max_steps is {self.max_steps}; at least 0")
         if self.threads is not None and self.threads < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -76,6 +77,16 @@ def test_a_finished_run_is_returned_at_once_and_another_configuration_is_refused
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     with pytest.raises(Exception, match=r"training\.max_steps is 2 there and 3 here"):
         train(tiny_config(max_steps=3), out=tmp_path / "run")
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_is_no_obstacle(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    good = tiny_config(max_steps=1)
+    bad = dataclasses.replace(good, data=dataclasses.replace(good.data, vocab_size=5))
+    with pytest.raises(ValueError, match="vocab_size"):
+        train(bad, out=tmp_path / "run")
+    assert train(good, out=tmp_path / "run").steps == 1
 
 
 def test_no_steps_write_the_untrained_net_as_a_run(
