@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from omnisparse import runs
-from omnisparse.artifact import NestedFile, grow_from, write_artifact, write_nested
+from omnisparse.artifact import (
+    VALUE_BITS,
+    NestedFile,
+    grow_from,
+    parse_precision,
+    write_artifact,
+    write_nested,
+)
 from omnisparse.sparsity.budget import parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
@@ -118,7 +125,9 @@ def extract_nested(
         buffers=header.buffers,
         source=header.config["source"],
     )
-    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+    bits = VALUE_BITS[parse_precision(precision or header.precision)]
+    summary = budget.report(counts, bits=bits).summary()
+    return {**info.to_dict(), **summary, "seconds": time.perf_counter() - started}
 
 
 def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:
