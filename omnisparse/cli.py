@@ -183,6 +183,10 @@ def _train(
     return {"run": result.run, "steps": result.steps, "metrics": result.metrics}
 
 
+EMBEDDED_CONFIG = Path(__file__).with_name("configs") / "las_assistant.yaml"
+"""What a recipe trains when it is given no configuration."""
+
+
 def run_recipe(arguments: Sequence[str], *, defaults: Sequence[str] = ()) -> int:
     """What the scripts in ``recipes/`` run: training, on any number of processes.
 
@@ -203,7 +207,7 @@ def run_recipe(arguments: Sequence[str], *, defaults: Sequence[str] = ()) -> int
         report: Report, config: Path | None, out: Path | None, overrides: tuple[str, ...]
     ) -> Mapping[str, Any]:
         """Train; KEY=VALUE overrides the configuration."""
-        return _train(report, config, [*defaults, *overrides], out)
+        return _train(report, config or EMBEDDED_CONFIG, [*defaults, *overrides], out)
 
     try:
         recipe.main(list(arguments))

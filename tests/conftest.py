@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ from omnisparse.config import RunConfig, config_from_dict
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 
 TINY = SyntheticConfig(preset="assistant-easy", hours=0.02)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs made by tests must not become the ``runs/latest`` of whoever starts the tests."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("working-directory"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")

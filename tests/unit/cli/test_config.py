@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from omnisparse.config import ConfigError, RunConfig, config_to_yaml, load_config
-from omnisparse.methods import DenseConfig
-from omnisparse.models import TransducerConfig
+from omnisparse.methods import DenseConfig, build_method
+from omnisparse.models import TransducerConfig, build_model
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted([*(ROOT / "recipes/configs").glob("*.yaml"), *ROOT.glob("omnisparse/configs/*")])
@@ -21,6 +21,20 @@ def test_every_shipped_configuration_is_legal(path: Path, tmp_path: Path) -> Non
     resolved = tmp_path / "config.yaml"
     resolved.write_text(config_to_yaml(config))
     assert load_config(resolved) == config
+
+
+def test_the_sizes_that_a_shipped_embedded_configuration_trains_can_be_reached() -> None:
+    for path in [
+        *ROOT.glob("omnisparse/configs/*.yaml"),
+        *ROOT.glob("recipes/configs/*_real.yaml"),
+    ]:
+        config = load_config(path)
+        model = build_model(
+            config.model,
+            input_dim=80 * config.data.features.stack,
+            vocab_size=config.data.vocab_size,
+        )
+        build_method(config.method, seed=0).prepare(model, max_steps=10)
 
 
 def test_no_file_and_no_overrides_is_the_default() -> None:
