@@ -330,6 +330,7 @@ def _batches(
         num_buckets=data.num_buckets,
         short_first_epochs=data.short_first_epochs,
         spec_augment=data.augmentation.spec_augment(),
+        unmasked_epochs=data.augmentation.unmasked_epochs,
         seed=config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
