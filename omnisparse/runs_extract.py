@@ -21,6 +21,7 @@ from omnisparse.artifact import (
 )
 from omnisparse.sparsity.budget import Budget, Size, parse_sparsity
 from omnisparse.sparsity.masks import Scope, allocate
+from omnisparse.sparsity.ranking import parse_block
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -159,18 +160,6 @@ def _solve_bytes(
         return planned_bytes(state, kept, **vars(planned))
 
     return budget.solve_bytes(size, size_of, split)
-
-
-def parse_block(text: str) -> tuple[int, int]:
-    """Parse ``8x1`` (8 outputs by 1 input).
-
-    Raises:
-        ValueError: If it is not two whole numbers.
-    """
-    rows, _, columns = text.partition("x")
-    if not (rows.isdigit() and columns.isdigit()):
-        raise ValueError(f"block is {text!r}; two whole numbers such as 8x1")
-    return int(rows), int(columns)
 
 
 def _read_spec(path: Path) -> SubnetSpec:
