@@ -103,9 +103,8 @@ class SandwichConfig:
             raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
         if self.refresh_every < 1:
             raise ValueError(f"refresh_every is {self.refresh_every}; at least 1")
-        for name in (
-            "subnet_weight distillation_weight encoder_weight label_weight layer_spread"
-        ).split():
+        weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
+        for name in (*weights, "layer_spread"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; a number of at least 0")
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from omnisparse.sparsity.report import layer_of
 
 
-def group_matrices(names: Iterable[str], patterns: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Put matrices together that get one relative density.
+def group_matrices(
+    names: Iterable[str], patterns: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    r"""Put matrices together that get one relative density.
 
     A matrix belongs to the group named by the text that the first pattern to be found in its name
     matches there: `encoder` makes one group of everything with that word in its name,
-    `encoder\\.layers\\.\\d+` one group per layer. What no pattern matches is grouped by layer, as
+    `encoder\.layers\.\d+` one group per layer. What no pattern matches is grouped by layer, as
     everything is without patterns (the two matrices of an LSTM layer together).
 
     Args:
