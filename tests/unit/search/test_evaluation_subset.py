@@ -81,14 +81,14 @@ def test_the_subset_ranks_better_than_a_random_one() -> None:
 
 def test_the_reported_correlation_is_of_models_left_out() -> None:
     """Items of pure noise can be chosen to fit any models; what is reported must not be fooled."""
-    generator = np.random.default_rng(5)
-    noise = generator.normal(10, 1, (12, 300))
-    subset = choose_subset(noise, np.ones(300), ["one"] * 12, 10)
-    fitted = spearman(noise.sum(1), noise[:, list(subset.items)].sum(1))
-    assert fitted is not None
-    assert fitted > 0.9
-    assert subset.spearman is not None
-    assert subset.spearman < 0.7
+    fitted, reported = [], []
+    for seed in range(8):
+        noise = np.random.default_rng(seed).normal(10, 1, (6, 200))
+        subset = choose_subset(noise, np.ones(200), ["one"] * 6, 10)
+        fitted.append(spearman(noise.sum(1), noise[:, list(subset.items)].sum(1)))
+        reported.append(subset.spearman)
+    assert np.mean(fitted) > 0.9
+    assert np.mean(reported) < 0.5
 
 
 def test_all_items_are_everything() -> None:
