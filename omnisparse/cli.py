@@ -23,13 +23,14 @@ from omnisparse.cli_group import (
     reports,
 )
 from omnisparse.cli_output import format_seconds, print_error
+from omnisparse.cli_search import search
 from omnisparse.errors import OmnisparseError
 from omnisparse.version import __version__
 
 SECTIONS = {
     "Start here": ("demo",),
     "Data": ("prepare",),
-    "Train once, extract every size": ("train", "extract", "grow"),
+    "Train once, extract every size": ("train", "search", "extract", "grow"),
     "Measure and use": ("evaluate", "inspect", "transcribe"),
 }
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -218,6 +219,7 @@ def run_recipe(arguments: Sequence[str], *, defaults: Sequence[str] = ()) -> int
 
 verbs.add_command(extract)
 verbs.add_command(grow)
+verbs.add_command(search)
 
 
 @verbs.command()

@@ -27,6 +27,10 @@ SIZE_HELP = (
 )
 @click.option("--run", type=PATH, help="Run directory; runs/latest if unset.")
 @click.option("--spec", type=PATH, help="Sparsity of each layer, as JSON.")
+@click.option(
+    "--front", type=PATH,
+    help="Take the spec of --size from this file of `search` (front.json in its folder).",
+)  # fmt: skip
 @click.option("--from", "place", help="Nested file, or its http(s) address, in place of a run.")
 @click.option("--nested", is_flag=True, help="Write every size into one file, smallest first.")
 @click.option("--out", type=PATH, help="Artifact directory (or nested file) to write.")
@@ -35,8 +39,8 @@ SIZE_HELP = (
     help="How the weights are stored; fp32 if unset, with --from that of the file.",
 )  # fmt: skip
 @click.option(
-    "--block", type=click.Choice(["1x1", "8x1", "16x1"]), default="1x1", show_default=True,
-    help="Weights kept or dropped together.",
+    "--block", type=click.Choice(["1x1", "8x1", "16x1"]),
+    help="Weights kept or dropped together; as in training if unset.",
 )  # fmt: skip
 @click.option(
     "--scope", type=click.Choice(["layer", "global", "lamp"]), default="layer", show_default=True,
@@ -61,22 +65,26 @@ def extract(report: Report, **options: Any) -> Mapping[str, Any]:
 
 def _check_extract_usage(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
-    place: str | None, nested: bool, out: Path | None, block: str, scope: str, format_: str,
+    front: Path | None, place: str | None, nested: bool, out: Path | None, block: str | None,
+    scope: str, format_: str,
     **_: Any,
 ) -> None:  # fmt: skip
     """Refuses options of `extract` that contradict each other."""
     chosen = sum(choice is not None for choice in (size, sparsity, spec))
     if nested:
-        plain = (block, scope, format_) == ("1x1", "layer", "bitmask")
-        if chosen or place is not None or not plain:
+        plain = (block or "1x1", scope, format_) == ("1x1", "layer", "bitmask")
+        if chosen or place is not None or front is not None or not plain:
             raise click.UsageError("--nested holds every size: give only --run, --out, --precision")
         return
     if chosen != 1:
         raise click.UsageError("give exactly one of --size, --sparsity and --spec")
+    if front is not None and (size is None or scope != "layer"):
+        raise click.UsageError("--front goes with --size, and not with --scope")
     if place is not None:
-        if spec is not None or run is not None or (block, scope) != ("1x1", "layer"):
+        alone = spec is None and run is None and front is None
+        if not alone or (block or "1x1", scope) != ("1x1", "layer"):
             raise click.UsageError(
-                "--from goes with --size or --sparsity, not --run/--spec/--block/--scope"
+                "--from goes with --size or --sparsity, not --run/--spec/--front/--block/--scope"
             )
         if out is None:
             raise click.UsageError("--from needs --out")
@@ -84,8 +92,8 @@ def _check_extract_usage(
 
 def _extract(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
-    place: str | None, nested: bool, out: Path | None, precision: str | None, block: str,
-    scope: Scope, format_: str,
+    front: Path | None, place: str | None, nested: bool, out: Path | None,
+    precision: str | None, block: str | None, scope: Scope, format_: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Calls the one function that the options of `extract` ask for."""
     from omnisparse import runs_extract, runs_nested
@@ -97,8 +105,8 @@ def _extract(
             place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_
         )
     return runs_extract.extract(
-        run, size=size, sparsity=sparsity, spec=spec, out=out, precision=precision or "fp32",
-        block=block, scope=scope, format=format_,
+        run, size=size, sparsity=sparsity, spec=spec, front=front, out=out,
+        precision=precision or "fp32", block=block, scope=scope, format=format_,
     )  # fmt: skip
 
 

@@ -398,6 +398,7 @@ def _describe(
             prunable=list(prunable),
             parameters=[name for name, _ in model.named_parameters()],
             method=config.method.kind,
+            block=getattr(config.method, "block", "1x1"),
         ),
     )
 

@@ -44,6 +44,8 @@ class RunDescription:
     """Names of all parameters, in model order."""
     method: str
     """Kind of the training method."""
+    block: str = "1x1"
+    """Weights that its masks kept or dropped together."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from omnisparse.artifact import (
     planned_bytes,
     write_extractions,
 )
-from omnisparse.sparsity.budget import Budget, Size, parse_sparsity
+from omnisparse.search.front import pick, read_front
+from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
 from omnisparse.sparsity.masks import Scope, allocate
+from omnisparse.sparsity.ranking import parse_block
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -30,9 +32,10 @@ def extract(
     size: str | None = None,
     sparsity: float | None = None,
     spec: Path | None = None,
+    front: Path | None = None,
     out: Path | None = None,
     precision: str = "fp32",
-    block: str = "1x1",
+    block: str | None = None,
     scope: Scope = "layer",
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
@@ -45,9 +48,11 @@ def extract(
             of the dense net's parameters.
         sparsity: Share of the prunable weights that becomes zero, in [0, 1).
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
+        front: With ``size``: file of a search whose spec of that size is taken.
         out: Artifact directory; None for ``<run>/extracted/<what was asked>``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        block: ``1x1``, ``8x1`` or ``16x1``: weights that are kept or dropped together.
+        block: ``1x1``, ``8x1`` or ``16x1``: weights that are kept or dropped together; None for
+            what the run was trained with.
         scope: How matrices share the total: ``layer`` (the same sparsity in each, which is what a
             supernet is trained for), ``global`` (one magnitude ranking), ``lamp``.
         format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
@@ -62,26 +67,14 @@ def extract(
         OmnisparseError: If the run cannot be read.
     """
     started = time.perf_counter()
-    request = _Request(size=size, sparsity=sparsity, spec=spec)
+    request = _Request(size=size, sparsity=sparsity, spec=spec, front=front)
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
-    weights, step = runs.newest_weights(run)
+    weights, _ = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
-    budget = Budget(shapes, description.prunable, block=parse_block(block))
-    contents = Contents(
-        model=description.model,
-        features=description.features,
-        tokenizer=(run / "tokenizer.model").read_bytes(),
-        tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
-        dense_parameters=budget.dense_parameters,
-        prunable=description.prunable,
-        source={"run": run.name, "step": step, "method": description.method},
-        precision=precision,
-        block=parse_block(block),
-        format=format,
-        wer=wer,
-        buffers=[name for name in weights if name not in shapes],
-    )
+    chosen = parse_block(description.block if block is None else block)
+    budget = Budget(shapes, description.prunable, block=chosen)
+    contents = contents_of(run, weights, block=chosen, precision=precision, format=format, wer=wer)
     kept = request.kept(budget, weights, contents, scope)
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(),
@@ -93,6 +86,46 @@ def extract(
     return {**info.to_dict(), **report.summary(), "seconds": time.perf_counter() - started}
 
 
+def contents_of(
+    run: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    block: tuple[int, int],
+    precision: str = "fp32",
+    format: str = "bitmask",
+    wer: Mapping[str, Any] | None = None,
+) -> Contents:
+    """All of a run's artifact but its spec and weights.
+
+    Args:
+        run: The run.
+        weights: Its weights, of which names and shapes are read.
+        block: Block shape of the masks.
+        precision: See :func:`extract`.
+        format: See :func:`extract`.
+        wer: See :func:`extract`.
+
+    Raises:
+        OmnisparseError: If the run cannot be read.
+    """
+    description = runs.read_description(run)
+    _, step = runs.newest_weights(run)
+    return Contents(
+        model=description.model,
+        features=description.features,
+        tokenizer=(run / "tokenizer.model").read_bytes(),
+        tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
+        dense_parameters=num_parameters((n, weights[n]) for n in description.parameters),
+        prunable=description.prunable,
+        source={"run": run.name, "step": step, "method": description.method},
+        precision=precision,
+        block=block,
+        format=format,
+        wer=wer,
+        buffers=[name for name in weights if name not in set(description.parameters)],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Request:
     """What the user asked of an extraction."""
@@ -100,8 +133,11 @@ class _Request:
     size: str | None
     sparsity: float | None
     spec: Path | None
+    front: Path | None
 
     def __post_init__(self) -> None:
+        if self.front is not None and self.size is None:
+            raise ValueError("front is given without the size to take from it")
         given = [v for v in (self.size, self.sparsity, self.spec) if v is not None]
         if len(given) != 1:
             raise ValueError("exactly one of size, sparsity and spec must be given")
@@ -109,7 +145,8 @@ class _Request:
     def folder(self) -> str:
         """A folder name for the result."""
         if self.size is not None:
-            return self.size.strip().replace("%", "pct")
+            name = self.size.strip().replace("%", "pct")
+            return name if self.front is None else f"{name}-searched"
         return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
 
     def kept(
@@ -117,20 +154,31 @@ class _Request:
     ) -> dict[str, int]:
         """Number of weights that each prunable matrix keeps."""
         if self.spec is not None:
-            kept = _read_spec(self.spec).counts(budget.prunable)
-            dead = [name for name, count in kept.items() if count < budget.floors[name]]
-            if dead:
-                raise ValueError(
-                    f"{self.spec}: keeps nothing of {', '.join(dead)}; legal: a sparsity that "
-                    "leaves each matrix a weight"
-                )
-            return kept
+            return _checked(_read_spec(self.spec), budget, self.spec)
+        if self.front is not None and self.size is not None:
+            nonzero = budget.unprunable + budget.solve(self.size)
+            return _checked(pick(read_front(self.front), nonzero).spec, budget, self.front)
         size = parse_sparsity(self.sparsity) if self.sparsity is not None else None
         size = size or budget.parse(self.size or "")
         split = _splitter(budget, weights, contents.block, scope)
         if size.kind == "bytes":
             return _solve_bytes(budget, size, weights, contents, split)
         return split(budget.solve(size))
+
+
+def _checked(spec: SubnetSpec, budget: Budget, source: Path) -> dict[str, int]:
+    """Kept weights of a spec that a file gave; one that kills a matrix is refused."""
+    try:
+        kept = spec.counts(budget.prunable)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    dead = [name for name, count in kept.items() if count < budget.floors[name]]
+    if dead:
+        raise ValueError(
+            f"{source}: keeps nothing of {', '.join(dead)}; legal: a sparsity that "
+            "leaves each matrix a weight"
+        )
+    return kept
 
 
 def _splitter(
@@ -159,18 +207,6 @@ def _solve_bytes(
         return planned_bytes(state, kept, **vars(planned))
 
     return budget.solve_bytes(size, size_of, split)
-
-
-def parse_block(text: str) -> tuple[int, int]:
-    """Parse ``8x1`` (8 outputs by 1 input).
-
-    Raises:
-        ValueError: If it is not two whole numbers.
-    """
-    rows, _, columns = text.partition("x")
-    if not (rows.isdigit() and columns.isdigit()):
-        raise ValueError(f"block is {text!r}; two whole numbers such as 8x1")
-    return int(rows), int(columns)
 
 
 def _read_spec(path: Path) -> SubnetSpec:

@@ -143,7 +143,7 @@ def evaluate(
     if not batch_seconds > 0:
         raise ValueError(f"batch_seconds: expected more than 0, got {batch_seconds}")
     ordered = list(cuts)
-    _check_scorable(ordered)
+    check_scorable(ordered)
     was_training = model.training
     model.eval()
     start = time.perf_counter()
@@ -162,7 +162,7 @@ def evaluate(
         model.train(was_training)
     return score(
         ids=[cut.id for cut in ordered],
-        references=[_reference(cut) for cut in ordered],
+        references=[reference_of(cut) for cut in ordered],
         hypotheses=texts,
         audio_seconds=sum(float(cut.duration) for cut in ordered),
         seconds=time.perf_counter() - start,
@@ -190,7 +190,7 @@ def _one_by_one(
 ) -> Iterator[tuple[int, str]]:
     """Yields (index of the cut, its text), one utterance after the other."""
     for index, cut in enumerate(cuts):
-        yield index, transcribe(_load_samples(cut, sampling_rate))
+        yield index, transcribe(load_samples(cut, sampling_rate))
 
 
 def score(
@@ -238,15 +238,15 @@ def score(
     )
 
 
-def _check_scorable(cuts: Sequence[Any]) -> None:
+def check_scorable(cuts: Sequence[Any]) -> None:
     """Refuses a corpus no rate can be computed on, before any time is spent on it."""
     if not cuts:
         raise DataError("the manifest holds no utterance: nothing to evaluate")
-    if not any(_reference(cut).split() for cut in cuts):
+    if not any(reference_of(cut).split() for cut in cuts):
         raise DataError("the manifest's transcripts are all empty: no word to count errors against")
 
 
-def _reference(cut: Any) -> str:
+def reference_of(cut: Any) -> str:
     """The transcript of a cut; empty where it has none."""
     return " ".join(supervision.text or "" for supervision in cut.supervisions).strip()
 
@@ -262,13 +262,13 @@ def _batches(
         if batch and (padded_seconds > batch_seconds or len(batch) == MAX_BATCH_UTTERANCES):
             yield batch
             batch = []
-        samples = _load_samples(cuts[index], extractor.sampling_rate)
-        batch.append(_Utterance(index=index, features=_features(extractor, samples, cuts[index])))
+        samples = load_samples(cuts[index], extractor.sampling_rate)
+        batch.append(_Utterance(index=index, features=features_of(extractor, samples, cuts[index])))
     if batch:
         yield batch
 
 
-def _features(extractor: FeatureExtractor, samples: FloatArray, cut: Any) -> FloatArray:
+def features_of(extractor: FeatureExtractor, samples: FloatArray, cut: Any) -> FloatArray:
     """Features of one utterance."""
     try:
         return extractor(samples)
@@ -276,7 +276,7 @@ def _features(extractor: FeatureExtractor, samples: FloatArray, cut: Any) -> Flo
         raise DataError(f"{cut.id}: {error}") from error
 
 
-def _load_samples(cut: Any, sampling_rate: int) -> FloatArray:
+def load_samples(cut: Any, sampling_rate: int) -> FloatArray:
     """Audio of a cut as [N] float32, mixed to mono, at ``sampling_rate``."""
     try:
         if cut.sampling_rate != sampling_rate:

@@ -8,6 +8,8 @@ Source: Yu & Huang 2019 (universally slimmable networks: sandwich rule, in-place
 Yang et al. 2022 (Omni-sparsity DNN, arXiv 2110.08352: masks on each layer of a shared net).
 Deviation: the subnets see disjoint parts of the batch, not all of it (``member_share``), and keep
 a label term (``label_weight``); Omni-sparsity's own choices are not published in readable form.
+What the literature does differently is a field of ``SandwichConfig``, and an arm of
+``recipes/sweeps/ablation.yaml``.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Forward, Loss, forward_batch
-from omnisparse.models.base import ModelOutput
+from omnisparse.methods.inplace import Teacher, scaled_dropout
 from omnisparse.sparsity.budget import parse_size
+from omnisparse.sparsity.ranking import parse_block
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
 
@@ -44,6 +47,13 @@ class SandwichConfig:
     """Sizes drawn from when ``distribution`` is ``levels``."""
     per_layer: bool = False
     """Random subnets draw a sparsity per layer, their total held, instead of one for all."""
+    layer_spread: float = 1.0
+    """With ``per_layer``: densities lie within a factor of 1 + this of the mean, both ways."""
+    layer_groups: tuple[str, ...] = ()
+    """With ``per_layer``: regular expressions; matrices in whose names one matches the same text
+    share a density (``.+`` gives each its own). Empty means the matrices of a layer together."""
+    num_layer_levels: int = 0
+    """With ``per_layer``: grid of the densities, an odd number; 0 draws from the whole range."""
     warmup_fraction: float = 0.15
     """Share of the run's steps, at its start, that train the dense net only."""
     member_share: float = 0.3
@@ -53,14 +63,32 @@ class SandwichConfig:
     """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
     subnet_weight: float = 1.0
     """Weight of each subnet's loss; the dense net's is 1."""
+    normalise_members: bool = False
+    """Divide all weights of a step by their sum, so that more members do not mean a larger
+    gradient; otherwise the gradients are summed."""
+    distill: Literal["posteriors", "encoder", "both"] = "posteriors"
+    """What a subnet learns from the dense net: posteriors (a transducer's lattice), the outputs
+    of the encoder, or both."""
     distillation_weight: float = 1.0
-    """Weight of the divergence from the dense net's outputs, within a subnet's loss."""
+    """Weight of the divergence from the dense net's posteriors, within a subnet's loss."""
+    encoder_weight: float = 0.1
+    """Weight of the distance from the dense net's encoder outputs, within a subnet's loss."""
+    divergence: Literal["kl", "alpha"] = "kl"
+    """Divergence between posteriors; ``alpha`` takes the larger of two alpha-divergences."""
+    alphas: tuple[float, float] = (-1.0, 1.0)
+    """The two for ``alpha``; finite and not 0."""
+    alpha_clip: float = 5.0
+    """Largest importance weight of a class for ``alpha``, at least 1."""
     label_weight: float = 0.3
     """Weight of the label loss, within a subnet's loss."""
+    subnet_dropout: Literal["same", "scaled", "none"] = "same"
+    """Dropout of subnets: the dense net's, times the density of the subnet, or none."""
     refresh_every: int = 100
     """Steps between two rankings of the weights by magnitude."""
     straight_through: bool = False
     """Let a subnet's gradient reach the weights its mask hides, too."""
+    block: str = "1x1"
+    """Weights kept or dropped together: ``8x1`` is 8 outputs of one input."""
     prunable: tuple[str, ...] = ()
     """Regular expressions of parameter names to prune; empty means LSTM, projection and
     feed-forward matrices."""
@@ -75,9 +103,15 @@ class SandwichConfig:
             raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
         if self.refresh_every < 1:
             raise ValueError(f"refresh_every is {self.refresh_every}; at least 1")
-        for name in ("subnet_weight", "distillation_weight", "label_weight"):
+        weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
+        for name in (*weights, "layer_spread"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; a number of at least 0")
+        if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
+            raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
+        if not self.alpha_clip >= 1:
+            raise ValueError(f"alpha_clip is {self.alpha_clip}; at least 1")
+        parse_block(self.block)
         for size in (self.min_size, *self.levels):
             parse_size(size)
 
@@ -106,15 +140,23 @@ class Sandwich:
         """
         config = self.config
         prunable = find_prunable(model, **({"include": config.prunable} if config.prunable else {}))
-        self.supernet = Supernet(model, prunable=prunable, straight_through=config.straight_through)
+        block = parse_block(config.block)
+        self.supernet = Supernet(
+            model, prunable=prunable, block=block, straight_through=config.straight_through
+        )
         self.smallest = self.supernet.spec_for(config.min_size)
         levels = config.levels if config.distribution == "levels" else ()
+        budget = self.supernet.budget
         self.space = SparsitySpace(
-            self.supernet.budget.prunable,
+            {fqn: budget.shapes[fqn] for fqn in budget.prunable},
             min_density=self._density(config.min_size),
             distribution=config.distribution,
             levels=tuple(self._density(size) for size in levels),
             per_layer=config.per_layer,
+            spread=config.layer_spread,
+            layer_groups=config.layer_groups,
+            num_layer_levels=config.num_layer_levels,
+            block=block,
         )
         self.warmup_steps = round(config.warmup_fraction * max_steps)
         return self.supernet
@@ -137,20 +179,25 @@ class Sandwich:
         """Yield the dense net's loss, then each subnet's."""
         self.supernet.activate(None)
         output = forward_batch(forward, batch)
-        yield Loss("dense", output.label_loss_sum, output.num_units, 1.0, len(batch.ids))
-        if step < self.warmup_steps:
+        alone = step < self.warmup_steps
+        scale = 1.0 if alone or not self.config.normalise_members else 1 / self._weight_sum
+        yield Loss("dense", output.label_loss_sum, output.num_units, scale, len(batch.ids))
+        if alone:
             return
-        # Only the posteriors outlive the dense pass: a collapsed lattice for the transducer.
-        teacher = output.log_posteriors.detach()
+        teacher = Teacher.of(output, self.config.distill)
         del output
         if (step - self.warmup_steps) % self.config.refresh_every == 0:
             self.supernet.refresh()
         for index in range(self.num_subnets):
-            yield self._subnet_loss(forward, batch, teacher, step, index)
+            yield self._subnet_loss(forward, batch, teacher, step, index, scale)
         self.supernet.activate(None)
 
+    @property
+    def _weight_sum(self) -> float:
+        return 1.0 + self.config.subnet_weight * self.num_subnets
+
     def _subnet_loss(
-        self, forward: Forward, batch: Batch, teacher: Tensor, step: int, index: int
+        self, forward: Forward, batch: Batch, teacher: Teacher, step: int, index: int, scale: float
     ) -> Loss:
         if index == 0:
             name, spec = "smallest", self.smallest
@@ -160,20 +207,33 @@ class Sandwich:
         rows, present = self._member_rows(batch, step, index)
         part = batch.select(rows)
         self.supernet.activate(spec)
-        output = forward_batch(forward, part)
-        value = (
-            self.config.label_weight * output.label_loss_sum
-            + self.config.distillation_weight * distillation_sum(teacher[rows], output)
+        with scaled_dropout(self.supernet.model, self._dropout_factor(spec)):
+            output = forward_batch(forward, part)
+        config = self.config
+        distilled = teacher.select(rows).distance(
+            output,
+            posterior_weight=config.distillation_weight,
+            encoder_weight=config.encoder_weight,
+            alphas=config.alphas if config.divergence == "alpha" else None,
+            clip=config.alpha_clip,
         )
+        value = config.label_weight * output.label_loss_sum + distilled
         # A process without a row of this member's still runs, weightless: all must synchronise.
-        scale = 1.0 if present else 0.0
+        here = 1.0 if present else 0.0
         return Loss(
             name,
-            value * scale,
-            output.num_units * scale,
-            self.config.subnet_weight,
+            value * here,
+            output.num_units * here,
+            config.subnet_weight * scale,
             len(rows) if present else 0,
         )
+
+    def _dropout_factor(self, spec: SubnetSpec) -> float:
+        """What a subnet's dropout is multiplied with."""
+        if self.config.subnet_dropout == "scaled":
+            numel = self.supernet.budget.prunable
+            return sum(spec.counts(numel).values()) / sum(numel.values())
+        return 1.0 if self.config.subnet_dropout == "same" else 0.0
 
     def _member_rows(self, batch: Batch, step: int, index: int) -> tuple[Tensor, bool]:
         """Rows of ``batch`` that subnet ``index`` sees, and whether it really has any.
@@ -199,23 +259,3 @@ class Sandwich:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the ranking in force."""
         self.supernet.load_ranking_state(state)
-
-
-def distillation_sum(teacher_log_posteriors: Tensor, student: ModelOutput) -> Tensor:
-    """Weighted sum of KL(teacher || student) over all positions of the student's output.
-
-    Args:
-        teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
-            student's.
-        student: Output of the same utterances.
-
-    Returns:
-        Scalar: the sum of ``posterior_weights`` times the divergence, in nats.
-
-    Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
-    al. 2020 (arXiv 2011.06110).
-    """
-    student_log = student.log_posteriors.float()
-    teacher_log = teacher_log_posteriors[tuple(slice(size) for size in student_log.shape)].float()
-    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)
-    return (divergence * student.posterior_weights).sum()

@@ -34,6 +34,12 @@ class ModelOutput(NamedTuple):
     posterior_weights: Tensor
     """``[B, ...]`` float32: ``sum(weights * divergence) / num_units`` is a distillation loss."""
 
+    encoder_outputs: Tensor | None = None
+    """``[B, T', D]``: what the encoder hands on, to distil; undefined beyond each length."""
+
+    encoder_lengths: Tensor | None = None
+    """``[B]`` int64 lengths of ``encoder_outputs``."""
+
 
 class Hypothesis(NamedTuple):
     """One decoded sentence."""

@@ -325,6 +325,8 @@ class LasModel(SpeechModel):
             num_units=(token_lengths + 1).sum().float(),
             log_posteriors=log_probs,
             posterior_weights=mask.float(),
+            encoder_outputs=encoded,
+            encoder_lengths=lengths,
         )
 
     def next_log_probs(

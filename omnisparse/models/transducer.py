@@ -385,6 +385,8 @@ class TransducerModel(SpeechModel):
                     num_units=num_units,
                     log_posteriors=torch.log_softmax(node, dim=-1),
                     posterior_weights=node[..., 0],
+                    encoder_outputs=encoded,
+                    encoder_lengths=lengths,
                 )
         predicted = self.predictor(tokens)
         if warming_up:
@@ -398,6 +400,8 @@ class TransducerModel(SpeechModel):
             num_units=num_units,
             log_posteriors=lattice,
             posterior_weights=lattice_weights(lengths, token_lengths, lattice),
+            encoder_outputs=encoded,
+            encoder_lengths=lengths,
         )
 
     @torch.inference_mode()

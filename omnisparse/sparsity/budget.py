@@ -354,11 +354,30 @@ def allocate_uniform(
     floor: float = 0.0,
     block: tuple[int, int] = (1, 1),
 ) -> dict[str, int]:
-    """One density for all matrices: kept weights per matrix, adding up to exactly `total`.
+    """One density for all matrices: see `allocate_proportional` with factors of 1."""
+    return allocate_proportional(shapes, total, {}, floor, block)
+
+
+def allocate_proportional(
+    shapes: Mapping[str, Sequence[int]],
+    total: int,
+    factors: Mapping[str, float],
+    floor: float = 0.0,
+    block: tuple[int, int] = (1, 1),
+) -> dict[str, int]:
+    """Densities in given proportions: kept weights per matrix, adding up to exactly `total`.
 
     With blocks: whole blocks that add up to the most that does not exceed `total`. Where blocks
     do not tile every matrix the counts add up to `total`, and each mask keeps what fits of it.
-    Counts never shrink when the total grows.
+    For given factors counts never shrink when the total grows.
+
+    Args:
+        shapes: Shapes by name.
+        total: Weights to keep in all.
+        factors: Relative density of each matrix, above 0; 1 where not named. A matrix that would
+            be over-full is whole, and the others share the rest.
+        floor: Least density of any matrix.
+        block: Block shape.
 
     Raises:
         ValueError: If the total is below the floors or above the dense count.
@@ -377,10 +396,12 @@ def allocate_uniform(
     if any(shape[0] % block[0] or math.prod(shape[1:]) % block[1] for shape in shapes.values()):
         # Matrices with partial blocks at their edges: masks keep what fits of these counts.
         sizes = list(numel.values())
-        split = apportion(total, sizes, list(floors.values()), sizes)
+        shares = [count * factors.get(fqn, 1.0) for fqn, count in numel.items()]
+        split = apportion(total, shares, list(floors.values()), sizes)
         return dict(zip(shapes, split, strict=True))
     most = [num_blocks(shape, block) for shape in shapes.values()]
-    counts = apportion(total // size, most, [floors[fqn] // size for fqn in shapes], most)
+    shares = [count * factors.get(fqn, 1.0) for fqn, count in zip(shapes, most, strict=True)]
+    counts = apportion(total // size, shares, [floors[fqn] // size for fqn in shapes], most)
     return {fqn: min(numel[fqn], count * size) for fqn, count in zip(shapes, counts, strict=True)}
 
 

@@ -127,6 +127,18 @@ def check_block(block: Block) -> Block:
     return block
 
 
+def parse_block(text: str) -> Block:
+    """Parse ``8x1`` (8 outputs by 1 input).
+
+    Raises:
+        ValueError: If it is not two whole numbers of at least 1.
+    """
+    rows, _, columns = text.partition("x")
+    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+        raise ValueError(f"block is {text!r}; two whole numbers of at least 1 such as 8x1")
+    return int(rows), int(columns)
+
+
 def score_keys(tensor: Tensor, block: Block, norm: Norm, name: str = "") -> Tensor:
     """Importance of every block as a non-negative integer: flat, row-major over blocks.
 

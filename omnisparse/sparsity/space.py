@@ -13,8 +13,13 @@ from typing import Literal, get_args
 
 import torch
 
-from omnisparse.sparsity.apportion import apportion
-from omnisparse.sparsity.budget import allocate_uniform, floors_of
+from omnisparse.sparsity.budget import (
+    allocate_proportional,
+    allocate_uniform,
+    check_names,
+    floors_of,
+)
+from omnisparse.sparsity.groups import group_matrices
 
 Distribution = Literal["log_uniform", "uniform", "levels"]
 
@@ -111,22 +116,28 @@ def subnet_generator(seed: int, step: int, index: int) -> torch.Generator:
 
 
 class SparsitySpace:
-    """The subnets that training samples.
+    """The subnets that training samples and a search walks through.
 
     Densities (kept share of the prunable weights) come from a finite grid, so that the masks of a
-    density met before can be used again until the ranking changes.
+    density met before can be used again until the ranking changes. A subnet is a density for all
+    matrices together and, where layers differ, a level for each group of them: how far its own
+    density lies from the mean, before the total is restored.
 
     Args:
-        numel: Weights of every prunable matrix, by name.
+        shapes: Shape of every prunable matrix, by name (or its number of weights).
         min_density: Density of the smallest subnet, in (0, 1]; ignored for `levels`.
         max_density: Density of the largest subnet, in [`min_density`, 1]; ignored for `levels`.
         distribution: `log_uniform` or `uniform` between the two, or one of `levels`.
         levels: Densities for `levels`, in (0, 1].
         num_densities: Points of the grid for `log_uniform` and `uniform`.
-        per_layer: Sample a density per matrix too, around the sampled total, which is held.
-        spread: For `per_layer`: matrices differ from the total's density by a factor within
-            [1 / (1 + spread), 1 + spread] before the total is restored.
+        per_layer: Sample a level per group too, independently, with the sampled total held.
+        spread: Groups differ from the mean density by a factor within [1 / (1 + spread), 1 +
+            spread] before the total is restored.
+        layer_groups: Expressions of matrices that share a level (see `group_matrices`).
+        num_layer_levels: Grid of the levels, an odd number so that the mean is one of them; 0
+            draws them from the whole interval.
         floor: Least density of any matrix.
+        block: Block shape of the masks.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -137,7 +148,7 @@ class SparsitySpace:
 
     def __init__(
         self,
-        numel: Mapping[str, int],
+        shapes: Mapping[str, Sequence[int] | int],
         *,
         min_density: float = 0.0625,
         max_density: float = 1.0,
@@ -146,7 +157,10 @@ class SparsitySpace:
         num_densities: int = 64,
         per_layer: bool = False,
         spread: float = 1.0,
+        layer_groups: Sequence[str] = (),
+        num_layer_levels: int = 0,
         floor: float = 0.0,
+        block: tuple[int, int] = (1, 1),
     ) -> None:
         if distribution not in get_args(Distribution):
             legal = ", ".join(get_args(Distribution))
@@ -164,23 +178,70 @@ class SparsitySpace:
             if num_densities < 2:
                 raise ValueError(f"num_densities {num_densities} must be at least 2")
             grid = _grid(min_density, max_density, num_densities, distribution == "log_uniform")
-        if spread < 0:
+        if not (math.isfinite(spread) and spread >= 0):
             raise ValueError(f"spread {spread} must not be negative")
-        self.numel = dict(numel)
+        if num_layer_levels and (num_layer_levels < 3 or num_layer_levels % 2 == 0):
+            raise ValueError(f"num_layer_levels {num_layer_levels} must be 0 or odd and at least 3")
+        self.shapes = {
+            fqn: (shape,) if isinstance(shape, int) else tuple(shape)
+            for fqn, shape in shapes.items()
+        }
+        self.numel = {fqn: math.prod(shape) for fqn, shape in self.shapes.items()}
+        self.groups = group_matrices(self.numel, layer_groups)
         self.densities = tuple(sorted(set(grid)))
         self.per_layer = per_layer
-        self.spread = spread
+        self.reach = math.log1p(spread)
+        self.num_layer_levels = num_layer_levels
         self.floor = floor
+        self.block = block
         self._choices = tuple(grid)
 
     def total_kept(self, density: float) -> int:
         """Prunable weights that a density keeps; the floors at least."""
-        least = sum(floors_of(self.numel, self.floor).values())
+        least = sum(floors_of(self.numel, self.floor, self.block).values())
         return max(least, round(density * sum(self.numel.values())))
 
     def at(self, density: float) -> SubnetSpec:
         """The subnet of one density in all matrices."""
-        return uniform_spec(self.numel, self.total_kept(density), self.floor)
+        return self.spec(self.total_kept(density))
+
+    def spec(self, total_kept: int, offsets: Mapping[str, float] | None = None) -> SubnetSpec:
+        """The subnet of a total (exact, with blocks to the block) and of an offset per group.
+
+        Args:
+            total_kept: Prunable weights to keep.
+            offsets: Log of each group's density relative to the mean, before the total is
+                restored; 0 where not named.
+
+        Raises:
+            ValueError: If the total is out of range or a group is unknown.
+        """
+        offsets = offsets or {}
+        check_names(offsets, self.groups, "offsets")
+        factors = {
+            fqn: math.exp(offsets.get(group, 0.0))
+            for group, names in self.groups.items()
+            for fqn in names
+        }
+        counts = allocate_proportional(self.shapes, total_kept, factors, self.floor, self.block)
+        return SubnetSpec.from_counts(counts, self.numel)
+
+    def offsets_of(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """The nearest offsets in the space to an allocation, on the grid where there is one."""
+        mean = sum(counts.values()) / sum(self.numel.values())
+        offsets: dict[str, float] = {}
+        for group, names in self.groups.items():
+            density = sum(counts[fqn] for fqn in names) / sum(self.numel[fqn] for fqn in names)
+            offset = math.log(max(density, 1e-12) / mean)
+            offsets[group] = self.on_grid(min(self.reach, max(-self.reach, offset)))
+        return offsets
+
+    def on_grid(self, offset: float) -> float:
+        """The level nearest to an offset; the offset itself without a grid."""
+        if not self.num_layer_levels or not self.reach:
+            return offset
+        step = 2 * self.reach / (self.num_layer_levels - 1)
+        return round(offset / step) * step
 
     def max_subnet(self) -> SubnetSpec:
         """The largest subnet of the space (not the dense net, unless the space reaches 1)."""
@@ -193,19 +254,19 @@ class SparsitySpace:
     def sample(self, generator: torch.Generator) -> SubnetSpec:
         """Draw a subnet; a function of the generator's state only (see `subnet_generator`)."""
         index = int(torch.randint(len(self._choices), (1,), generator=generator))
-        density = self._choices[index]
-        if not self.per_layer:
-            return self.at(density)
-        reach = math.log1p(self.spread)
-        offsets = torch.rand(len(self.numel), generator=generator, dtype=torch.float64) * 2 - 1
-        sizes = list(self.numel.values())
-        shares = [
-            size * math.exp(reach * offset)
-            for size, offset in zip(sizes, offsets.tolist(), strict=True)
-        ]
-        lower = list(floors_of(self.numel, self.floor).values())
-        counts = apportion(self.total_kept(density), shares, lower, sizes)
-        return SubnetSpec.from_counts(dict(zip(self.numel, counts, strict=True)), self.numel)
+        total = self.total_kept(self._choices[index])
+        return self.spec(total, self.sample_offsets(generator) if self.per_layer else None)
+
+    def sample_offsets(self, generator: torch.Generator) -> dict[str, float]:
+        """An offset for every group, each drawn evenly from its range."""
+        draws = torch.rand(len(self.groups), generator=generator, dtype=torch.float64).tolist()
+        levels = self.num_layer_levels
+        if levels:  # each level with the same probability, the outermost included
+            draws = [min(int(draw * levels), levels - 1) / (levels - 1) for draw in draws]
+        return {
+            group: self.on_grid(self.reach * (2 * draw - 1))
+            for group, draw in zip(self.groups, draws, strict=True)
+        }
 
 
 def _grid(low: float, high: float, points: int, logarithmic: bool) -> list[float]:

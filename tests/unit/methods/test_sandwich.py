@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from omnisparse.data.batching import Batch
 from omnisparse.methods import Sandwich, SandwichConfig
-from omnisparse.methods.base import forward_batch
-from omnisparse.methods.sandwich import distillation_sum
+from omnisparse.methods.base import Loss, forward_batch
+from omnisparse.methods.inplace import distillation_sum, scaled_dropout
 from omnisparse.models import LasConfig, SpeechModel, TransducerConfig, build_model
 
 LAS = LasConfig(
@@ -189,6 +192,11 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
         ({"refresh_every": 0}, "refresh_every is 0"),
         ({"label_weight": math.nan}, "label_weight is nan"),
         ({"min_size": "16 apples"}, "16 apples"),
+        ({"alphas": (0.0, 1.0)}, "alphas is"),
+        ({"alpha_clip": 0.5}, "alpha_clip is 0.5; at least 1"),
+        ({"encoder_weight": -1.0}, "encoder_weight is -1.0"),
+        ({"block": "8"}, "block is '8'"),
+        ({"block": "0x1"}, "block is '0x1'"),
     ],
 )
 def test_illegal_choices_are_named(options: dict[str, object], message: str) -> None:
@@ -199,3 +207,104 @@ def test_illegal_choices_are_named(options: dict[str, object], message: str) -> 
 def test_an_unreachable_smallest_size_names_the_legal_range() -> None:
     with pytest.raises(ValueError, match=r"'1%' is out of range .*legal"):
         make_method(LAS, min_size="1%")
+
+
+def step_losses(method: Sandwich, batch: Batch | None = None) -> list[Loss]:
+    return list(method.losses(method.supernet, batch or make_batch(), step=0))
+
+
+@MODELS
+@pytest.mark.parametrize("distill", ["encoder", "both"])
+def test_an_encoder_can_be_taught(
+    config: LasConfig | TransducerConfig, distill: Literal["encoder", "both"]
+) -> None:
+    """A subnet that is the dense net has nothing to learn from it, a smaller one has."""
+    options = {"distill": distill, "label_weight": 0.0, "full_batch": True, "encoder_weight": 1.0}
+    whole = step_losses(make_method(config, min_size="100%", **options))
+    assert abs(whole[1].value_sum.item()) < 1e-3
+    method = make_method(config, **options)
+    value = step_losses(method)[1].value_sum
+    value.backward()
+    gradients = {name: p.grad for name, p in method.supernet.model.named_parameters()}
+    reached = {name for name, grad in gradients.items() if grad is not None and grad.any()}
+    assert any(name.startswith("encoder.") for name in reached)
+    after_encoder = {name for name in reached if not name.startswith("encoder.")}
+    assert bool(after_encoder) == (distill == "both")
+
+
+@MODELS
+def test_the_alpha_divergence_is_an_option(config: LasConfig | TransducerConfig) -> None:
+    options = {"label_weight": 0.0, "full_batch": True}
+    kl = step_losses(make_method(config, **options))[1].value_sum.item()
+    alpha = step_losses(make_method(config, divergence="alpha", **options))[1].value_sum.item()
+    only_one = step_losses(
+        make_method(config, divergence="alpha", alphas=(1.0, 1.0), alpha_clip=1e9, **options)
+    )[1].value_sum.item()
+    assert only_one == pytest.approx(kl, rel=1e-3)  # alpha = 1 is KL
+    assert alpha > kl * 1.001
+
+
+def test_normalised_members_add_up_to_one() -> None:
+    plain = step_losses(make_method(LAS, subnet_weight=0.5, num_random_subnets=2))
+    assert [loss.weight for loss in plain] == [1.0, 0.5, 0.5, 0.5]
+    method = make_method(LAS, subnet_weight=0.5, num_random_subnets=2, normalise_members=True)
+    weights = [loss.weight for loss in step_losses(method)]
+    assert sum(weights) == pytest.approx(1.0)
+    assert weights == pytest.approx([0.4, 0.2, 0.2, 0.2])
+    warming = make_method(LAS, normalise_members=True, warmup_fraction=1.0)
+    assert [loss.weight for loss in step_losses(warming)] == [1.0]
+
+
+def test_dropout_of_subnets_is_scaled_and_comes_back() -> None:
+    model = make_model(dataclasses.replace(LAS, dropout=0.4))
+    with scaled_dropout(model, 0.25):
+        assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.1}
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.4}
+    with pytest.raises(KeyError), scaled_dropout(model, 0.0):
+        raise KeyError
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.4}
+
+
+@pytest.mark.parametrize("choice", ["same", "scaled", "none"])
+def test_dropout_follows_the_density(choice: str) -> None:
+    seen: list[float] = []
+    method = make_method(LAS, subnet_dropout=choice, num_random_subnets=0)
+    kept = sum(method.smallest.counts(method.supernet.budget.prunable).values())
+    density = kept / method.supernet.budget.prunable_parameters
+    assert 0.6 < density < 0.9
+    for module in method.supernet.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+            module.register_forward_pre_hook(lambda module, _: seen.append(module.p))
+    step_losses(method)
+    dense, member = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert set(dense) == {0.5}
+    assert set(member) == {0.5 * {"same": 1.0, "scaled": density, "none": 0.0}[choice]}
+
+
+def test_blocks_are_kept_whole_while_training() -> None:
+    method = make_method(LAS, block="8x1", min_size="60%", full_batch=True)
+    step_losses(method)
+    with torch.no_grad():
+        state = method.supernet.extract(method.smallest)
+    for fqn in method.supernet.prunable:
+        rows = state[fqn].shape[0] // 8 * 8
+        blocks = state[fqn][:rows].reshape(-1, 8, state[fqn].shape[1]).ne(0)
+        assert (blocks.all(1) | ~blocks.any(1)).all()
+        assert not blocks.all()
+
+
+@MODELS
+@pytest.mark.parametrize("options", [
+    {"divergence": "alpha", "distill": "both", "subnet_dropout": "scaled"},
+    {"per_layer": True, "layer_groups": ("encoder",), "num_layer_levels": 5, "block": "8x1"},
+], ids=str)  # fmt: skip
+def test_options_go_together(
+    config: LasConfig | TransducerConfig, options: dict[str, object]
+) -> None:
+    method = make_method(config, **options)
+    for loss in step_losses(method):
+        assert math.isfinite(loss.value_sum.item())
+        loss.value_sum.backward()
+    for parameter in method.supernet.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()

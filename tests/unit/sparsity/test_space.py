@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omnisparse.sparsity.groups import group_matrices
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator, uniform_spec
 
 NUMEL = {"a": 6000, "b": 1400, "c": 333}
@@ -72,15 +73,104 @@ def test_samples_are_a_function_of_seed_step_and_index() -> None:
     assert len(set(drawn)) == len(keys)
 
 
-def test_other_processes_draw_the_same() -> None:
-    code = (
-        "from omnisparse.sparsity.space import *;"
-        f"space = SparsitySpace({NUMEL!r}, per_layer=True);"
-        "print(space.sample(subnet_generator(3, 70, 1)).to_json())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    here = SparsitySpace(NUMEL, per_layer=True).sample(subnet_generator(3, 70, 1))
-    assert json.loads(done.stdout) == json.loads(here.to_json())
+DRAW = f"""
+import sys, torch
+from omnisparse.sparsity.space import SparsitySpace, subnet_generator
+torch.manual_seed(int(sys.argv[1]))  # whatever state a process is in
+torch.rand(int(sys.argv[1]))
+space = SparsitySpace({NUMEL!r}, per_layer=True, num_layer_levels=int(sys.argv[2]))
+for step in (int(n) for n in sys.argv[3:]):
+    print(space.sample(subnet_generator(3, step, 1)).to_json().replace(chr(10), ""))
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("levels", [0, 5])
+def test_two_processes_draw_the_same(levels: int) -> None:
+    """Of different hash seeds and generator states; one joins later, as after a resume."""
+    steps = [["68", "69", "70", "71"], ["70", "71"]]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRAW, str(rank), str(levels), *steps[rank]],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    first, second = (process.communicate()[0].splitlines() for process in running)
+    assert first[2:] == second
+    assert len(set(first)) == 4
+    here = SparsitySpace(NUMEL, per_layer=True, num_layer_levels=levels)
+    drawn = here.sample(subnet_generator(3, 70, 1))
+    assert SubnetSpec.from_json(second[0]) == drawn
+
+
+LAYERS = {
+    "encoder.layers.0.weight_ih_l0": (64, 10),
+    "encoder.layers.0.weight_hh_l0": (64, 16),
+    "encoder.layers.1.weight_ih_l0": (64, 20),
+    "encoder.layers.1.weight_hh_l0": (64, 16),
+    "joiner.projection.weight": (24, 16),
+}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "groups"),
+    [
+        ((), {"encoder.layers.0.l0": 2, "encoder.layers.1.l0": 2, "joiner.projection": 1}),
+        ((".+",), dict.fromkeys(LAYERS, 1)),
+        (("encoder",), {"encoder": 4, "joiner.projection": 1}),
+        ((r"layers\.1", "weight_ih"), {
+            "weight_ih": 1, "encoder.layers.0.l0": 1, "layers.1": 2, "joiner.projection": 1,
+        }),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_groups_by_expression_or_by_layer(
+    patterns: tuple[str, ...], groups: dict[str, int]
+) -> None:
+    found = group_matrices(LAYERS, patterns)
+    assert {group: len(names) for group, names in found.items()} == groups
+    assert sorted(name for names in found.values() for name in names) == sorted(LAYERS)
+
+
+@pytest.mark.parametrize("patterns", [("decoder",), ("encoder", r"layers\.0"), ("(",)])
+def test_groups_that_decide_nothing_are_refused(patterns: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="layer group"):
+        group_matrices(LAYERS, patterns)
+
+
+@pytest.mark.parametrize("block", [(1, 1), (8, 1)])
+def test_groups_share_a_density_and_the_total_is_held(block: tuple[int, int]) -> None:
+    space = SparsitySpace(LAYERS, per_layer=True, spread=2.0, block=block, num_layer_levels=5)
+    generator = torch.Generator().manual_seed(0)
+    size = block[0] * block[1]
+    densities = set()
+    for _ in range(30):
+        offsets = space.sample_offsets(generator)
+        assert set(offsets) == set(space.groups)
+        assert all(round(o / (space.reach / 2), 9) in {-2, -1, 0, 1, 2} for o in offsets.values())
+        counts = space.spec(2000, offsets).counts(space.numel)
+        assert sum(counts.values()) == 2000
+        assert all(count % size == 0 for count in counts.values())
+        for names in space.groups.values():
+            shares = [counts[name] / space.numel[name] for name in names]
+            # One density, to the block.
+            assert max(shares) - min(shares) <= 2 * size / min(space.numel[n] for n in names)
+        densities.add(round(counts["joiner.projection.weight"] / 384, 2))
+    assert len(densities) > 4
+
+
+def test_offsets_are_relative_densities() -> None:
+    space = SparsitySpace(LAYERS, spread=3.0)
+    offsets = {"encoder.layers.0.l0": -0.7, "encoder.layers.1.l0": 0.4, "joiner.projection": 0.0}
+    counts = space.spec(1200, offsets).counts(space.numel)
+    found = space.offsets_of(counts)
+    for group in offsets:
+        expected = offsets[group] - offsets["joiner.projection"]
+        assert found[group] - found["joiner.projection"] == pytest.approx(expected, abs=0.01)
+    assert space.spec(1200) == space.spec(1200, dict.fromkeys(offsets, 0.3))
+    with pytest.raises(ValueError, match="offsets names unknown layers: decoder"):
+        space.spec(1200, {"decoder": 1.0})
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "log_uniform"])
@@ -129,6 +219,7 @@ def test_levels() -> None:
         ({"distribution": "levels", "levels": (0.5, 1.5)}, "densities in"),
         ({"num_densities": 1}, "num_densities 1"),
         ({"spread": -1}, "spread -1"),
+        ({"num_layer_levels": 4}, "num_layer_levels 4"),
     ],
     ids=str,
 )

@@ -1,0 +1,138 @@
+"""In-place distillation: what a member of a step learns from the dense net of the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from omnisparse.models.base import ModelOutput
+from omnisparse.models.divergence import (
+    adaptive_alpha_divergence,
+    encoder_distance,
+    kl_divergence,
+)
+
+Distill = Literal["posteriors", "encoder", "both"]
+
+
+class Teacher(NamedTuple):
+    """What of the dense pass outlives it: a few values per node, and the encoder if it is read."""
+
+    log_posteriors: Tensor | None
+    """``[B, ..., K]``, detached."""
+    encoder_outputs: Tensor | None
+    """``[B, T', D]``, detached."""
+
+    @classmethod
+    def of(cls, output: ModelOutput, distill: Distill) -> Teacher:
+        """Keep what ``distill`` reads of the dense net's output.
+
+        Raises:
+            ValueError: If the encoder is to be distilled and the model does not show it.
+        """
+        encoded = None
+        if distill != "posteriors":
+            if output.encoder_outputs is None:
+                raise ValueError(f"distill is {distill!r}; this model shows no encoder outputs")
+            encoded = output.encoder_outputs.detach()
+        return cls(None if distill == "encoder" else output.log_posteriors.detach(), encoded)
+
+    def select(self, rows: Tensor) -> Teacher:
+        """The teacher of some utterances, given by their ``[N]`` int64 rows."""
+        return Teacher(*(None if tensor is None else tensor[rows] for tensor in self))
+
+    def distance(
+        self,
+        student: ModelOutput,
+        *,
+        posterior_weight: float,
+        encoder_weight: float,
+        alphas: tuple[float, float] | None = None,
+        clip: float = 5.0,
+    ) -> Tensor:
+        """What the student is to minimise, summed over its positions.
+
+        Args:
+            student: Output of the same utterances.
+            posterior_weight: Weight of the divergence between posteriors.
+            encoder_weight: Weight of the distance between encoders, per frame.
+            alphas: Two alpha-divergences of which the larger counts; None for KL.
+            clip: Largest importance weight of those.
+
+        Returns:
+            Scalar float32.
+        """
+        total = student.label_loss_sum.new_zeros(())
+        if self.log_posteriors is not None:
+            divergence = distillation_sum(self.log_posteriors, student, alphas=alphas, clip=clip)
+            total = total + posterior_weight * divergence
+        if self.encoder_outputs is not None:
+            assert student.encoder_outputs is not None
+            assert student.encoder_lengths is not None
+            distance = encoder_distance(
+                self.encoder_outputs, student.encoder_outputs, student.encoder_lengths
+            )
+            total = total + encoder_weight * distance
+        return total
+
+
+def distillation_sum(
+    teacher_log_posteriors: Tensor,
+    student: ModelOutput,
+    *,
+    alphas: tuple[float, float] | None = None,
+    clip: float = 5.0,
+) -> Tensor:
+    """Weighted sum of the divergence from the teacher over all positions of the student's output.
+
+    Args:
+        teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
+            student's.
+        student: Output of the same utterances.
+        alphas: Two alpha-divergences of which the larger counts; None for KL(teacher || student).
+        clip: Largest importance weight of those.
+
+    Returns:
+        Scalar: the sum of ``posterior_weights`` times the divergence, for KL in nats.
+
+    Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
+    al. 2020 (arXiv 2011.06110).
+    """
+    student_log = student.log_posteriors
+    teacher_log = teacher_log_posteriors[tuple(slice(size) for size in student_log.shape)]
+    if alphas is None:
+        divergence = kl_divergence(teacher_log, student_log)
+    else:
+        divergence = adaptive_alpha_divergence(teacher_log, student_log, alphas=alphas, clip=clip)
+    return (divergence * student.posterior_weights).sum()
+
+
+@contextmanager
+def scaled_dropout(model: nn.Module, factor: float) -> Iterator[None]:
+    """Multiply the dropout of a net for the forward passes of a block of code.
+
+    Less capacity needs less of it: AlphaNet's subnets train without, TODM's with an "adaptive"
+    amount whose rule could not be read.
+
+    Args:
+        model: Its ``nn.Dropout`` modules and the ``dropout`` of its ``nn.MultiheadAttention``
+            change.
+        factor: In [0, 1]; 1 changes nothing.
+    """
+    before: list[tuple[nn.Module, str, float]] = []
+    if factor != 1.0:
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                before.append((module, "p", module.p))
+            elif isinstance(module, nn.MultiheadAttention):
+                before.append((module, "dropout", module.dropout))
+    try:
+        for module, name, probability in before:
+            setattr(module, name, probability * factor)
+        yield
+    finally:
+        for module, name, probability in before:
+            setattr(module, name, probability)

@@ -1,0 +1,95 @@
+"""What was measured, kept line by line, so that a search killed at any moment loses nothing.
+
+A search is a function of its seed and of what its evaluations say. So nothing of its state is
+saved but those: started again, it asks the same questions, and the journal answers the old ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omnisparse.durable import sync_path
+from omnisparse.sparsity.space import SubnetSpec
+
+_FORMAT = 1
+
+
+class Journal:
+    """Answers by question, in a file of JSON lines that is only ever appended to.
+
+    Each answer is on the disk before :meth:`put` returns. A last line that a kill cut short is
+    dropped; the journal of other circumstances has another name.
+
+    Args:
+        folder: Where journals are kept; made if absent.
+        circumstances: All that the answers depend on beside the question (weights, data, what is
+            measured), as JSON can hold it.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, circumstances: Mapping[str, Any]) -> None:
+        text = json.dumps({"format": _FORMAT, "circumstances": circumstances}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"evaluations-{digest}.jsonl"
+        self._answers: dict[str, Any] = {}
+        if not self._read(text):
+            with self.path.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+            sync_path(self.path)
+            sync_path(folder)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, question: str) -> Any | None:
+        """The answer that was put, or None."""
+        return self._answers.get(question)
+
+    def put(self, question: str, answer: Any) -> None:
+        """Keep an answer, as JSON can hold it (floats come back bit by bit)."""
+        self._answers[question] = answer
+        line = json.dumps({"question": question, "answer": answer}) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self, header: str) -> bool:
+        """Take over what is there; False if there is nothing of use."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return False
+        lines = content.split(b"\n")
+        if lines[0] != header.encode() or len(lines) == 1:
+            return False  # killed before the header was whole
+        whole = len(lines[0]) + 1
+        for line in lines[1:]:
+            try:
+                record = json.loads(line)
+                self._answers[record["question"]] = record["answer"]
+            except (ValueError, KeyError, TypeError):
+                break
+            whole += len(line) + 1
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        elif whole > len(content):  # the last line is whole but for its end
+            with self.path.open("ab") as file:
+                file.write(b"\n")
+        return True
+
+
+def key_of(spec: SubnetSpec) -> str:
+    """A name of a spec that equal specs share, in every process."""
+    text = json.dumps(sorted(spec.sparsity.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,124 @@
+"""Search in a trained run, from the command line to extracted models."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from omnisparse.cli import verbs
+from omnisparse.config import RunConfig
+from omnisparse.pipeline import train
+
+SIZES = "50%,70%"
+EVALUATIONS = 24
+
+
+def invoke(*arguments: Any) -> Any:
+    result = CliRunner().invoke(verbs, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def invoke_json(*arguments: Any) -> dict[str, Any]:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+@pytest.fixture
+def run(tiny_config: Callable[..., RunConfig], tmp_path: Path) -> Path:
+    return train(tiny_config("transducer", max_steps=6), out=tmp_path / "run").run
+
+
+def test_search_resumes_and_its_models_are_extracted(run: Path, speech: Path) -> None:
+    manifest = speech / "train.jsonl"
+    options = ("--run", run, "--manifest", manifest, "--utterances", 8, "--group", "encoder.*_l0")
+    found = invoke_json("search", *options, "--sizes", SIZES, "--evaluations", EVALUATIONS)
+    assert found["evaluations"] == found["evaluated_now"] == EVALUATIONS
+    assert found["subset"]["utterances"] < found["subset"]["of"]
+    front = found["front"]
+    dense = json.loads((run / "model.json").read_text())
+    parameters = invoke_json("inspect", run)["parameters"]
+    assert dense["block"] == "1x1"
+    assert [entry["size"] for entry in front] == SIZES.split(",")
+    for entry in front:
+        assert entry["nonzero"] == round(int(entry["size"][:-1]) / 100 * parameters)
+        assert entry["score"] <= entry["uniform_score"] or entry["wer"] == entry["uniform_wer"]
+        assert entry["wer"] <= entry["uniform_wer"]
+
+    # The files say the same, and each spec makes the model that was measured.
+    folder = run / "search"
+    assert json.loads((folder / "front.json").read_text())["front"] == front
+    rows = list(csv.DictReader((folder / "front.csv").read_text().splitlines()))
+    assert [row["curve"] for row in rows] == ["searched", "searched", "uniform", "uniform"]
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+    for entry, row in zip(front, rows, strict=False):
+        model = run / f"{entry['nonzero']}"
+        taken = invoke_json(
+            "extract", "--run", run, "--size", entry["size"], "--out", model,
+            "--front", folder / "front.json",
+        )  # fmt: skip
+        assert taken["nonzero"] == entry["nonzero"]
+        readme = sum((model / n).stat().st_size for n in ("README.md",) if (model / n).exists())
+        assert int(row["bytes"]) in (taken["bytes"], taken["bytes"] - readme)
+        again = invoke_json(
+            "extract", "--run", run, "--out", run / f"spec-{entry['nonzero']}",
+            "--spec", folder / "specs" / f"{entry['nonzero']}.json",
+        )  # fmt: skip
+        assert again["nonzero"] == entry["nonzero"]
+        same = [invoke_json("inspect", path)["layers"] for path in (model, again["path"])]
+        assert same[0] == same[1]
+        measured = invoke_json("evaluate", model, "--manifest", manifest)
+        assert measured["wer"] == pytest.approx(entry["wer"])
+
+    # Started again, nothing is measured again; with more to spend, only what is new.
+    same = invoke_json("search", *options, "--sizes", SIZES, "--evaluations", EVALUATIONS)
+    assert same["evaluated_now"] == 0
+    assert same["front"] == front
+    wrong = invoke("extract", "--run", run, "--size", "60%", "--front", folder / "front.json")
+    assert wrong.exit_code == 1
+    assert "the front has no model of" in wrong.stderr
+    assert "50%" in wrong.stderr
+
+
+def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
+    for message, *arguments in (
+        ("'1%' is out of range", "--sizes", "1%"),
+        ("two of them are the same size", "--sizes", "50%,50%"),
+        ("is in bytes", "--sizes", "20MB"),
+        ("decides for none of", "--sizes", "50%", "--group", "decoder"),
+        ("spread is 0", "--sizes", "50%", "--spread", "0"),
+        ("evaluations is 3; at least", "--sizes", "50%,60%,70%", "--evaluations", "3"),
+        ("nothing.jsonl", "--sizes", "50%", "--manifest", "nothing.jsonl"),
+    ):
+        defaults = ("search", "--run", run, "--manifest", speech / "dev.jsonl")
+        result = invoke(*defaults, *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert message in result.stderr
+        assert result.stderr.count("omnisparse: error: ") == 1
+    assert not (run / "search" / "front.json").exists()
+
+
+def test_blocks_of_the_training_are_those_of_extraction_and_search(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_config("las", max_steps=6)
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, block="8x1"))
+    run = train(config, out=tmp_path / "run").run
+    taken = invoke_json("extract", "--run", run, "--size", "60%")
+    finer = invoke_json(
+        "extract", "--run", run, "--size", "60%", "--block", "1x1", "--out", tmp_path / "finer"
+    )
+    assert finer["nonzero"] - 8 < taken["nonzero"] <= finer["nonzero"]
+    found = invoke_json(
+        "search", "--run", run, "--sizes", "60%", "--evaluations", 8, "--finalists", 1
+    )  # on the dev split of the run
+    assert [entry["nonzero"] for entry in found["front"]] == [taken["nonzero"]]
