@@ -62,8 +62,8 @@ class SandwichConfig:
     straight_through: bool = False
     """Let a subnet's gradient reach the weights its mask hides, too."""
     prunable: tuple[str, ...] = ()
-    """Regular expressions of parameter names to prune; empty means LSTM, projection and
-    feed-forward matrices."""
+    """Regular expressions of parameter names to prune, whatever they are part of; empty means LSTM,
+    projection and feed-forward matrices, no attention."""
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
@@ -105,7 +105,7 @@ class Sandwich:
             ValueError: If ``min_size`` or a level cannot be reached by this model.
         """
         config = self.config
-        prunable = find_prunable(model, **({"include": config.prunable} if config.prunable else {}))
+        prunable = find_prunable(model, include=config.prunable)
         self.supernet = Supernet(model, prunable=prunable, straight_through=config.straight_through)
         self.smallest = self.supernet.spec_for(config.min_size)
         levels = config.levels if config.distribution == "levels" else ()

@@ -14,7 +14,8 @@ from torch import Tensor
 from omnisparse.models.base import BLANK, SOS_EOS, Hypothesis
 
 if TYPE_CHECKING:
-    from omnisparse.models.transducer import PredictorState, TransducerModel
+    from omnisparse.models.predictor import PredictorState
+    from omnisparse.models.transducer import TransducerModel
 
 MAX_SYMBOLS_PER_FRAME = 5
 """Tokens that one encoder frame may emit; bounds the search on nets that never say blank."""
