@@ -88,7 +88,7 @@ def _model(kind: str) -> Any:
         projection = model.joiner.encoder_projection
         projection.weight.mul_(5.0)
         projection.bias.copy_(-projection.weight @ average)
-        model.joiner.output.weight.mul_(4.0)
+        model.joiner.output.weight.mul_(12.0)  # sure enough for a beam to find words
     return model
 
 
@@ -119,7 +119,7 @@ TRANSDUCERS = [kind for kind in CONFIGS if kind != "las"]
 def test_streaming_says_the_same_as_offline(kind: str, beam: int) -> None:
     recognizer, samples = _recognizer(kind), _speech(1.5)
     offline = recognizer.transcribe(samples, beam=beam)
-    assert len(set(offline.text.split())) > (3 if beam == 1 else 1)
+    assert len(set(offline.text.split())) > 3
     for step in (160, 3001, len(samples)):
         stream = recognizer.stream(beam=beam)
         for start in range(0, len(samples), step):
