@@ -301,7 +301,8 @@ def transcribe(
 ) -> Mapping[str, Any]:
     """Recognise recordings: text on stdout, the real-time factor on stderr.
 
-    A file that cannot be read is named, the others are recognised, and the exit code is 1.
+    With --streaming a terminal shows the words while they are found. A file that cannot be read is
+    named, the others are recognised, and the exit code is 1.
     """
     from omnisparse.deploy.recognizer import Recognizer
 
@@ -309,7 +310,10 @@ def transcribe(
     results: list[dict[str, Any]] = []
     for file in files:
         try:
-            transcript = recognizer.transcribe(file, beam=beam, streaming=streaming)
+            with report.growing_text() as on_partial:
+                transcript = recognizer.transcribe(
+                    file, beam=beam, streaming=streaming, on_partial=on_partial
+                )
         except (OmnisparseError, OSError) as error:
             print_error(describe(error))
             report.has_failed = True

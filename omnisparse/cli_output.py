@@ -75,6 +75,15 @@ class Console:
         self._rich.print(table)
 
     @contextmanager
+    def growing_text(self) -> Iterator[Callable[[str], None] | None]:
+        """Follows a text that is still growing: a line on a terminal, None without one."""
+        if self.quiet or not self._rich.is_terminal:
+            yield None
+        else:
+            with _growing_line(self._rich) as callback:
+                yield callback
+
+    @contextmanager
     def progress(self, description: str) -> Iterator[ProgressCallback]:
         """Follows a piece of work: a bar on a terminal, otherwise a line now and then."""
         if self.quiet:
@@ -84,6 +93,23 @@ class Console:
                 yield callback
         else:
             yield _PlainProgress(self, description)
+
+
+@contextmanager
+def _growing_line(rich_console: Any) -> Iterator[Callable[[str], None]]:
+    """One line that shows the end of a growing text, and is gone afterwards."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=rich_console, transient=True, refresh_per_second=10) as live:
+
+        def update(text: str) -> None:
+            # The newest words matter: a text too long for the line loses its beginning.
+            line = Text(text)
+            excess = line.cell_len - (rich_console.width - 1)
+            live.update(line if excess <= 0 else Text("…" + text[excess + 1 :]))
+
+        yield update
 
 
 @contextmanager

@@ -388,7 +388,7 @@ def _describe(
     if not accelerator.is_main_process:
         return
     patterns = getattr(config.method, "prunable", ())
-    prunable = find_prunable(model, **({"include": patterns} if patterns else {}))
+    prunable = find_prunable(model, include=patterns)
     sizes = {"input_dim": model.input_dim, "vocab_size": tokenizer.vocab_size}
     runs.write_description(
         run,

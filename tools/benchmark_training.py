@@ -2,11 +2,15 @@
 
     python tools/benchmark_training.py
     python tools/benchmark_training.py --model transducer --threads 2 --json
+    python tools/benchmark_training.py --config recipes/configs/transducer_emformer_small.yaml
 
 Both steps run in one process, in turn, on the same random batch; each is forward, backward,
 clipping and optimizer step. Reported are medians of CPU seconds (all threads) and their ratio, and
 the share of the sandwich step that goes into masks: ranking (divided by the steps it serves),
 masks of new sizes, and the products of weights and masks in forward and backward.
+
+With ``--config`` net, features, vocabulary and subnets are those of the configuration, after
+``key=value`` overrides; without, they are the defaults of ``--model``.
 """
 
 from __future__ import annotations
@@ -16,32 +20,67 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from omnisparse.config import RunConfig, config_from_dict, load_config
 from omnisparse.data.batching import Batch
 from omnisparse.methods import Dense, Method, Sandwich, SandwichConfig
-from omnisparse.models import LasConfig, TransducerConfig, build_model
+from omnisparse.models import build_model
 from omnisparse.sparsity.space import subnet_generator
 
-INPUT_DIM = {"las": 240, "transducer": 320}
-FRAMES = {"las": 130, "transducer": 100}
+STACK = {"las": 3, "transducer": 4}
+SECONDS = 4.0
 
 
-def make_batch(model: str, utterances: int, vocab_size: int, tokens: int) -> Batch:
-    """A random batch of about 4 s per utterance."""
+def make_batch(config: RunConfig, utterances: int, tokens: int) -> Batch:
+    """A random batch of 4 s per utterance."""
     generator = torch.Generator().manual_seed(0)
-    frames = FRAMES[model]
+    vocab_size = config.data.vocab_size
+    frames = round(100 * SECONDS / config.data.features.stack)
+    features = torch.randn(utterances, frames, input_dim(config), generator=generator)
     return Batch(
-        features=torch.randn(utterances, frames, INPUT_DIM[model], generator=generator),
+        features=features,
         feature_lengths=torch.full((utterances,), frames),
         tokens=torch.randint(3, vocab_size, (utterances, tokens), generator=generator),
         token_lengths=torch.full((utterances,), tokens),
         ids=tuple(str(index) for index in range(utterances)),
         positions=torch.arange(utterances),
-        audio_seconds=4.0 * utterances,
+        audio_seconds=SECONDS * utterances,
     )
+
+
+def input_dim(config: RunConfig) -> int:
+    """Width of the features."""
+    return config.data.features.num_bins * config.data.features.stack
+
+
+def make_config(arguments: argparse.Namespace) -> RunConfig:
+    """What is measured, with a sandwich that starts at once."""
+    if arguments.config is None:
+        config = config_from_dict(
+            {
+                "data": {"features": {"stack": STACK[arguments.model]}, "vocab_size": 128},
+                "model": {"kind": arguments.model},
+                "method": {"kind": "sandwich", "min_size": "12%"},
+            }
+        )
+    else:
+        config = load_config(arguments.config, arguments.overrides)
+    if not isinstance(config.method, SandwichConfig):
+        raise SystemExit(f"{arguments.config}: its method is {config.method.kind}, not sandwich")
+    given = {
+        "member_share": arguments.member_share,
+        "num_random_subnets": arguments.random_subnets,
+        "full_batch": arguments.full_batch or None,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    method = replace(config.method, warmup_fraction=0.0, **changes)
+    vocab_size = arguments.vocab_size or config.data.vocab_size
+    return replace(config, method=method, data=replace(config.data, vocab_size=vocab_size))
 
 
 def make_step(net: nn.Module, method: Method, batch: Batch) -> Callable[[int], float]:
@@ -90,31 +129,30 @@ def main() -> None:
     """Parse arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("las", "transducer"), default="las")
+    parser.add_argument("--config", type=Path, help="YAML of a supernet; --model is ignored then")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of --config")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32, help="utterances")
     parser.add_argument("--tokens", type=int, default=20, help="per utterance")
-    parser.add_argument("--vocab-size", type=int, default=128)
+    parser.add_argument("--vocab-size", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--member-share", type=float, help="of the batch, for all subnets together")
     parser.add_argument("--full-batch", action="store_true", help="every subnet sees everything")
-    parser.add_argument("--random-subnets", type=int, default=1)
+    parser.add_argument("--random-subnets", type=int)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    kind = arguments.model
-    batch = make_batch(kind, arguments.batch, arguments.vocab_size, arguments.tokens)
-    config = LasConfig() if kind == "las" else TransducerConfig()
-    options = {"warmup_fraction": 0.0, "full_batch": arguments.full_batch, "min_size": "12%"}
-    if arguments.member_share is not None:
-        options["member_share"] = arguments.member_share
-    sandwich = Sandwich(
-        SandwichConfig(num_random_subnets=arguments.random_subnets, **options), seed=0
-    )
+    config = make_config(arguments)
+    batch = make_batch(config, arguments.batch, arguments.tokens)
+    assert isinstance(config.method, SandwichConfig)
+    sandwich = Sandwich(config.method, seed=0)
     steps = {}
     for name, method in (("dense", Dense()), ("sandwich", sandwich)):
         torch.manual_seed(0)
-        net = build_model(config, input_dim=INPUT_DIM[kind], vocab_size=arguments.vocab_size)
+        net = build_model(
+            config.model, input_dim=input_dim(config), vocab_size=config.data.vocab_size
+        )
         steps[name] = make_step(net, method, batch)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(arguments.steps + 2):
@@ -125,7 +163,7 @@ def main() -> None:
     dense, whole = (statistics.median(times[name]) for name in ("dense", "sandwich"))
     masks = mask_seconds(sandwich, arguments.steps)
     result = {
-        "model": kind,
+        "model": config.model.kind if arguments.config is None else config.name,
         "parameters": sandwich.supernet.budget.dense_parameters,
         "batch": arguments.batch,
         "threads": arguments.threads,

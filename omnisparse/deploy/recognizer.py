@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omnisparse.deploy.streaming import stream
+from omnisparse.deploy.resampling import StreamingResampler
+from omnisparse.deploy.streaming import StreamingSession
 from omnisparse.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ FloatArray = npt.NDArray[np.float32]
 
 MIN_SECONDS = 0.01
 """One frame shift: what is shorter has no features."""
+
+CHUNK_SECONDS = 0.32
+"""Audio handed over at once where a whole recording is streamed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +47,75 @@ class Transcript:
     def rtf(self) -> float:
         """Real-time factor; below 1 is faster than real time."""
         return self.seconds / self.audio_seconds if self.audio_seconds > 0 else 0.0
+
+
+class RecognizerStream:
+    """One recording on its way through a recogniser; from :meth:`Recognizer.stream`.
+
+    Memory does not grow with the recording, but for its text.
+
+    Args:
+        recognizer: The recogniser.
+        beam: Hypotheses kept while decoding; 1 is greedy.
+        sampling_rate: Rate of the samples in Hz.
+    """
+
+    def __init__(self, recognizer: Recognizer, *, beam: int, sampling_rate: int) -> None:
+        self._extractor = recognizer.extractor
+        self._tokenizer = recognizer.tokenizer
+        self._rate = sampling_rate
+        self._resampler = StreamingResampler(sampling_rate, self._extractor.sampling_rate)
+        self._session = StreamingSession(recognizer.model, self._extractor, beam=beam)
+        self._tokens: list[int] = []
+        self._num_samples = 0
+        self._seconds = 0.0
+
+    @property
+    def text(self) -> str:
+        """What is recognised so far."""
+        return self._tokenizer.decode(self._tokens)
+
+    @property
+    def audio_seconds(self) -> float:
+        """Audio taken so far."""
+        return self._num_samples / self._rate
+
+    def accept(self, samples: FloatArray) -> str:
+        """Takes the next samples, as many as there are.
+
+        Args:
+            samples: [N] float in [-1, 1], N may be 0.
+
+        Returns:
+            What is recognised so far; with a beam, later samples may change the newest words.
+
+        Raises:
+            DataError: If the samples are not [N] or not finite; the stream stays as it is.
+            ValueError: If the recording has ended.
+        """
+        _check_samples(samples, "samples")
+        self._take(samples.astype(np.float32), final=False)
+        return self.text
+
+    def finish(self) -> Transcript:
+        """Ends the recording.
+
+        Returns:
+            All of it: the text of offline recognition.
+
+        Raises:
+            ValueError: If the recording has already ended.
+        """
+        self._take(np.zeros(0, dtype=np.float32), final=True)
+        return Transcript(text=self.text, audio_seconds=self.audio_seconds, seconds=self._seconds)
+
+    def _take(self, samples: FloatArray, *, final: bool) -> None:
+        self._session.check_open()
+        start = time.perf_counter()
+        self._num_samples += len(samples)
+        resampled = self._resampler.accept(samples, final=final)
+        self._tokens = self._session.accept(resampled, final=final)
+        self._seconds += time.perf_counter() - start
 
 
 class Recognizer:
@@ -72,6 +146,23 @@ class Recognizer:
         loaded = omnisparse.load_model(Path(path))
         return cls(loaded.model, loaded.tokenizer, loaded.extractor)
 
+    def stream(self, *, beam: int = 1, sampling_rate: int | None = None) -> RecognizerStream:
+        """Starts a recording that arrives piece by piece.
+
+            stream = recognizer.stream()
+            for samples in microphone:
+                print(stream.accept(samples))
+            transcript = stream.finish()
+
+        Args:
+            beam: Hypotheses kept while decoding; 1 is greedy.
+            sampling_rate: Rate of the samples in Hz, the extractor's where None.
+
+        Raises:
+            ValueError: If ``beam`` or ``sampling_rate`` is below 1, or the model cannot stream.
+        """
+        return RecognizerStream(self, beam=beam, sampling_rate=self._rate_of(sampling_rate))
+
     def transcribe(
         self,
         audio: str | Path | FloatArray,
@@ -79,6 +170,7 @@ class Recognizer:
         sampling_rate: int | None = None,
         beam: int = 1,
         streaming: bool = False,
+        on_partial: Callable[[str], None] | None = None,
     ) -> Transcript:
         """Recognises one recording.
 
@@ -87,28 +179,59 @@ class Recognizer:
             sampling_rate: Rate of the samples in Hz, the extractor's where None. A file knows
                 its own.
             beam: Hypotheses kept while decoding; 1 is greedy.
-            streaming: Hand the recording over chunk by chunk, as a microphone would.
+            streaming: Hand the recording over chunk by chunk, as a microphone would; a file is
+                not read into memory as a whole.
+            on_partial: Called with the text so far after every chunk, where streaming.
 
         Raises:
             DataError: If the recording cannot be read, is empty or holds values not finite.
-            ValueError: If ``beam`` or ``sampling_rate`` is below 1, or the model cannot stream
-                (with this beam).
+            ValueError: If ``beam`` or ``sampling_rate`` is below 1, or the model cannot stream.
         """
         if beam < 1:
             raise ValueError(f"beam: expected at least 1, got {beam}")
-        if streaming and beam > 1:
-            raise ValueError(f"beam: streaming is greedy (beam 1), got {beam}")
+        if streaming:
+            return self._transcribe_stream(audio, sampling_rate, beam, on_partial)
         samples = self.load_samples(audio, sampling_rate)
         start = time.perf_counter()
-        if streaming:
-            tokens = stream(self.model, self.extractor, samples)
-        else:
-            tokens = self._decode(samples, beam)
+        tokens = self._decode(samples, beam)
         return Transcript(
             text=self.tokenizer.decode(tokens),
             audio_seconds=len(samples) / self.extractor.sampling_rate,
             seconds=time.perf_counter() - start,
         )
+
+    def _transcribe_stream(
+        self,
+        audio: str | Path | FloatArray,
+        sampling_rate: int | None,
+        beam: int,
+        on_partial: Callable[[str], None] | None,
+    ) -> Transcript:
+        """Recognises one recording chunk by chunk."""
+        if isinstance(audio, np.ndarray):
+            name, rate = "samples", self._rate_of(sampling_rate)
+            _check_samples(audio, name)
+            step = max(1, round(CHUNK_SECONDS * rate))
+            chunks = (audio[start : start + step] for start in range(0, len(audio), step))
+        else:
+            name = str(audio)
+            rate, chunks = audio_chunks(Path(audio), CHUNK_SECONDS)
+        stream = self.stream(beam=beam, sampling_rate=rate)
+        for chunk in chunks:
+            _check_samples(chunk, name)
+            text = stream.accept(chunk)
+            if on_partial is not None:
+                on_partial(text)
+        transcript = stream.finish()
+        _check_duration(transcript.audio_seconds, name)
+        return transcript
+
+    def _rate_of(self, sampling_rate: int | None) -> int:
+        """Rate of samples in memory, checked."""
+        rate = self.extractor.sampling_rate if sampling_rate is None else sampling_rate
+        if rate < 1:
+            raise ValueError(f"sampling_rate: expected at least 1 Hz, got {rate}")
+        return rate
 
     def _decode(self, samples: FloatArray, beam: int) -> list[int]:
         """Token ids of a whole recording."""
@@ -134,23 +257,13 @@ class Recognizer:
         """
         target = self.extractor.sampling_rate
         if isinstance(audio, np.ndarray):
-            name, samples, rate = "samples", audio, target
-            if sampling_rate is not None:
-                rate = sampling_rate
+            name, samples, rate = "samples", audio, self._rate_of(sampling_rate)
         else:
             name = str(audio)
             samples, rate = read_audio(Path(audio))
-        if rate < 1:
-            raise ValueError(f"sampling_rate: expected at least 1 Hz, got {rate}")
         _check_samples(samples, name)
-        samples = samples.astype(np.float32)
-        if rate != target:
-            from torchaudio.functional import resample
-
-            samples = resample(torch.from_numpy(samples), rate, target).numpy()
-        if len(samples) < MIN_SECONDS * target:
-            raise DataError(f"{name}: too short to recognise ({len(samples)} samples)")
-        return samples
+        _check_duration(len(samples) / rate, name)
+        return StreamingResampler(rate, target).accept(samples.astype(np.float32), final=True)
 
 
 def read_audio(path: Path) -> tuple[FloatArray, int]:
@@ -162,23 +275,67 @@ def read_audio(path: Path) -> tuple[FloatArray, int]:
     Raises:
         DataError: If the file is missing or is not audio that can be read.
     """
+    rate, chunks = audio_chunks(path, None)
+    return np.concatenate([np.zeros(0, dtype=np.float32), *chunks]), rate
+
+
+def audio_chunks(path: Path, seconds: float | None) -> tuple[int, Iterator[FloatArray]]:
+    """Reads a sound file piece by piece.
+
+    Args:
+        path: The file.
+        seconds: Duration of a piece; None for one piece.
+
+    Returns:
+        The rate in Hz, and the pieces: [N] float32 in [-1, 1] with the channels averaged.
+
+    Raises:
+        DataError: If the file is missing or is not audio that can be read, at once or while its
+            pieces are taken.
+    """
     import soundfile
 
     if not path.is_file():
         raise DataError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+    unreadable = (soundfile.SoundFileError, RuntimeError, OSError)
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()).removeprefix(f"Error opening '{path}': ")
-        raise DataError(f"{path}: cannot be read as audio ({reason.rstrip('.')})") from error
-    return np.asarray(samples, dtype=np.float32).mean(axis=1), int(rate)
+        file = soundfile.SoundFile(str(path))
+    except unreadable as error:
+        raise _unreadable(path, error) from error
+    rate = int(file.samplerate)
+    count = -1 if seconds is None else max(1, round(seconds * rate))
+
+    def pieces() -> Iterator[FloatArray]:
+        with file:
+            while True:
+                try:
+                    samples = file.read(count, dtype="float32", always_2d=True)
+                except unreadable as error:
+                    raise _unreadable(path, error) from error
+                if len(samples) == 0:
+                    return
+                yield np.asarray(samples, dtype=np.float32).mean(axis=1)
+
+    return rate, pieces()
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    """What a user is told of a file that the decoder refuses."""
+    reason = " ".join(str(error).split()).removeprefix(f"Error opening '{path}': ")
+    return DataError(f"{path}: cannot be read as audio ({reason.rstrip('.')})")
 
 
 def _check_samples(samples: FloatArray, name: str) -> None:
     """Refuses what no features can be computed of."""
     if samples.ndim != 1:
         raise DataError(f"{name}: expected samples of shape [N], got {list(samples.shape)}")
-    if samples.size == 0:
-        raise DataError(f"{name}: holds no audio (zero samples)")
     if not np.isfinite(samples).all():
         raise DataError(f"{name}: holds samples that are not finite (NaN or infinity)")
+
+
+def _check_duration(seconds: float, name: str) -> None:
+    """Refuses recordings without a single frame."""
+    if seconds == 0:
+        raise DataError(f"{name}: holds no audio (zero samples)")
+    if seconds < MIN_SECONDS:
+        raise DataError(f"{name}: too short to recognise ({1000 * seconds:.1f} ms)")

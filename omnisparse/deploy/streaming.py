@@ -1,7 +1,8 @@
-"""Recognises audio while it arrives: features, encoder and greedy search, chunk by chunk.
+"""Recognises audio while it arrives: features, encoder and search, chunk by chunk.
 
 The words are those of offline recognition: every frame is computed from the same samples, and the
-states of the encoder and the search are carried from chunk to chunk.
+states of the encoder and the search are carried from chunk to chunk. Memory does not grow with the
+recording, but for the tokens found.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import numpy as np
 import torch
 
 from omnisparse.models.transducer import TransducerModel
-from omnisparse.models.transducer_decoding import GreedyState, transducer_greedy_search
+from omnisparse.models.transducer_decoding import (
+    GreedyState,
+    advance_beam,
+    ranked_hypotheses,
+    settle_beam,
+    start_beam,
+    transducer_greedy_search,
+)
 
 if TYPE_CHECKING:
     from omnisparse.data.features import FeatureExtractor, FloatArray
-
-CHUNK_SECONDS = 0.32
-"""Audio handed over at once where a whole recording is streamed."""
 
 
 class StreamingFeatures:
@@ -62,7 +67,7 @@ class StreamingFeatures:
         # The next window reaches back into one frame; the second keeps the last buffer longer than
         # a window, which the edges are computed from.
         keep_from = max(0, self._num_frames - 2)
-        self._samples = self._samples[(keep_from - self._num_dropped) * self._shift :]
+        self._samples = self._samples[(keep_from - self._num_dropped) * self._shift :].copy()
         self._num_dropped = keep_from
         return extractor.stack_frames(extractor.normalise(frames))
 
@@ -73,23 +78,36 @@ class StreamingSession:
     Args:
         model: A transducer in eval mode.
         extractor: Its features.
+        beam: Hypotheses kept while decoding; 1 is greedy.
 
     Raises:
-        ValueError: If the model cannot stream.
+        ValueError: If the model cannot stream, or ``beam`` is below 1.
     """
 
-    def __init__(self, model: Any, extractor: FeatureExtractor) -> None:
+    def __init__(self, model: Any, extractor: FeatureExtractor, *, beam: int = 1) -> None:
         if not isinstance(model, TransducerModel):
             raise ValueError(
                 f"a {model.kind} model cannot stream: its attention needs the whole utterance; "
                 "recognise offline, or use a transducer"
             )
+        if beam < 1:
+            raise ValueError(f"beam: expected at least 1, got {beam}")
         self.model = model
         self.features = StreamingFeatures(extractor)
-        self.tokens: list[int] = []
+        self._has_ended = False
         self._device = next(model.parameters()).device
         self._encoder_state = model.initial_state(1)
-        self._search_state: GreedyState | None = None
+        with torch.inference_mode():
+            self._search = _BeamSearch(model, beam) if beam > 1 else _GreedySearch(model)
+
+    def check_open(self) -> None:
+        """Refuses to go on after the end.
+
+        Raises:
+            ValueError: If the recording has ended.
+        """
+        if self._has_ended:
+            raise ValueError("this stream has ended; start a new one for the next recording")
 
     def accept(self, samples: FloatArray, *, final: bool = False) -> list[int]:
         """Takes the next samples.
@@ -99,46 +117,54 @@ class StreamingSession:
             final: Whether the recording ends with them.
 
         Returns:
-            All token ids found so far.
+            All token ids found so far; with a beam, later samples may change the newest.
+
+        Raises:
+            ValueError: If the recording has ended.
         """
+        self.check_open()
+        self._has_ended = final
         frames = self.features.accept(samples, final=final)
         if len(frames) == 0 and not final:
-            return self.tokens
+            return self._search.tokens
         with torch.inference_mode():
             chunk = torch.from_numpy(frames)[None].to(self._device)
             encoded, self._encoder_state = self.model.encode_chunk(
                 chunk, self._encoder_state, final=final
             )
-            lengths = torch.tensor([encoded.size(1)], device=self._device)
-            (found,), self._search_state = transducer_greedy_search(
-                self.model, encoded, lengths, self._search_state
-            )
-        self.tokens.extend(found)
-        return self.tokens
+            if encoded.size(1) > 0:
+                self._search.advance(encoded)
+        return self._search.tokens
 
 
-def stream(
-    model: Any,
-    extractor: FeatureExtractor,
-    samples: FloatArray,
-    *,
-    chunk_seconds: float = CHUNK_SECONDS,
-) -> list[int]:
-    """Recognises a whole recording as if it arrived chunk by chunk.
+class _GreedySearch:
+    """Greedy search of one stream."""
 
-    Args:
-        model: A transducer in eval mode.
-        extractor: Its features.
-        samples: [N] float32 in [-1, 1] at the extractor's rate.
-        chunk_seconds: Audio of a chunk, in seconds.
+    def __init__(self, model: TransducerModel) -> None:
+        self.model = model
+        self.tokens: list[int] = []
+        self._state: GreedyState | None = None
 
-    Raises:
-        ValueError: If the model cannot stream, or a chunk holds no sample.
-    """
-    step = round(chunk_seconds * extractor.sampling_rate)
-    if step < 1:
-        raise ValueError(f"chunk_seconds: expected at least one sample, got {chunk_seconds}")
-    session = StreamingSession(model, extractor)
-    for start in range(0, len(samples), step):
-        session.accept(samples[start : start + step])
-    return session.accept(samples[:0], final=True)
+    def advance(self, encoded: torch.Tensor) -> None:
+        """Searches ``[1, T', D]`` frames."""
+        lengths = torch.tensor([encoded.size(1)], device=encoded.device)
+        (found,), self._state = transducer_greedy_search(self.model, encoded, lengths, self._state)
+        self.tokens = self.tokens + found
+
+
+class _BeamSearch:
+    """Beam search of one stream."""
+
+    def __init__(self, model: TransducerModel, beam: int) -> None:
+        self.model = model
+        self.tokens: list[int] = []
+        self._settled: list[int] = []
+        self._state = start_beam(model, 1, beam)
+
+    def advance(self, encoded: torch.Tensor) -> None:
+        """Searches ``[1, T', D]`` frames."""
+        lengths = torch.tensor([encoded.size(1)], device=encoded.device)
+        found = advance_beam(self.model, encoded, lengths, self._state)
+        settled, self._state = settle_beam(found)
+        self._settled = self._settled + settled
+        self.tokens = self._settled + ranked_hypotheses(self._state)[0].tokens

@@ -90,8 +90,8 @@ class SandwichConfig:
     block: str = "1x1"
     """Weights kept or dropped together: ``8x1`` is 8 outputs of one input."""
     prunable: tuple[str, ...] = ()
-    """Regular expressions of parameter names to prune; empty means LSTM, projection and
-    feed-forward matrices."""
+    """Regular expressions of parameter names to prune, whatever they are part of; empty means LSTM,
+    projection and feed-forward matrices, no attention."""
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
@@ -139,7 +139,7 @@ class Sandwich:
             ValueError: If ``min_size`` or a level cannot be reached by this model.
         """
         config = self.config
-        prunable = find_prunable(model, **({"include": config.prunable} if config.prunable else {}))
+        prunable = find_prunable(model, include=config.prunable)
         block = parse_block(config.block)
         self.supernet = Supernet(
             model, prunable=prunable, block=block, straight_through=config.straight_through

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from omnisparse.models.lstm import EncoderState
+from omnisparse.models.encoder import EncoderState
 
 BLANK = 0
 """Token id of the transducer's blank; padding of token tensors."""
@@ -114,6 +114,9 @@ class SpeechModel(nn.Module, ABC):
 
         Returns:
             ``[B, T', D]`` encodings, T' possibly 0, and the state for the next chunk.
+
+        Raises:
+            ValueError: If the stream of ``state`` has ended.
         """
 
     @abstractmethod

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from omnisparse.models.attention import AttentionMemory, MultiHeadAttention
 from omnisparse.models.base import SOS_EOS, Hypothesis, ModelOutput, SpeechModel
 from omnisparse.models.decoding import las_beam_search, las_greedy_search
+from omnisparse.models.encoder import EncoderState
 from omnisparse.models.losses import ctc_loss, label_smoothed_cross_entropy, length_mask
 from omnisparse.models.lstm import (
-    EncoderState,
     LstmEncoder,
     LstmState,
     lstm_step,
@@ -26,7 +26,12 @@ from omnisparse.models.lstm import (
     run_lstm,
     zero_state,
 )
-from omnisparse.models.validation import check_fraction, check_positive, check_projection
+from omnisparse.models.validation import (
+    check_fraction,
+    check_multiple,
+    check_positive,
+    check_projection,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +95,7 @@ class LasConfig:
         check_projection(self, "decoder")
         check_fraction(self, "dropout label_smoothing ctc_weight")
         num_reductions(self.time_reduction, self.encoder_layers)
-        if self.attention_dim % self.attention_heads:
-            raise ValueError(
-                f"attention_dim is {self.attention_dim}; it must be a multiple of "
-                f"attention_heads, {self.attention_heads}"
-            )
+        check_multiple(self, "attention_dim", "attention_heads")
 
 
 class DecoderState(NamedTuple):
@@ -294,7 +295,7 @@ class LasModel(SpeechModel):
     def encode_chunk(
         self, features: Tensor, state: EncoderState, *, final: bool = False
     ) -> tuple[Tensor, EncoderState]:
-        """Encode the next ``[B, T, F]`` chunk of a stream; see ``LstmEncoder.forward_chunk``."""
+        """Encode the next ``[B, T, F]`` chunk of a stream; see ``Encoder.forward_chunk``."""
         return self.encoder.forward_chunk(features, state, final=final)
 
     def forward(

@@ -8,11 +8,13 @@ Legend: B batch, T frames, F features, D model.
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from omnisparse.models.encoder import Encoder
 
 LstmState = tuple[Tensor, Tensor]
 """Output ``[B, P]`` and cell ``[B, H]`` of one layer (P = projection, or H without one)."""
@@ -105,8 +107,8 @@ def zero_state(layer: nn.LSTM, batch: int) -> LstmState:
     )
 
 
-class EncoderState(NamedTuple):
-    """Where a stream stands between two chunks."""
+class _Memory(NamedTuple):
+    """What the encoder carries from chunk to chunk."""
 
     layers: tuple[LstmState, ...]
     """One state per layer."""
@@ -115,7 +117,7 @@ class EncoderState(NamedTuple):
     """Per time reduction ``[1, B, D]``: a frame that waits for its partner."""
 
 
-class LstmEncoder(nn.Module):
+class LstmEncoder(Encoder):
     """Stacked unidirectional LSTM layers; after each of the first ones the frame rate may halve.
 
     Args:
@@ -182,26 +184,16 @@ class LstmEncoder(nn.Module):
                 lengths = (lengths + 1) // 2
         return frames.transpose(0, 1), lengths.clamp(min=1)
 
-    def initial_state(self, batch: int) -> EncoderState:
-        """The state before the first chunk of ``batch`` streams."""
+    def initial_memory(self, batch: int) -> _Memory:
+        """Zeros, and no frame waiting."""
         states = tuple(zero_state(layer, batch) for layer in self.layers)  # type: ignore[arg-type]
-        return EncoderState(layers=states, pending=(None,) * self.num_reductions)
+        return _Memory(layers=states, pending=(None,) * self.num_reductions)
 
-    def forward_chunk(
-        self, features: Tensor, state: EncoderState, *, final: bool = False
-    ) -> tuple[Tensor, EncoderState]:
-        """Encode the next chunk of a stream; equal to :meth:`forward` on the whole.
-
-        Args:
-            features: ``[B, T, F]`` float32, all B streams equally long; T may be 0.
-            state: From :meth:`initial_state` or the chunk before.
-            final: Whether the stream ends here, so that waiting frames are padded and sent.
-
-        Returns:
-            ``[B, T', D]`` encodings, T' possibly 0, and the state for the next chunk.
-        """
+    def advance(self, features: Tensor, memory: Any, *, final: bool) -> tuple[Tensor, _Memory]:
+        """Run the layers on from where they stand; see :meth:`Encoder.forward_chunk`."""
+        assert isinstance(memory, _Memory)
         frames = features.transpose(0, 1)
-        states, pending = list(state.layers), list(state.pending)
+        states, pending = list(memory.layers), list(memory.pending)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.LSTM)
             if frames.size(0) == 0:
@@ -214,9 +206,10 @@ class LstmEncoder(nn.Module):
                 if waiting is not None:
                     frames = torch.cat([waiting, frames])
                 paired = frames.size(0) if final else frames.size(0) // 2 * 2
-                pending[index] = frames[paired:] if paired < frames.size(0) else None
+                # A clone, so that a long chunk does not stay in memory with its last frame.
+                pending[index] = frames[paired:].clone() if paired < frames.size(0) else None
                 frames = _pair(frames[:paired])
-        return frames.transpose(0, 1), EncoderState(tuple(states), tuple(pending))
+        return frames.transpose(0, 1), _Memory(tuple(states), tuple(pending))
 
 
 def num_reductions(time_reduction: int, num_layers: int) -> int:

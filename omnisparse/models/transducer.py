@@ -1,4 +1,4 @@
-"""Streaming transducer: unidirectional LSTM encoder, predictor, joiner.
+"""Streaming transducer: LSTM, Emformer or Conformer encoder, predictor, joiner.
 
 Legend: B batch, T feature frames, T' encoder frames, U tokens, F features, D model, J joiner,
 V vocabulary.
@@ -6,36 +6,43 @@ V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from omnisparse.models.base import BLANK, Hypothesis, ModelOutput, SpeechModel
-from omnisparse.models.lattice import join_lattice
+from omnisparse.models.base import Hypothesis, ModelOutput, SpeechModel
+from omnisparse.models.conformer import ConformerEncoder
+from omnisparse.models.emformer import EmformerEncoder
+from omnisparse.models.encoder import Encoder, EncoderState
+from omnisparse.models.joiner import Joiner
 from omnisparse.models.losses import ctc_loss, lattice_weights, transducer_loss
-from omnisparse.models.lstm import (
-    EncoderState,
-    LstmEncoder,
-    lstm_step,
-    make_lstm,
-    num_reductions,
-    run_lstm,
-    zero_state,
-)
+from omnisparse.models.lstm import LstmEncoder, num_reductions
+from omnisparse.models.predictor import LstmPredictor, StatelessPredictor
 from omnisparse.models.transducer_decoding import (
     transducer_beam_search,
     transducer_greedy_search,
 )
-from omnisparse.models.validation import check_fraction, check_positive, check_projection
+from omnisparse.models.validation import (
+    check_fraction,
+    check_multiple,
+    check_positive,
+    check_projection,
+)
 
-CONTEXT_SIZE = 2
-"""Tokens that the stateless predictor sees."""
+EncoderKind = Literal["lstm", "emformer", "conformer"]
 
-PredictorState = tuple[Tensor, ...]
-"""Tensors whose first dimension counts hypotheses; what they are is the predictor's affair."""
+_ENCODER_KEYS: dict[str, tuple[EncoderKind, ...]] = {
+    "encoder_projection": ("lstm",),
+    "encoder_heads": ("emformer", "conformer"),
+    "encoder_feed_forward": ("emformer", "conformer"),
+    "encoder_kernel": ("conformer",),
+    "segment": ("emformer", "conformer"),
+    "left_context": ("emformer", "conformer"),
+    "right_context": ("emformer",),
+}
+"""Keys that only some encoders have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,17 +52,40 @@ class TransducerConfig:
     kind: Literal["transducer"] = "transducer"
     """Selects this model in a configuration file."""
 
+    encoder: EncoderKind = "lstm"
+    """Layers of the encoder. A key below that this encoder has not must keep its default."""
+
     encoder_layers: int = 3
-    """LSTM layers of the encoder."""
+    """Layers of the encoder."""
 
     encoder_dim: int = 256
-    """Cells of each encoder layer."""
+    """Cells of each LSTM layer, or width of an Emformer or Conformer layer."""
 
     encoder_projection: int | None = None
     """LSTMP width of the encoder, below ``encoder_dim``; None for plain LSTM layers."""
 
+    encoder_heads: int = 4
+    """Attention heads (Emformer, Conformer); a divisor of ``encoder_dim``."""
+
+    encoder_feed_forward: int = 1024
+    """Width inside the feed-forward parts (Emformer, Conformer)."""
+
+    encoder_kernel: int = 15
+    """Frames of the causal convolution (Conformer)."""
+
+    segment: int = 8
+    """Encoder frames that are encoded together (Emformer, Conformer); this and ``right_context``
+    are the latency."""
+
+    left_context: int = 32
+    """Encoder frames before a segment that its attention sees (Emformer, Conformer)."""
+
+    right_context: int = 0
+    """Encoder frames after a segment that its attention sees (Emformer)."""
+
     time_reduction: int = 2
-    """Feature frames per encoder frame: a power of two, at most 2^(encoder_layers - 1)."""
+    """Feature frames per encoder frame. LSTM: a power of two, at most 2^(encoder_layers - 1);
+    Emformer, Conformer: a divisor of ``encoder_dim``."""
 
     predictor_layers: int = 1
     """LSTM layers of the predictor; 0 for the stateless one, which sees the last two tokens."""
@@ -70,10 +100,10 @@ class TransducerConfig:
     """Width in which encoder and predictor are added."""
 
     dropout: float = 0.1
-    """Dropout after every encoder and predictor layer, in [0, 1)."""
+    """Dropout after every LSTM layer and within Emformer and Conformer layers, in [0, 1)."""
 
     layer_norm: bool = True
-    """Normalise the output of every encoder and predictor layer."""
+    """Normalise the output of every LSTM layer."""
 
     predictor_warmup: int = 250
     """First optimizer steps, which train without the predictor; see :class:`TransducerModel`."""
@@ -87,166 +117,30 @@ class TransducerConfig:
         check_positive(self, "encoder_layers encoder_dim predictor_dim embedding_dim joiner_dim")
         check_positive(self, "predictor_layers predictor_warmup", minimum=0)
         check_projection(self, "encoder")
+        check_positive(self, "encoder_heads encoder_feed_forward encoder_kernel segment")
+        check_positive(self, "left_context right_context", minimum=0)
         check_fraction(self, "dropout ctc_weight")
-        num_reductions(self.time_reduction, self.encoder_layers)
+        self._check_encoder()
 
-
-class LstmPredictor(nn.Module):
-    """The prediction network: embedding and LSTM layers over the tokens so far.
-
-    Args:
-        vocab_size: Tokens V; blank, id 0, stands for the start.
-        embedding_dim: Width of the embedding.
-        num_layers: LSTM layers.
-        dim: Cells per layer, the output width.
-        dropout: Probability, on the embedding and on the output of every layer.
-        layer_norm: Normalise the output of every layer.
-    """
-
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        embedding_dim: int,
-        num_layers: int,
-        dim: int,
-        dropout: float,
-        layer_norm: bool,
-    ) -> None:
-        super().__init__()
-        self.output_dim = dim
-        self.embedding = nn.Embedding(vocab_size, embedding_dim)
-        widths = [embedding_dim] + [dim] * (num_layers - 1)
-        self.layers = nn.ModuleList(make_lstm(width, dim) for width in widths)
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(dim) if layer_norm else nn.Identity() for _ in widths
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Outputs before each of ``[B, U]`` int64 tokens and after the last: ``[B, U + 1, D]``."""
-        outputs: Tensor = self.dropout(self.embedding(F.pad(tokens, (1, 0), value=BLANK).t()))
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            assert isinstance(layer, nn.LSTM)
-            outputs, _ = run_lstm(layer, outputs)
-            outputs = self.dropout(norm(outputs))
-        return outputs.transpose(0, 1)
-
-    def initial_state(self, rows: int) -> PredictorState:
-        """The state before the start symbol, for ``rows`` hypotheses."""
-        return tuple(
-            tensor
-            for layer in self.layers
-            for tensor in zero_state(layer, rows)  # type: ignore[arg-type]
-        )
-
-    def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
-        """``[N, D]`` output after ``[N]`` tokens in evaluation mode, and the next state."""
-        outputs = self.embedding(tokens)
-        after: list[Tensor] = []
-        for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            assert isinstance(layer, nn.LSTM)
-            outputs, (hidden, cell) = lstm_step(
-                layer, outputs, (state[2 * index], state[2 * index + 1])
+    def _check_encoder(self) -> None:
+        """Refuse keys of other encoders, and widths that cannot be divided."""
+        for item in fields(self):
+            owners = _ENCODER_KEYS.get(item.name, (self.encoder,))
+            value = getattr(self, item.name)
+            if self.encoder not in owners and value != item.default:
+                raise ValueError(
+                    f"{item.name} is {value}, but belongs to encoder {' or '.join(owners)}; "
+                    f"with encoder {self.encoder} leave it out"
+                )
+        if self.encoder == "lstm":
+            num_reductions(self.time_reduction, self.encoder_layers)
+        else:
+            check_positive(self, "time_reduction")
+            check_multiple(self, "encoder_dim", "time_reduction")
+            # Rotary positions turn pairs, so a Conformer head has an even width.
+            check_multiple(
+                self, "encoder_dim", "encoder_heads", factor=2 if self.encoder == "conformer" else 1
             )
-            outputs = norm(outputs)
-            after += [hidden, cell]
-        return outputs, tuple(after)
-
-
-class StatelessPredictor(nn.Module):
-    """A predictor that sees the last two tokens only: cheap, and without recurrent state.
-
-    Args:
-        vocab_size: Tokens V; blank, id 0, stands for the start.
-        embedding_dim: Width of the embedding.
-        dim: Output width.
-        dropout: Probability, on the embedding.
-
-    Source: Ghodsi et al. 2020, "RNN-transducer with stateless prediction network", ICASSP.
-    """
-
-    def __init__(self, *, vocab_size: int, embedding_dim: int, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.output_dim = dim
-        self.embedding = nn.Embedding(vocab_size, embedding_dim)
-        self.context = nn.Linear(CONTEXT_SIZE * embedding_dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Outputs before each of ``[B, U]`` int64 tokens and after the last: ``[B, U + 1, D]``."""
-        padded = F.pad(tokens, (CONTEXT_SIZE, 0), value=BLANK)
-        return self._outputs(padded.unfold(1, CONTEXT_SIZE, 1))
-
-    def initial_state(self, rows: int) -> PredictorState:
-        """The state before the start symbol, for ``rows`` hypotheses."""
-        device = self.embedding.weight.device
-        return (torch.full((rows, CONTEXT_SIZE), BLANK, dtype=torch.int64, device=device),)
-
-    def step(self, tokens: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
-        """``[N, D]`` output after ``[N]`` tokens in evaluation mode, and the next state."""
-        context = torch.cat([state[0][:, 1:], tokens[:, None]], dim=1)
-        return self._outputs(context), (context,)
-
-    def _outputs(self, contexts: Tensor) -> Tensor:
-        """``[..., D]`` outputs of ``[..., CONTEXT_SIZE]`` tokens."""
-        embedded = self.dropout(self.embedding(contexts))
-        return torch.relu(self.context(embedded.flatten(-2)))
-
-
-class Joiner(nn.Module):
-    """Adds encoder and predictor and scores the next token.
-
-    Args:
-        encoder_dim: Width of the encoder's output.
-        predictor_dim: Width of the predictor's output.
-        dim: Width J of the sum.
-        vocab_size: Tokens V with blank.
-
-    Source: Graves et al. 2013, arXiv:1303.5778, eqs. 15-18, for the additive joint network.
-    """
-
-    def __init__(self, *, encoder_dim: int, predictor_dim: int, dim: int, vocab_size: int) -> None:
-        super().__init__()
-        self.encoder_projection = nn.Linear(encoder_dim, dim)
-        self.predictor_projection = nn.Linear(predictor_dim, dim, bias=False)
-        self.output = nn.Linear(dim, vocab_size)
-
-    def forward(
-        self,
-        encoded: Tensor,
-        predicted: Tensor,
-        tokens: Tensor,
-        frame_lengths: Tensor,
-        token_lengths: Tensor,
-    ) -> Tensor:
-        """The collapsed lattice of a batch.
-
-        Args:
-            encoded: ``[B, T', D]`` encoder frames.
-            predicted: ``[B, U + 1, D]`` predictor outputs.
-            tokens: ``[B, U]`` int64.
-            frame_lengths: ``[B]`` int64.
-            token_lengths: ``[B]`` int64.
-
-        Returns:
-            ``[B, T', U + 1, 3]`` log-probabilities; see :func:`join_lattice`.
-        """
-        return join_lattice(
-            self.encoder_projection(encoded),
-            self.predictor_projection(predicted),
-            self.output.weight,
-            self.output.bias,
-            tokens=tokens,
-            frame_lengths=frame_lengths,
-            token_lengths=token_lengths,
-            blank=BLANK,
-        )
-
-    def score(self, total: Tensor) -> Tensor:
-        """Logits ``[..., V]`` of fresh sums ``[..., J]``, which are overwritten."""
-        logits: Tensor = self.output(total.tanh_())
-        return logits
 
 
 class TransducerModel(SpeechModel):
@@ -255,16 +149,23 @@ class TransducerModel(SpeechModel):
     Args:
         input_dim: Width F of the features.
         vocab_size: Tokens V, counting blank, sentence mark (unused here) and unknown.
-        encoder_layers: See :class:`TransducerConfig`, as all that follow.
-        encoder_dim: Cells per encoder layer.
+        encoder: See :class:`TransducerConfig`, as for all that follow.
+        encoder_layers: Layers of the encoder.
+        encoder_dim: Cells or width of each.
         encoder_projection: LSTMP width or None.
+        encoder_heads: Attention heads.
+        encoder_feed_forward: Width inside the feed-forward parts.
+        encoder_kernel: Frames of the convolution.
+        segment: Encoder frames encoded together.
+        left_context: Encoder frames before a segment.
+        right_context: Encoder frames after a segment.
         time_reduction: Feature frames per encoder frame.
         predictor_layers: LSTM layers, 0 for the stateless predictor.
         predictor_dim: Output width of the predictor.
         embedding_dim: Width of the embedding.
         joiner_dim: Width of the joiner.
         dropout: Probability in [0, 1).
-        layer_norm: Normalise encoder and predictor layers.
+        layer_norm: Normalise LSTM layers.
         predictor_warmup: Steps (see :meth:`set_step`) that train without the predictor.
         ctc_weight: Share in [0, 1).
 
@@ -281,9 +182,16 @@ class TransducerModel(SpeechModel):
         *,
         input_dim: int,
         vocab_size: int,
+        encoder: EncoderKind = "lstm",
         encoder_layers: int = 3,
         encoder_dim: int = 256,
         encoder_projection: int | None = None,
+        encoder_heads: int = 4,
+        encoder_feed_forward: int = 1024,
+        encoder_kernel: int = 15,
+        segment: int = 8,
+        left_context: int = 32,
+        right_context: int = 0,
         time_reduction: int = 2,
         predictor_layers: int = 1,
         predictor_dim: int = 256,
@@ -299,15 +207,43 @@ class TransducerModel(SpeechModel):
         self.vocab_size = vocab_size
         self.predictor_warmup = predictor_warmup
         self._step = predictor_warmup
-        self.encoder = LstmEncoder(
-            input_dim=input_dim,
-            num_layers=encoder_layers,
-            dim=encoder_dim,
-            projection=encoder_projection,
-            time_reduction=time_reduction,
-            dropout=dropout,
-            layer_norm=layer_norm,
-        )
+        self.encoder: Encoder
+        if encoder == "lstm":
+            self.encoder = LstmEncoder(
+                input_dim=input_dim,
+                num_layers=encoder_layers,
+                dim=encoder_dim,
+                projection=encoder_projection,
+                time_reduction=time_reduction,
+                dropout=dropout,
+                layer_norm=layer_norm,
+            )
+        elif encoder == "emformer":
+            self.encoder = EmformerEncoder(
+                input_dim=input_dim,
+                num_layers=encoder_layers,
+                dim=encoder_dim,
+                heads=encoder_heads,
+                feed_forward_dim=encoder_feed_forward,
+                time_reduction=time_reduction,
+                segment=segment,
+                left_context=left_context,
+                right_context=right_context,
+                dropout=dropout,
+            )
+        else:
+            self.encoder = ConformerEncoder(
+                input_dim=input_dim,
+                num_layers=encoder_layers,
+                dim=encoder_dim,
+                heads=encoder_heads,
+                feed_forward_dim=encoder_feed_forward,
+                time_reduction=time_reduction,
+                segment=segment,
+                left_context=left_context,
+                kernel=encoder_kernel,
+                dropout=dropout,
+            )
         self.predictor: LstmPredictor | StatelessPredictor
         if predictor_layers:
             self.predictor = LstmPredictor(
@@ -354,7 +290,7 @@ class TransducerModel(SpeechModel):
     def encode_chunk(
         self, features: Tensor, state: EncoderState, *, final: bool = False
     ) -> tuple[Tensor, EncoderState]:
-        """Encode the next ``[B, T, F]`` chunk of a stream; see ``LstmEncoder.forward_chunk``."""
+        """Encode the next ``[B, T, F]`` chunk of a stream; see ``Encoder.forward_chunk``."""
         return self.encoder.forward_chunk(features, state, final=final)
 
     def forward(

@@ -14,7 +14,8 @@ from torch import Tensor
 from omnisparse.models.base import BLANK, SOS_EOS, Hypothesis
 
 if TYPE_CHECKING:
-    from omnisparse.models.transducer import PredictorState, TransducerModel
+    from omnisparse.models.predictor import PredictorState
+    from omnisparse.models.transducer import TransducerModel
 
 MAX_SYMBOLS_PER_FRAME = 5
 """Tokens that one encoder frame may emit; bounds the search on nets that never say blank."""
@@ -92,7 +93,7 @@ def transducer_greedy_search(
     return found, GreedyState(predicted, memory)
 
 
-class _Beam(NamedTuple):
+class BeamState(NamedTuple):
     """K hypotheses of each of B utterances; all tensors start with ``[B, K]``."""
 
     scores: Tensor
@@ -113,15 +114,15 @@ class _Beam(NamedTuple):
     memory: tuple[Tensor, ...]
     """Predictor state."""
 
-    def select(self, index: Tensor) -> _Beam:
+    def select(self, index: Tensor) -> BeamState:
         """The ``[B, N]`` hypotheses at the given places of each utterance."""
         rows = torch.arange(index.size(0), device=index.device)[:, None]
         return self.combine(self, lambda tensor, _: tensor[rows, index])
 
-    def combine(self, other: _Beam, function: Callable[[Tensor, Tensor], Tensor]) -> _Beam:
+    def combine(self, other: BeamState, function: Callable[[Tensor, Tensor], Tensor]) -> BeamState:
         """Apply a function to each pair of tensors, histories widened to the same length."""
         width = max(self.history.size(2), other.history.size(2))
-        return _Beam(
+        return BeamState(
             scores=function(self.scores, other.scores),
             hashes=function(self.hashes, other.hashes),
             history=function(_widen(self.history, width), _widen(other.history, width)),
@@ -139,10 +140,7 @@ def transducer_beam_search(
     beam: int,
     max_symbols: int = MAX_SYMBOLS_PER_FRAME,
 ) -> list[list[Hypothesis]]:
-    """Time-synchronous beam search of a whole batch.
-
-    At each frame every hypothesis may emit up to ``max_symbols`` tokens and then blank;
-    hypotheses with equal tokens are merged, their probabilities added.
+    """Time-synchronous beam search of a whole batch; see :func:`advance_beam`.
 
     Args:
         model: In evaluation mode.
@@ -153,17 +151,45 @@ def transducer_beam_search(
 
     Returns:
         Per utterance up to ``beam`` hypotheses, the most probable first.
+    """
+    start = start_beam(model, lengths.size(0), beam)
+    best = advance_beam(model, encoded, lengths, start, max_symbols=max_symbols)
+    return [ranked_hypotheses(best, utterance) for utterance in range(encoded.size(0))]
+
+
+def advance_beam(
+    model: TransducerModel,
+    encoded: Tensor,
+    lengths: Tensor,
+    state: BeamState,
+    *,
+    max_symbols: int = MAX_SYMBOLS_PER_FRAME,
+) -> BeamState:
+    """Search the next frames of a batch.
+
+    At each frame every hypothesis may emit up to ``max_symbols`` tokens and then blank;
+    hypotheses with equal tokens are merged, their probabilities added.
+
+    Args:
+        model: In evaluation mode.
+        encoded: ``[B, T', D]``, T' possibly 0.
+        lengths: ``[B]`` int64.
+        state: From :func:`start_beam` or the frames before.
+        max_symbols: Tokens one frame may emit.
+
+    Returns:
+        The hypotheses after these frames.
 
     Source: Saon et al. 2020, "Alignment-length synchronous decoding for RNN transducer",
     ICASSP (its time-synchronous reference). Deviation: a running hypothesis is dropped once it
     cannot enter the ``beam`` best of the frame; all it could add is a merged alignment.
     """
     frames = model.joiner.encoder_projection(encoded)
-    best = _start(model, lengths, beam)
+    best, beam = state, state.scores.size(1)
     for time in range(encoded.size(1)):
         frame = frames[:, time, None]
         running = best
-        ended: _Beam | None = None
+        ended: BeamState | None = None
         for symbol in range(max_symbols + 1):
             logits = model.joiner.score(frame + running.predicted)
             log_probs = torch.log_softmax(logits.float(), dim=-1)
@@ -179,21 +205,41 @@ def transducer_beam_search(
             running = _extend(model, running.select(parents), tokens, scores)
         assert ended is not None
         best = _where(time < lengths, ended, best)
-    return [_hypotheses(best, utterance) for utterance in range(encoded.size(0))]
+    return best
 
 
-def _start(model: TransducerModel, lengths: Tensor, beam: int) -> _Beam:
+def settle_beam(state: BeamState) -> tuple[list[int], BeamState]:
+    """Take out what all hypotheses of one stream begin with; nothing can change it any more.
+
+    Args:
+        state: Of one utterance.
+
+    Returns:
+        The settled tokens, and the state without them, which searches on as before.
+    """
+    living = state.scores[0] > float("-inf")
+    counts = state.counts[0, living]
+    histories = state.history[0, living, : int(counts.min())]
+    num_settled = int((histories == histories[:1]).all(dim=0).long().cumprod(dim=0).sum())
+    rest = state._replace(
+        history=state.history[:, :, num_settled : int(counts.max())].clone(),
+        counts=(state.counts - num_settled).clamp(min=0),
+    )
+    return histories[0, :num_settled].tolist(), rest
+
+
+def start_beam(model: TransducerModel, batch: int, beam: int) -> BeamState:
     """One empty hypothesis per utterance, and ``beam - 1`` empty places."""
-    batch = lengths.size(0)
-    start = lengths.new_full((batch * beam,), BLANK)
+    device = model.joiner.output.weight.device
+    start = torch.full((batch * beam,), BLANK, dtype=torch.int64, device=device)
     predicted, memory = predict(model, start, model.predictor.initial_state(batch * beam))
-    scores = torch.full((batch, beam), float("-inf"), device=lengths.device)
+    scores = torch.full((batch, beam), float("-inf"), device=device)
     scores[:, 0] = 0.0
-    zeros = lengths.new_zeros(batch, beam)
-    return _Beam(
+    zeros = start.new_zeros(batch, beam)
+    return BeamState(
         scores=scores,
         hashes=zeros,
-        history=lengths.new_empty(batch, beam, 0),
+        history=start.new_empty(batch, beam, 0),
         counts=zeros,
         predicted=predicted.view(batch, beam, -1),
         memory=tuple(tensor.view(batch, beam, -1) for tensor in memory),
@@ -208,7 +254,9 @@ def _expand(scores: Tensor, log_probs: Tensor, beam: int) -> tuple[Tensor, Tenso
     return index // totals.size(-1), index % totals.size(-1), best
 
 
-def _extend(model: TransducerModel, parents: _Beam, tokens: Tensor, scores: Tensor) -> _Beam:
+def _extend(
+    model: TransducerModel, parents: BeamState, tokens: Tensor, scores: Tensor
+) -> BeamState:
     """Append ``[B, K]`` tokens to as many hypotheses."""
     batch, beam = tokens.shape
     predicted, memory = predict(
@@ -216,7 +264,7 @@ def _extend(model: TransducerModel, parents: _Beam, tokens: Tensor, scores: Tens
     )
     history = _widen(parents.history, int(parents.counts.max()) + 1)
     history = history.scatter(2, parents.counts[..., None], tokens[..., None])
-    return _Beam(
+    return BeamState(
         scores=scores,
         hashes=parents.hashes * _HASH_FACTOR + tokens + 1,
         history=history,
@@ -226,7 +274,7 @@ def _extend(model: TransducerModel, parents: _Beam, tokens: Tensor, scores: Tens
     )
 
 
-def _merge(first: _Beam, second: _Beam) -> _Beam:
+def _merge(first: BeamState, second: BeamState) -> BeamState:
     """Add up hypotheses with equal tokens, and keep the K most probable of both."""
     beams = first.combine(second, lambda left, right: torch.cat([left, right], dim=1))
     equal = beams.hashes[:, :, None] == beams.hashes[:, None, :]
@@ -238,7 +286,7 @@ def _merge(first: _Beam, second: _Beam) -> _Beam:
     return beams.select(index)._replace(scores=kept)
 
 
-def _where(condition: Tensor, new: _Beam, old: _Beam) -> _Beam:
+def _where(condition: Tensor, new: BeamState, old: BeamState) -> BeamState:
     """Per utterance the new hypotheses where ``[B]`` condition holds, else the old."""
 
     def choose(left: Tensor, right: Tensor) -> Tensor:
@@ -253,7 +301,7 @@ def _widen(history: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(history, (0, missing), value=BLANK) if missing > 0 else history
 
 
-def _hypotheses(beams: _Beam, utterance: int) -> list[Hypothesis]:
+def ranked_hypotheses(beams: BeamState, utterance: int = 0) -> list[Hypothesis]:
     """The hypotheses of one utterance, best first, without empty places."""
     order = beams.scores[utterance].argsort(descending=True).tolist()
     return [

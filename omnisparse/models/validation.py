@@ -36,6 +36,24 @@ def check_fraction(config: object, names: str) -> None:
             raise ValueError(f"{name} is {value}; it must be in [0, 1)")
 
 
+def check_multiple(config: object, name: str, divisor: str, *, factor: int = 1) -> None:
+    """Check that a width can be divided.
+
+    Args:
+        config: A model configuration.
+        name: The field that is divided.
+        divisor: The field that divides it, at least 1.
+        factor: So many times ``divisor`` must divide it.
+
+    Raises:
+        ValueError: If ``name`` is no multiple.
+    """
+    value, step = getattr(config, name), factor * getattr(config, divisor)
+    if value % step:
+        times = f"{factor} * {divisor}" if factor > 1 else divisor
+        raise ValueError(f"{name} is {value}; it must be a multiple of {times}, {step}")
+
+
 def check_projection(config: object, part: str) -> None:
     """Check the LSTMP width of ``part`` ("encoder" or "decoder").
 

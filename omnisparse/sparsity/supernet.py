@@ -27,14 +27,14 @@ from omnisparse.sparsity.ranking import Block, Norm, block_sizes, check_block, e
 from omnisparse.sparsity.space import SubnetSpec
 
 DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
-"""Never pruned by default: embeddings, the output head, attention, normalisation."""
+"""Pruned only where asked for: embeddings, the output head, attention, normalisation."""
 
 _RECURRENT = re.compile(r"weight_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
 _FLIP_DENSITY = 0.25
 
 
 def find_prunable(
-    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = DEFAULT_EXCLUDE
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] | None = None
 ) -> list[str]:
     """Names of the matrices to prune.
 
@@ -45,7 +45,8 @@ def find_prunable(
         model: Any module.
         include: Regular expressions searched in parameter names; where given they choose among
             all parameters of two or more dimensions instead of the default rule.
-        exclude: Regular expressions of names to leave out.
+        exclude: Regular expressions of names to leave out; `DEFAULT_EXCLUDE` by default, or
+            nothing where `include` says what is wanted.
 
     Returns:
         Fully qualified names, in model order; a tied parameter appears once.
@@ -56,6 +57,8 @@ def find_prunable(
 
     Source: Pang et al. 2018, section 5: only encoder and decoder LSTM weights are pruned.
     """
+    if exclude is None:
+        exclude = () if include else DEFAULT_EXCLUDE
     try:
         included = [re.compile(pattern) for pattern in include]
         excluded = [re.compile(pattern) for pattern in exclude]

@@ -250,15 +250,24 @@ def test_public_api(world: World) -> None:
     assert sum(map(int, kept)) < sum(t.numel() for t in dense.model.state_dict().values())
 
 
-def test_transducer_streams_what_it_says_offline(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["lstm", "emformer", "conformer"])
+def test_transducer_streams_what_it_says_offline(
+    world: World, tmp_path: Path, encoder: str
+) -> None:
     config = _write_config(world.root, world.corpus, "transducer")
-    run_json("train", config, "--out", tmp_path / "r", "training.max_steps=2")
+    overrides = ["training.max_steps=2", f"model.encoder={encoder}"]
+    overrides += ["model.right_context=2"] if encoder == "emformer" else []
+    run_json("train", config, "--out", tmp_path / "r", *overrides)
+    run_json("extract", "--size", "60%", "--run", tmp_path / "r", "--out", tmp_path / "m")
     manifest = world.corpus / "test.jsonl"
-    offline = run_json("evaluate", tmp_path / "r", "--manifest", manifest)
-    streamed = run_json("evaluate", tmp_path / "r", "--manifest", manifest, "--streaming")
-    for key in ("wer", "substitutions", "deletions", "insertions"):
-        assert streamed[key] == offline[key]
-    assert run("transcribe", tmp_path / "r", world.wav, "--streaming").exit_code == 0
+    for model, beam in (("r", 1), ("m", 2)):
+        common = ("evaluate", tmp_path / model, "--manifest", manifest, "--beam", beam)
+        offline, streamed = run_json(*common), run_json(*common, "--streaming")
+        for key in ("wer", "substitutions", "deletions", "insertions"):
+            assert streamed[key] == offline[key]
+    offline = run_json("transcribe", tmp_path / "m", world.wav)
+    streamed = run_json("transcribe", tmp_path / "m", world.wav, "--streaming")
+    assert streamed["results"][0]["text"] == offline["results"][0]["text"]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from omnisparse.config import ConfigError, RunConfig, config_to_yaml, load_config
 from omnisparse.methods import DenseConfig, build_method
-from omnisparse.models import TransducerConfig, build_model
+from omnisparse.models import SpeechModel, TransducerConfig, build_model
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted([*(ROOT / "recipes/configs").glob("*.yaml"), *ROOT.glob("omnisparse/configs/*")])
@@ -23,18 +24,38 @@ def test_every_shipped_configuration_is_legal(path: Path, tmp_path: Path) -> Non
     assert load_config(resolved) == config
 
 
-def test_the_sizes_that_a_shipped_embedded_configuration_trains_can_be_reached() -> None:
-    for path in [
-        *ROOT.glob("omnisparse/configs/*.yaml"),
-        *ROOT.glob("recipes/configs/*_real.yaml"),
-    ]:
-        config = load_config(path)
-        model = build_model(
+def net_of(config: RunConfig) -> SpeechModel:
+    """The net of a configuration, without weights."""
+    with torch.device("meta"):
+        return build_model(
             config.model,
             input_dim=80 * config.data.features.stack,
             vocab_size=config.data.vocab_size,
         )
-        build_method(config.method, seed=0).prepare(model, max_steps=10)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
+def test_the_sizes_that_a_shipped_configuration_trains_can_be_reached(path: Path) -> None:
+    config = load_config(path)
+    build_method(config.method, seed=0).prepare(net_of(config), max_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("transducer_emformer_76m", 76_730_496),
+        ("transducer_conformer_30m", 30_997_632),
+        ("transducer_lstm_85m", 85_287_552),
+        ("transducer_emformer_small", 4_109_888),
+        ("transducer_conformer_small", 3_420_656),
+    ],
+)
+def test_a_configuration_says_how_large_its_net_is(name: str, parameters: int) -> None:
+    path = ROOT / f"recipes/configs/{name}.yaml"
+    config = load_config(path)
+    assert sum(weight.numel() for weight in net_of(config).parameters()) == parameters
+    said = f"{parameters / 1e6:.1f} M" if name.endswith("small") else f"{parameters:,}"
+    assert f"of {said} parameters" in path.read_text()
 
 
 def test_no_file_and_no_overrides_is_the_default() -> None:
@@ -61,6 +82,9 @@ def test_overrides_reach_every_depth() -> None:
         ("training.learning_rate=fast", r"training\.learning_rate: .*given: 'fast'"),
         ("training.learning_rate=-1", "learning_rate is -1"),
         ("model.encoder_dim=0", "encoder_dim"),
+        ("model.encoder=gru", r"unknown key model\.encoder; "),
+        ("model={kind: transducer, encoder: gru}", r"model\..*encoder: .*'emformer'.*given: 'gru'"),
+        ("model={kind: transducer, segments: 4}", r"unknown key model\.segments; .*segment, left"),
         ("seed", "'seed': an override is written key=value"),
         ("seed.x=1", "unknown key|seed"),
         ("name=../x", "a plain folder name"),

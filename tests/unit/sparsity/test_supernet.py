@@ -60,6 +60,12 @@ def test_find_prunable_patterns() -> None:
     model = Net()
     assert find_prunable(model, include=[r"^output"], exclude=[]) == ["output.weight"]
     assert find_prunable(model, exclude=["encoder", "output", "atten"]) == PRUNABLE[6:]
+    assert find_prunable(model, include=["attention", "weight_hh_l0$"]) == [
+        "encoder.weight_hh_l0",
+        "decoder.weight_hh_l0",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+    ]
     with pytest.raises(ValueError, match="nothing to prune"):
         find_prunable(model, exclude=["."])
     with pytest.raises(ValueError, match=r"include pattern 'lstm' matches none of: embedding"):
@@ -89,6 +95,21 @@ def test_masked_squashed_extracted_and_reloaded_agree(
     reloaded.load_state_dict(supernet.extract(spec))
     assert torch.equal(masked, squashed)
     assert torch.equal(masked, reloaded(TOKENS))
+    assert not torch.equal(masked, supernet(TOKENS))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_masks_reach_the_fused_path_of_attention(training: bool) -> None:
+    """In evaluation without gradients torch's attention reads its weights in another way."""
+    torch.manual_seed(3)
+    model = Net().train(training)
+    supernet = Supernet(model, prunable=find_prunable(model, include=["attention"]))
+    spec = supernet.spec_for(sparsity=0.6)
+    reloaded = Net().train(training)
+    reloaded.load_state_dict(supernet.extract(spec))
+    with supernet.active(spec), torch.set_grad_enabled(training):
+        masked = supernet(TOKENS)
+        assert torch.equal(masked, reloaded(TOKENS))
     assert not torch.equal(masked, supernet(TOKENS))
 
 

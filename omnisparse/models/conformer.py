@@ -1,0 +1,373 @@
+"""A causal Conformer: attention within a segment and a bounded past, convolution of the past only.
+
+Legend: B batch, T' encoder frames, D model, H heads, E = D / H, C frames of a segment, L frames of
+left context, S segments, K convolution kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omnisparse.models.encoder import SegmentEncoder
+
+_ROTARY_BASE = 10000.0
+
+
+class _LayerMemory(NamedTuple):
+    """What a layer remembers of a stream."""
+
+    keys: Tensor
+    """``[B, H, l, E]``, rotated, with l <= L."""
+
+    values: Tensor
+    """``[B, H, l, E]``."""
+
+    convolved: Tensor
+    """``[B, K - 1, D]``: the convolution's last inputs."""
+
+
+class _Memory(NamedTuple):
+    """What all layers remember of a stream."""
+
+    position: int
+    """Frames encoded so far."""
+
+    layers: tuple[_LayerMemory, ...]
+    """One entry per layer."""
+
+
+class _Rotation(NamedTuple):
+    """Angles of the rotary embedding for consecutive positions."""
+
+    cosine: Tensor
+    """``[T', E / 2]`` float32."""
+
+    sine: Tensor
+    """``[T', E / 2]`` float32."""
+
+
+class FeedForward(nn.Module):
+    """Normalisation and two linear layers, without the residual connection.
+
+    Args:
+        dim: Width D outside.
+        hidden_dim: Width inside.
+        dropout: Probability, after each linear layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, hidden_dim)
+        self.contract = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``[..., D]`` to ``[..., D]``."""
+        hidden = self.dropout(F.silu(self.expand(self.norm(frames))))
+        contracted: Tensor = self.dropout(self.contract(hidden))
+        return contracted
+
+
+class SegmentAttention(nn.Module):
+    """Self-attention of each segment to itself and to the L frames before it.
+
+    Args:
+        dim: Width D, a multiple of ``2 * heads``.
+        heads: Number of heads H.
+        segment: Frames C of a segment.
+        left_context: Frames L before a segment.
+        dropout: Probability, on the weights and on the output.
+
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (rotary positions: scores depend on distances
+    only, so keys of a stream may be kept as they are). Deviation: Gulati et al. 2020 embed relative
+    positions as Transformer-XL does.
+    """
+
+    def __init__(
+        self, *, dim: int, heads: int, segment: int, left_context: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.segment = segment
+        self.left_context = left_context
+        self.norm = nn.LayerNorm(dim)
+        self.input = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, frames: Tensor, rotation: _Rotation, mask: Tensor) -> Tensor:
+        """Attend in all segments at once.
+
+        Args:
+            frames: ``[B, S * C, D]``.
+            rotation: Angles of positions 0..S * C - 1.
+            mask: ``[B * S, 1, 1, L + C]`` bool from :func:`_segment_mask`.
+
+        Returns:
+            ``[B, S * C, D]``.
+        """
+        queries, keys, values = self._project(frames, rotation)
+        batch, length = frames.shape[:2]
+        num_segments = length // self.segment
+        queries = queries.view(batch, self.heads, num_segments, self.segment, -1)
+        context = F.scaled_dot_product_attention(
+            queries.transpose(1, 2).flatten(0, 1),
+            self._windows(keys),
+            self._windows(values),
+            attn_mask=mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        context = context.unflatten(0, (batch, num_segments)).transpose(1, 2)
+        return self._leave(context.flatten(2, 3))
+
+    def step(
+        self, frames: Tensor, rotation: _Rotation, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend in the next segment of a stream.
+
+        Args:
+            frames: ``[B, n, D]``, n <= C.
+            rotation: Angles of their positions.
+            keys: ``[B, H, l, E]`` of the frames before, l <= L.
+            values: ``[B, H, l, E]`` of the same.
+
+        Returns:
+            ``[B, n, D]``, and keys and values for the next segment.
+        """
+        queries, new_keys, new_values = self._project(frames, rotation)
+        keys, values = torch.cat([keys, new_keys], dim=2), torch.cat([values, new_values], dim=2)
+        context = F.scaled_dot_product_attention(queries, keys, values)
+        start = max(0, keys.size(2) - self.left_context)
+        return self._leave(context), keys[:, :, start:].clone(), values[:, :, start:].clone()
+
+    def _project(self, frames: Tensor, rotation: _Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both rotated) and values, each ``[B, H, T', E]``."""
+        projected = self.input(self.norm(frames)).unflatten(-1, (3, self.heads, -1))
+        queries, keys, values = projected.permute(2, 0, 3, 1, 4)
+        return _rotate(queries, rotation), _rotate(keys, rotation), values
+
+    def _windows(self, tensor: Tensor) -> Tensor:
+        """What each segment may see: ``[B, H, S * C, E]`` to ``[B * S, H, L + C, E]``."""
+        padded = F.pad(tensor, (0, 0, self.left_context, 0))
+        windows = padded.unfold(2, self.left_context + self.segment, self.segment)
+        return windows.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    def _leave(self, context: Tensor) -> Tensor:
+        """``[B, H, T', E]`` contexts to ``[B, T', D]`` outputs."""
+        outputs: Tensor = self.dropout(self.output(context.transpose(1, 2).flatten(2)))
+        return outputs
+
+
+class CausalConvolution(nn.Module):
+    """Gated depthwise convolution over a frame and the K - 1 before it.
+
+    Args:
+        dim: Width D.
+        kernel: Frames K that it sees.
+        dropout: Probability, on the output.
+
+    Source: Gulati et al. 2020, arXiv:2005.08100, section 2.2. Deviation: causal, and LayerNorm in
+    place of BatchNorm, whose statistics would differ from subnet to subnet.
+    """
+
+    def __init__(self, dim: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, 2 * dim)
+        self.depthwise = nn.Conv1d(dim, dim, kernel, groups=dim)
+        self.depthwise_norm = nn.LayerNorm(dim)
+        self.contract = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, T', D]`` after ``[B, K - 1, D]`` inputs to ``[B, T', D]``, and the last inputs."""
+        gated = torch.cat([before, F.glu(self.expand(self.norm(frames)), dim=-1)], dim=1)
+        mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
+        outputs = self.dropout(self.contract(F.silu(self.depthwise_norm(mixed))))
+        return outputs, gated[:, frames.size(1) :]
+
+
+class ConformerLayer(nn.Module):
+    """Half a feed-forward part, attention, convolution, the other half, normalisation.
+
+    Args:
+        dim: Width D.
+        heads: Attention heads.
+        feed_forward_dim: Width inside the feed-forward parts.
+        kernel: Frames of the convolution.
+        segment: Frames of a segment.
+        left_context: Frames of left context.
+        dropout: Probability.
+
+    Source: Gulati et al. 2020, arXiv:2005.08100, eq. 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        feed_forward_dim: int,
+        kernel: int,
+        segment: int,
+        left_context: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.first_feed_forward = FeedForward(dim, feed_forward_dim, dropout)
+        self.attention = SegmentAttention(
+            dim=dim, heads=heads, segment=segment, left_context=left_context, dropout=dropout
+        )
+        self.convolution = CausalConvolution(dim, kernel, dropout)
+        self.second_feed_forward = FeedForward(dim, feed_forward_dim, dropout)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, frames: Tensor, rotation: _Rotation, mask: Tensor) -> Tensor:
+        """``[B, S * C, D]`` to ``[B, S * C, D]``; see :meth:`SegmentAttention.forward`."""
+        frames = frames + 0.5 * self.first_feed_forward(frames)
+        frames = frames + self.attention(frames, rotation, mask)
+        outputs, _ = self._leave(frames, self.nothing_convolved(frames.size(0)))
+        return outputs
+
+    def step(
+        self, frames: Tensor, rotation: _Rotation, memory: _LayerMemory
+    ) -> tuple[Tensor, _LayerMemory]:
+        """``[B, n, D]``, the next segment of a stream, to ``[B, n, D]`` and the next memory."""
+        frames = frames + 0.5 * self.first_feed_forward(frames)
+        attended, keys, values = self.attention.step(frames, rotation, memory.keys, memory.values)
+        outputs, convolved = self._leave(frames + attended, memory.convolved)
+        return outputs, _LayerMemory(keys, values, convolved.clone())
+
+    def nothing_convolved(self, batch: int) -> Tensor:
+        """The zeros before the convolution's first input: ``[B, K - 1, D]``."""
+        weight = self.convolution.depthwise.weight
+        return weight.new_zeros(batch, weight.size(2) - 1, weight.size(0))
+
+    def _leave(self, frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows the attention; also the convolution's last inputs."""
+        outputs, convolved = self.convolution(frames, before)
+        frames = frames + outputs
+        frames = frames + 0.5 * self.second_feed_forward(frames)
+        return self.norm(frames), convolved
+
+
+class ConformerEncoder(SegmentEncoder):
+    """Input projection, stacking and causal Conformer layers.
+
+    Args:
+        input_dim: Width F of the features.
+        num_layers: Conformer layers.
+        dim: Width D, a multiple of ``time_reduction`` and of ``2 * heads``.
+        heads: Attention heads.
+        feed_forward_dim: Width inside the feed-forward parts.
+        time_reduction: Input frames per encoder frame.
+        segment: Encoder frames that are encoded together, >= 1; they are the latency.
+        left_context: Encoder frames before a segment that it attends to, >= 0.
+        kernel: Encoder frames of the causal convolution, >= 1.
+        dropout: Probability, inside the layers.
+
+    Source: Gulati et al. 2020, arXiv:2005.08100; segments as in Chen et al. 2021,
+    arXiv:2010.11395, section 3 (chunk-wise attention with a bounded history).
+    """
+
+    def __init__(
+        self,
+        *,
+        input_dim: int,
+        num_layers: int,
+        dim: int,
+        heads: int,
+        feed_forward_dim: int,
+        time_reduction: int = 1,
+        segment: int = 16,
+        left_context: int = 32,
+        kernel: int = 15,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            input_dim=input_dim,
+            dim=dim,
+            time_reduction=time_reduction,
+            segment=segment,
+            right_context=0,
+        )
+        self.left_context = left_context
+        self.head_dim = dim // heads
+        self.layers = nn.ModuleList(
+            ConformerLayer(
+                dim=dim,
+                heads=heads,
+                feed_forward_dim=feed_forward_dim,
+                kernel=kernel,
+                segment=segment,
+                left_context=left_context,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+
+    def encode(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """See :meth:`SegmentEncoder.encode`."""
+        length = frames.size(1)
+        frames = F.pad(frames, (0, 0, 0, -length % self.segment))
+        rotation = _angles(0, frames.size(1), self.head_dim, frames.device)
+        mask = _segment_mask(lengths, frames.size(1), self.segment, self.left_context)
+        for layer in self.layers:
+            frames = layer(frames, rotation, mask)
+        return frames[:, :length]
+
+    def initial_layers(self, batch: int) -> _Memory:
+        """Nothing seen, nothing convolved."""
+        layers: list[_LayerMemory] = []
+        for layer in self.layers:
+            assert isinstance(layer, ConformerLayer)
+            convolved = layer.nothing_convolved(batch)
+            empty = convolved.new_zeros(batch, layer.attention.heads, 0, self.head_dim)
+            layers.append(_LayerMemory(empty, empty, convolved))
+        return _Memory(0, tuple(layers))
+
+    def encode_segment(
+        self, frames: Tensor, right_context: Tensor, layers: Any
+    ) -> tuple[Tensor, _Memory]:
+        """See :meth:`SegmentEncoder.encode_segment`."""
+        assert isinstance(layers, _Memory)
+        rotation = _angles(layers.position, frames.size(1), self.head_dim, frames.device)
+        position, after = layers.position + frames.size(1), []
+        for layer, memory in zip(self.layers, layers.layers, strict=True):
+            assert isinstance(layer, ConformerLayer)
+            frames, memory = layer.step(frames, rotation, memory)
+            after.append(memory)
+        return frames, _Memory(position, tuple(after))
+
+
+def _segment_mask(lengths: Tensor, padded: int, segment: int, left_context: int) -> Tensor:
+    """Which of its window's frames a segment may see: ``[B * S, 1, 1, L + C]``, True = seen."""
+    starts = torch.arange(0, padded, segment, device=lengths.device)[:, None]
+    window = torch.arange(-left_context, segment, device=lengths.device)
+    positions = starts + window
+    # A segment that is all padding sees its first frame: a row without any has no softmax.
+    limits = torch.maximum(lengths[:, None, None], starts + 1)
+    return ((positions >= 0) & (positions < limits)).flatten(0, 1)[:, None, None]
+
+
+def _angles(start: int, count: int, head_dim: int, device: torch.device) -> _Rotation:
+    """Rotations of positions ``start..start + count - 1``, in float64 until the very end.
+
+    An hour of frames turns the fastest pair by 1e5 radians; float32 knows such an angle to 0.01.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
+    positions = torch.arange(start, start + count, dtype=torch.float64, device=device)
+    angles = positions[:, None] * _ROTARY_BASE**-exponents
+    return _Rotation(angles.cos().float(), angles.sin().float())
+
+
+def _rotate(tensor: Tensor, rotation: _Rotation) -> Tensor:
+    """``[B, H, T', E]`` with each pair (i, i + E / 2) turned by its position's angle."""
+    first, second = tensor.chunk(2, dim=-1)
+    cosine, sine = rotation.cosine.to(tensor.dtype), rotation.sine.to(tensor.dtype)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

@@ -1,0 +1,207 @@
+"""What every streaming encoder offers, and the input side of those that read segment by segment.
+
+Legend: B batch, T feature frames, T' encoder frames, F features, D model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omnisparse.models.losses import length_mask
+
+
+class EncoderState(NamedTuple):
+    """Where a batch of streams stands between two chunks."""
+
+    memory: Any
+    """Tensors in tuples, of a size that does not grow; what they are is the encoder's affair."""
+
+    ended: bool = False
+    """Whether the streams are over; such a state takes no more audio."""
+
+
+class Encoder(nn.Module, ABC):
+    """Turns features into encodings, a padded batch at once or streams chunk by chunk."""
+
+    output_dim: int
+    """Width D of the encodings."""
+
+    @abstractmethod
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Output frames for ``[B]`` input lengths: time reduction rounded up, at least 1."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a padded batch; padding never influences a valid frame.
+
+        Args:
+            features: ``[B, T, F]`` float32.
+            lengths: ``[B]`` int64, >= 1.
+
+        Returns:
+            ``[B, T', D]`` encodings (undefined beyond each length) and ``[B]`` int64 lengths.
+        """
+
+    @abstractmethod
+    def initial_memory(self, batch: int) -> Any:
+        """What :class:`EncoderState` holds before the first chunk of ``batch`` streams."""
+
+    @abstractmethod
+    def advance(self, features: Tensor, memory: Any, *, final: bool) -> tuple[Tensor, Any]:
+        """:meth:`forward_chunk` on a state's memory."""
+
+    def initial_state(self, batch: int) -> EncoderState:
+        """The state before the first chunk of ``batch`` streams."""
+        return EncoderState(self.initial_memory(batch))
+
+    def forward_chunk(
+        self, features: Tensor, state: EncoderState, *, final: bool = False
+    ) -> tuple[Tensor, EncoderState]:
+        """Encode the next chunk of a stream; equal to :meth:`forward` on the whole.
+
+        Args:
+            features: ``[B, T, F]`` float32, all B streams equally long; T may be 0.
+            state: From :meth:`initial_state` or the chunk before; it is left as it is.
+            final: Whether the stream ends here, so that waiting frames are padded and sent.
+
+        Returns:
+            ``[B, T', D]`` encodings, T' possibly 0, and the state for the next chunk.
+
+        Raises:
+            ValueError: If the stream of ``state`` has ended.
+        """
+        if state.ended:
+            raise ValueError(
+                "this state's stream has ended; every recording starts with initial_state()"
+            )
+        encoded, memory = self.advance(features, state.memory, final=final)
+        return encoded, EncoderState(memory, ended=final)
+
+
+class _SegmentMemory(NamedTuple):
+    """What a :class:`SegmentEncoder` carries from chunk to chunk."""
+
+    features: Tensor
+    """``[B, n, F]`` with n < time reduction: they wait for the rest of their stack."""
+
+    frames: Tensor
+    """``[B, m, D]`` with m < segment + right context: they wait for the rest of their segment."""
+
+    layers: Any
+    """What the layers remember of the segments before."""
+
+
+class SegmentEncoder(Encoder):
+    """An encoder whose layers see the frames of a segment together.
+
+    Frames are counted from the start of the utterance, so a segment always holds the same ones,
+    however the audio arrives.
+
+    Args:
+        input_dim: Width F of the features.
+        dim: Width D of the layers, a multiple of ``time_reduction``.
+        time_reduction: Input frames per encoder frame. Each is projected to
+            D / ``time_reduction``, neighbours are stacked.
+        segment: Encoder frames of a segment, >= 1.
+        right_context: Encoder frames after a segment that it may see, >= 0.
+
+    Source: torchaudio's Emformer RNN-T recipe, for projecting before stacking.
+    """
+
+    def __init__(
+        self, *, input_dim: int, dim: int, time_reduction: int, segment: int, right_context: int
+    ) -> None:
+        super().__init__()
+        self.output_dim = dim
+        self.time_reduction = time_reduction
+        self.segment = segment
+        self.right_context = right_context
+        self.input_projection = nn.Linear(input_dim, dim // time_reduction)
+
+    @abstractmethod
+    def encode(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Encode projected utterances.
+
+        Args:
+            frames: ``[B, T', D]``, zero beyond the lengths.
+            lengths: ``[B]`` int64, the longest being T'.
+
+        Returns:
+            ``[B, T', D]``, undefined beyond the lengths.
+        """
+
+    @abstractmethod
+    def initial_layers(self, batch: int) -> Any:
+        """What the layers remember before the first segment."""
+
+    @abstractmethod
+    def encode_segment(
+        self, frames: Tensor, right_context: Tensor, layers: Any
+    ) -> tuple[Tensor, Any]:
+        """Encode the next segment of a stream.
+
+        Args:
+            frames: ``[B, n, D]`` with n = segment, or less in the last one, and n > 0.
+            right_context: ``[B, right context, D]``: the frames after it, zero beyond the end.
+            layers: What the layers remember; left as it is.
+
+        Returns:
+            ``[B, n, D]``, and what the layers remember for the next segment.
+        """
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Output frames for ``[B]`` input lengths: time reduction rounded up, at least 1."""
+        stacks = (lengths + self.time_reduction - 1) // self.time_reduction
+        return stacks.clamp(min=1)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a padded batch; see :meth:`Encoder.forward`."""
+        features = features[:, : int(lengths.max())]
+        # Zeros stand for what a stream has not brought when it ends, in a batch as alone.
+        valid = length_mask(lengths, features.size(1))[:, :, None]
+        frames = self._stack(self.input_projection(features) * valid.to(features.dtype))
+        lengths = self.output_lengths(lengths)
+        return self.encode(frames, lengths), lengths
+
+    def initial_memory(self, batch: int) -> _SegmentMemory:
+        """Nothing waiting, and the layers' own beginning."""
+        weight = self.input_projection.weight
+        return _SegmentMemory(
+            weight.new_zeros(batch, 0, weight.size(1)),
+            weight.new_zeros(batch, 0, self.output_dim),
+            self.initial_layers(batch),
+        )
+
+    def advance(self, features: Tensor, memory: Any, *, final: bool) -> tuple[Tensor, Any]:
+        """Encode every segment that is complete by now, right context included."""
+        assert isinstance(memory, _SegmentMemory)
+        features = torch.cat([memory.features, features], dim=1)
+        whole = features.size(1)
+        if not final:
+            whole -= whole % self.time_reduction
+        projected = self._stack(self.input_projection(features[:, :whole]))
+        frames, layers = torch.cat([memory.frames, projected], dim=1), memory.layers
+        encoded: list[Tensor] = []
+        start, total = 0, frames.size(1)
+        needed = 1 if final else self.segment + self.right_context
+        while total - start >= needed:
+            end = min(start + self.segment, total)
+            right = frames[:, end : end + self.right_context]
+            right = F.pad(right, (0, 0, 0, self.right_context - right.size(1)))
+            output, layers = self.encode_segment(frames[:, start:end], right, layers)
+            encoded.append(output)
+            start = end
+        # Clones, so that no part of a long chunk stays in memory with what waits.
+        waiting = _SegmentMemory(features[:, whole:].clone(), frames[:, start:].clone(), layers)
+        return torch.cat(encoded, dim=1) if encoded else frames[:, :0], waiting
+
+    def _stack(self, projected: Tensor) -> Tensor:
+        """Join neighbours, the last ones filled up with zeros: ``[B, T', D]``."""
+        batch, length, _ = projected.shape
+        projected = F.pad(projected, (0, 0, 0, -length % self.time_reduction))
+        return projected.reshape(batch, -1, self.output_dim)
