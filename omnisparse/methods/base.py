@@ -73,6 +73,26 @@ def forward_batch(forward: Forward, batch: Batch) -> ModelOutput:
     return forward(batch.features, batch.feature_lengths, batch.tokens, batch.token_lengths)
 
 
+def distillation_sum(teacher_log_posteriors: Tensor, student: ModelOutput) -> Tensor:
+    """Weighted sum of KL(teacher || student) over all positions of the student's output.
+
+    Args:
+        teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
+            student's.
+        student: Output of the same utterances.
+
+    Returns:
+        Scalar: the sum of ``posterior_weights`` times the divergence, in nats.
+
+    Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
+    al. 2020 (arXiv 2011.06110).
+    """
+    student_log = student.log_posteriors.float()
+    teacher_log = teacher_log_posteriors[tuple(slice(size) for size in student_log.shape)].float()
+    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)
+    return (divergence * student.posterior_weights).sum()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseConfig:
     """Plain training of the dense net: the baseline that is later cut by magnitude."""

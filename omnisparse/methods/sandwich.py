@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
-from omnisparse.methods.base import Forward, Loss, forward_batch
-from omnisparse.models.base import ModelOutput
+from omnisparse.methods.base import Forward, Loss, distillation_sum, forward_batch
 from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
@@ -199,23 +198,3 @@ class Sandwich:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the ranking in force."""
         self.supernet.load_ranking_state(state)
-
-
-def distillation_sum(teacher_log_posteriors: Tensor, student: ModelOutput) -> Tensor:
-    """Weighted sum of KL(teacher || student) over all positions of the student's output.
-
-    Args:
-        teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
-            student's.
-        student: Output of the same utterances.
-
-    Returns:
-        Scalar: the sum of ``posterior_weights`` times the divergence, in nats.
-
-    Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
-    al. 2020 (arXiv 2011.06110).
-    """
-    student_log = student.log_posteriors.float()
-    teacher_log = teacher_log_posteriors[tuple(slice(size) for size in student_log.shape)].float()
-    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)
-    return (divergence * student.posterior_weights).sum()

@@ -9,8 +9,7 @@ import torch
 
 from omnisparse.data.batching import Batch
 from omnisparse.methods import Sandwich, SandwichConfig
-from omnisparse.methods.base import forward_batch
-from omnisparse.methods.sandwich import distillation_sum
+from omnisparse.methods.base import distillation_sum, forward_batch
 from omnisparse.models import LasConfig, SpeechModel, TransducerConfig, build_model
 
 LAS = LasConfig(
