@@ -29,8 +29,14 @@ from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import DataError, FormatError, OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
-from omnisparse.methods import build_method
 from omnisparse.models import SpeechModel, build_model
+from omnisparse.pipeline_methods import (
+    Student,
+    check_size,
+    load_method,
+    require_models,
+    start_weights,
+)
 from omnisparse.sparsity.supernet import find_prunable
 from omnisparse.training.checkpoint import list_checkpoints, load_newest, read_state
 from omnisparse.training.launch import make_accelerator
@@ -83,6 +89,7 @@ def train(
     """
     accelerator = make_accelerator()
     stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
+    require_models(config)
     run = _claim_run(config, out, accelerator)
     finished = _finished(run, config)
     if finished is not None:
@@ -118,7 +125,12 @@ def train(
     if max_steps is None:
         max_steps = max(1, round(config.training.epochs * batches.steps_per_epoch))
     _describe(run, config, model, extractor.to_dict(), tokenizer, accelerator)
+    check_size(config, model, stage)
     checkpoint = load_newest(run / "checkpoints")
+    student = Student(model, extractor, tokenizer)
+    if checkpoint is None:
+        start_weights(config, student, stage)
+    method = load_method(config, student, cuts, features, accelerator, stage)
     tracker = None
     if accelerator.is_main_process:
         resumed = checkpoint.step if checkpoint else 0
@@ -127,7 +139,7 @@ def train(
         )
     trainer = Trainer(
         model,
-        build_method(config.method, seed=config.seed),
+        method,
         batches,
         config.training,
         max_steps=max_steps,
