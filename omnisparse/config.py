@@ -77,7 +77,7 @@ class RunConfig:
     init: str | None = None
     """Run, artifact or checkpoint folder whose weights the training starts from: a net of the same
     shape, or its dense relative, which is then factorised by truncated SVD; null for fresh ones."""
-    max_layer_parameters: str | None = None
+    max_layer_parameters: str | int | None = None
     """Most parameters of any recurrent layer, such as 4M; null for no limit."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Optimizer, schedule, length."""

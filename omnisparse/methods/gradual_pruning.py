@@ -39,7 +39,7 @@ class GradualPruningConfig:
 
     kind: Literal["gradual_pruning"] = "gradual_pruning"
     """Selects this method."""
-    size: str = "25%"
+    size: str | int = "25%"
     """Non-zeros at the end, as ``--size`` takes it: ``16M`` or a share of the dense net."""
     initial_sparsity: float = 0.0
     """Sparsity of the prunable weights at ``begin``, in [0, 1), at most that of ``size``."""

@@ -123,9 +123,9 @@ def factorize_layers(
         ValueError: If a rank is out of range, or a matrix does not read what it is said to read;
             names the layer.
 
-    Deviation: the published nets have no layer normalisation. Where one follows, its gain and its
-    centring are folded into the readers and its bias is fitted to them; as normalisation does not
-    commute with a projection, the factored net then equals the dense one only roughly, at any rank.
+    Deviation: the published nets have no layer normalisation. Where one follows, its gain is folded
+    into the readers and its bias is fitted to them; as normalisation does not commute with a
+    projection, the factored net then equals the dense one only roughly, at any rank.
     """
     new = dict(state)
     for layer in layers:
@@ -160,12 +160,8 @@ def _project_readers(state: dict[str, Tensor], layer: RecurrentLayer, projection
                 f"{reader.copies} x {cells} outputs"
             )
         blocks = weight[:, :width].double().unflatten(1, (reader.copies, cells))
-        effective = blocks
-        if gain is not None:
-            effective = blocks * gain
-            effective = effective - effective.mean(dim=-1, keepdim=True)
         # Rows of the projection are orthonormal, so this is the least-squares solution.
-        short = effective @ projection.T
+        short = (blocks if gain is None else blocks * gain) @ projection.T
         state[reader.weight] = torch.cat(
             [short.flatten(1).to(weight.dtype), weight[:, width:]], dim=1
         )
