@@ -129,6 +129,7 @@ def factorize_layers(
     """
     new = dict(state)
     for layer in layers:
+        _check_names(state, layer)
         recurrent = state[f"{layer.name}.weight_hh_l0"]
         try:
             projection = recurrent_projection(recurrent, layer.rank)
@@ -141,6 +142,14 @@ def factorize_layers(
         _project_readers(new, layer, projection)
     # A copy of each: nothing of the dense net may be shared, and no tensor be a view.
     return {name: tensor.detach().clone() for name, tensor in new.items()}
+
+
+def _check_names(state: Mapping[str, Tensor], layer: RecurrentLayer) -> None:
+    norm = () if layer.norm is None else (f"{layer.norm}.weight", f"{layer.norm}.bias")
+    readers = [reader.weight for reader in layer.readers]
+    for name in (f"{layer.name}.weight_hh_l0", *norm, *readers):
+        if name not in state:
+            raise ValueError(f"{layer.name}: there is no parameter {name}")
 
 
 def _project_readers(state: dict[str, Tensor], layer: RecurrentLayer, projection: Tensor) -> None:
