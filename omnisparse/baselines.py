@@ -86,8 +86,6 @@ def baseline_config(
     }
     dense = count_parameters(base.model, **dimensions)
     target = None if size is None else _parameters(size, dense)
-    if teacher is not None:
-        _check_teacher(teacher, dense if target is None else target)
     try:
         limit = None if max_layer_parameters is None else parse_layer_limit(max_layer_parameters)
         family = base.model
@@ -100,6 +98,9 @@ def baseline_config(
             model = solve_model(family, parameters=widest, layer_limit=limit, **dimensions)
     except ValueError as error:
         raise OmnisparseError(f"{method} of size {size}: {error}") from error
+    if teacher is not None:
+        trained = count_parameters(model, **dimensions)
+        _check_teacher(teacher, trained if target is None else target)
     return replace(
         base,
         name=_name(base.name, method, size, max_layer_parameters),
@@ -209,7 +210,8 @@ def _method(
             else DistillationConfig(teacher=str(teacher))
         )
     if method.endswith("pruned"):
-        assert size is not None and target is not None
+        assert size is not None
+        assert target is not None
         pruning = given if isinstance(given, GradualPruningConfig) else GradualPruningConfig()
         # In parameters, because a share would be one of the net that is pruned.
         return replace(pruning, size=str(target), distillation=distillation)

@@ -220,7 +220,9 @@ def _hypotheses(
     return cache.read()
 
 
-def _check_not_above(name: str, teacher: SpeechModel, config: RunConfig, model: SpeechModel) -> None:
+def _check_not_above(
+    name: str, teacher: SpeechModel, config: RunConfig, model: SpeechModel
+) -> None:
     """Refuse a student that ends larger than its teacher.
 
     Raises:

@@ -67,7 +67,7 @@ class GradualPruningConfig:
             raise ValueError(f"initial_sparsity is {self.initial_sparsity}; from 0 to below 1")
         for name in ("begin", "end"):
             value = getattr(self, name)
-            if not 0 <= value or (value > 1 and value != int(value)):
+            if not value >= 0 or (value > 1 and value != int(value)):
                 raise ValueError(
                     f"{name} is {value}; a share of the run up to 1, or a whole number of steps"
                 )

@@ -16,7 +16,9 @@ _PRECISION = 1e-9
 _FILL_SHARE = 16
 
 
-def scale_widths(template: Mapping[str, int], factor: float, multiples: Mapping[str, int]) -> Widths:
+def scale_widths(
+    template: Mapping[str, int], factor: float, multiples: Mapping[str, int]
+) -> Widths:
     """Every width times ``factor``, rounded to its multiple, at least one multiple."""
     scaled = {}
     for name, width in template.items():

@@ -189,9 +189,7 @@ def test_beam_weights_are_renormalised() -> None:
         (TRANSDUCER, "top", ["top", "labels"]),
     ],
 )
-def test_labels_take_part_as_published(
-    config: Config, objective: str, expected: list[str]
-) -> None:
+def test_labels_take_part_as_published(config: Config, objective: str, expected: list[str]) -> None:
     model, batch = make_model(config), make_batch()
     teacher = Teacher(other_model(config), hypotheses=hypotheses(batch, beam=4))
     method = make_method(config, teacher, objective=objective)

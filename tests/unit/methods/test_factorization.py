@@ -63,9 +63,7 @@ def test_a_net_of_low_rank_is_factorised_without_loss(
     factored.load_state_dict(factorize(dense, factored))
     batch = make_batch()
     one, other = forward_batch(dense, batch), forward_batch(factored, batch)
-    torch.testing.assert_close(
-        other.log_posteriors, one.log_posteriors, rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(other.log_posteriors, one.log_posteriors, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(other.label_loss_sum, one.label_loss_sum, rtol=1e-4, atol=1e-4)
 
 
@@ -81,8 +79,7 @@ def test_under_a_normalisation_the_start_is_close_and_not_random() -> None:
     fresh, factored = make_model(config), make_model(config)
     factored.load_state_dict(factorize(dense, factored))
     losses = [
-        float(forward_batch(net, batch).label_loss_sum.detach())
-        for net in (dense, factored, fresh)
+        float(forward_batch(net, batch).label_loss_sum.detach()) for net in (dense, factored, fresh)
     ]
     assert losses[0] < losses[2]
     assert losses[1] - losses[0] < 0.3 * (losses[2] - losses[0])

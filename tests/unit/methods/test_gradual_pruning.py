@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,16 +68,14 @@ def test_the_schedule_has_its_end_points_and_never_falls(
 ) -> None:
     end, final = begin + length, initial + more
     values = [
-        sparsity_at(
-            step, begin=begin, end=end, initial=initial, final=final, exponent=exponent
-        )
+        sparsity_at(step, begin=begin, end=end, initial=initial, final=final, exponent=exponent)
         for step in range(end + 20)
     ]
     assert all(value == 0.0 for value in values[: min(begin, end)])
     assert all(value == final for value in values[end:])
     if length:
         assert values[begin] == pytest.approx(initial)
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in itertools.pairwise(values):
         assert after >= before - 1e-12
 
 

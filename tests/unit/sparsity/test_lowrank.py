@@ -136,7 +136,9 @@ def test_a_normalisation_is_folded_into_its_readers() -> None:
         "norm.bias": norm.bias,
         "out.weight": matrix(30, cells, seed=3),
     }
-    layer = RecurrentLayer(name="l", rank=cells, readers=(Reader(weight="out.weight"),), norm="norm")
+    layer = RecurrentLayer(
+        name="l", rank=cells, readers=(Reader(weight="out.weight"),), norm="norm"
+    )
     new = factorize_layers(state, [layer])
     projection = new["l.weight_hr_l0"]
     torch.testing.assert_close(projection @ projection.T, torch.eye(cells), atol=1e-5, rtol=0)

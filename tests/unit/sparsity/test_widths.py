@@ -23,7 +23,7 @@ def test_no_wider_member_of_the_family_fits(target: int) -> None:
     members = {
         tuple(scale_widths(TEMPLATE, index / 5000, steps).items()) for index in range(80_000)
     }
-    best = max((count(dict(m)) for m in members if count(dict(m)) <= target))
+    best = max(count(dict(m)) for m in members if count(dict(m)) <= target)
     assert count(found) == best
     assert found["c"] % 4 == 0
 
