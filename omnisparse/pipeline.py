@@ -30,13 +30,7 @@ from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import DataError, FormatError, OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
-from omnisparse.pipeline_methods import (
-    Student,
-    check_size,
-    load_method,
-    require_models,
-    start_weights,
-)
+from omnisparse.pipeline_methods import Student, check_size, load_method, require_models
 from omnisparse.sparsity.supernet import find_prunable
 from omnisparse.training.checkpoint import list_checkpoints, load_newest, read_state
 from omnisparse.training.launch import make_accelerator
@@ -127,10 +121,7 @@ def train(
     _describe(run, config, model, extractor.to_dict(), tokenizer, accelerator)
     check_size(config, model, stage)
     checkpoint = load_newest(run / "checkpoints")
-    student = Student(model, extractor, tokenizer)
-    if checkpoint is None:
-        start_weights(config, student, stage)
-    method = load_method(config, student, cuts, features, accelerator, stage)
+    student = Student(model, extractor, tokenizer, is_fresh=checkpoint is None)
     tracker = None
     if accelerator.is_main_process:
         resumed = checkpoint.step if checkpoint else 0
@@ -139,7 +130,7 @@ def train(
         )
     trainer = Trainer(
         model,
-        method,
+        load_method(config, student, cuts, features, accelerator, stage),
         batches,
         config.training,
         max_steps=max_steps,

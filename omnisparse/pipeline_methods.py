@@ -49,6 +49,8 @@ class Student:
     model: SpeechModel
     extractor: FeatureExtractor
     tokenizer: Tokenizer
+    is_fresh: bool
+    """Whether the run starts; a resumed one takes its weights from its checkpoint."""
 
 
 def require_models(config: RunConfig) -> None:
@@ -82,8 +84,8 @@ def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
         raise OmnisparseError(str(error)) from error
 
 
-def start_weights(config: RunConfig, student: Student, stage: Stage) -> None:
-    """Write the weights of ``config.init`` into the net in training; nothing without one.
+def start_weights(init: str, student: Student, stage: Stage) -> None:
+    """Write the weights of another net into the net in training.
 
     A net of the same shape is copied. Where the net in training has LSTMP layers and the other
     the same layers without projection, those are factorised by truncated SVD.
@@ -91,11 +93,9 @@ def start_weights(config: RunConfig, student: Student, stage: Stage) -> None:
     Raises:
         OmnisparseError: If it cannot be read, or its tokens, features or shapes do not fit.
     """
-    if config.init is None:
-        return
     model = student.model
-    loaded = runs.load_model(config.init)
-    name = f"init {config.init}"
+    loaded = runs.load_model(init)
+    name = f"init {init}"
     check_relatives(
         name,
         (loaded.model, loaded.extractor, loaded.tokenizer),
@@ -112,7 +112,6 @@ def start_weights(config: RunConfig, student: Student, stage: Stage) -> None:
         _check_shapes(name, loaded.model, model)
         stage(name)
     model.load_state_dict(state)
-    model.skip_phases()
 
 
 def _is_dense_relative(other: SpeechModel, model: SpeechModel) -> bool:
@@ -145,9 +144,15 @@ def load_method(
 ) -> Method:
     """Build the method, its teacher loaded, checked and, where needed, its hypotheses decoded.
 
+    A fresh run starts from ``config.init``, if there is one.
+
     Raises:
-        OmnisparseError: If the teacher cannot be used for this student.
+        OmnisparseError: If the teacher or the initial net cannot be used for this student.
     """
+    if config.init is not None:
+        if student.is_fresh:
+            start_weights(config.init, student, stage)
+        student.model.skip_phases()
     distillation = distillation_of(config.method)
     if distillation is None:
         return build_method(config.method, seed=config.seed)
