@@ -35,6 +35,7 @@ SECTIONS = {
 }
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 OUT_HELP = "Run directory; runs/<name> if unset."
+LIMIT_HELP = "Most parameters of a recurrent layer, such as 4M; prints every layer's."
 
 
 @click.group(
@@ -159,15 +160,25 @@ def _show_splits(report: Report, statistics: Mapping[str, Any], out: Path) -> No
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=PATH, help=OUT_HELP)
+@click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
 @reports
 def train(
-    report: Report, config: Path, overrides: tuple[str, ...], out: Path | None
+    report: Report,
+    config: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    max_layer_parameters: str | None,
 ) -> Mapping[str, Any]:
     """Train what CONFIG (YAML) describes; KEY=VALUE overrides it.
 
     `training.max_steps=0` writes the untrained net as a run.
     """
-    return _train(report, config, overrides, out)
+    return _train(report, config, [*overrides, *_limit(max_layer_parameters)], out)
+
+
+def _limit(max_layer_parameters: str | None) -> list[str]:
+    """The option as an override of the configuration."""
+    return [f"max_layer_parameters={max_layer_parameters}"] if max_layer_parameters else []
 
 
 def _train(
@@ -202,13 +213,19 @@ def run_recipe(arguments: Sequence[str], *, defaults: Sequence[str] = ()) -> int
     @click.command(cls=OneLineFailures, context_settings=CONTEXT_SETTINGS)
     @click.option("--config", type=PATH, help="YAML; embedded if unset.")
     @click.option("--out", type=PATH, help=OUT_HELP)
+    @click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     @reports
     def recipe(
-        report: Report, config: Path | None, out: Path | None, overrides: tuple[str, ...]
+        report: Report,
+        config: Path | None,
+        out: Path | None,
+        max_layer_parameters: str | None,
+        overrides: tuple[str, ...],
     ) -> Mapping[str, Any]:
         """Train; KEY=VALUE overrides the configuration."""
-        return _train(report, config or EMBEDDED_CONFIG, [*defaults, *overrides], out)
+        settings = [*defaults, *overrides, *_limit(max_layer_parameters)]
+        return _train(report, config or EMBEDDED_CONFIG, settings, out)
 
     try:
         recipe.main(list(arguments))

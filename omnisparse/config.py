@@ -20,8 +20,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from omnisparse.data.batching import DataConfig
 from omnisparse.data.synthetic import SyntheticConfig
 from omnisparse.errors import OmnisparseError
-from omnisparse.methods import DenseConfig, SandwichConfig
+from omnisparse.methods import MethodConfig, SandwichConfig
 from omnisparse.models import LasConfig, TransducerConfig
+from omnisparse.sparsity.layer_limit import parse_layer_limit
 from omnisparse.training.tracking import TrackingConfig
 from omnisparse.training.trainer import TrainingConfig
 
@@ -69,10 +70,15 @@ class RunConfig:
         default_factory=LasConfig
     )
     """Architecture."""
-    method: Annotated[DenseConfig | SandwichConfig, Field(discriminator="kind")] = field(
+    method: Annotated[MethodConfig, Field(discriminator="kind")] = field(
         default_factory=SandwichConfig
     )
     """Training method."""
+    init: str | None = None
+    """Run, artifact or checkpoint folder whose weights the training starts from: a net of the same
+    shape, or its dense relative, which is then factorised by truncated SVD; null for fresh ones."""
+    max_layer_parameters: str | int | None = None
+    """Most parameters of any recurrent layer, such as 4M; null for no limit."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Optimizer, schedule, length."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -84,6 +90,8 @@ class RunConfig:
             raise ValueError(f"name is {self.name!r}; a plain folder name")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; at least 0")
+        if self.max_layer_parameters is not None:
+            parse_layer_limit(self.max_layer_parameters)
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:

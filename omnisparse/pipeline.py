@@ -31,8 +31,8 @@ from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
 from omnisparse.errors import DataError, FormatError, OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
-from omnisparse.methods import build_method
 from omnisparse.models import SpeechModel, build_model
+from omnisparse.pipeline_methods import Student, check_size, load_method, require_models
 from omnisparse.sparsity.supernet import find_prunable
 from omnisparse.training.checkpoint import list_checkpoints, load_newest, read_state
 from omnisparse.training.launch import make_accelerator
@@ -85,6 +85,7 @@ def train(
     """
     accelerator = make_accelerator()
     stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
+    require_models(config)
     with ExitStack() as stack:
         run = _claim_run(config, out, accelerator, stack)
         return _train_in(run, config, accelerator, on_progress, stage)
@@ -132,7 +133,9 @@ def _train_in(
     if max_steps is None:
         max_steps = max(1, round(config.training.epochs * batches.steps_per_epoch))
     _describe(run, config, model, extractor.to_dict(), tokenizer, accelerator)
+    check_size(config, model, stage)
     checkpoint = load_newest(run / "checkpoints")
+    student = Student(model, extractor, tokenizer, is_fresh=checkpoint is None)
     tracker = None
     if accelerator.is_main_process:
         resumed = checkpoint.step if checkpoint else 0
@@ -141,7 +144,7 @@ def _train_in(
         )
     trainer = Trainer(
         model,
-        build_method(config.method, seed=config.seed),
+        load_method(config, student, cuts, features, accelerator, stage),
         batches,
         config.training,
         max_steps=max_steps,

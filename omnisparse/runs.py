@@ -141,14 +141,15 @@ def newest_weights(run: Path) -> tuple[MappedState, int]:
 
 
 def load_model(path: Path | str) -> LoadedModel:
-    """Load MODEL: an artifact directory, or a run directory (its dense net).
+    """Load MODEL: an artifact directory, a run directory (its dense net), or a checkpoint of one.
 
     Raises:
-        OmnisparseError: If it is neither, or damaged.
+        OmnisparseError: If it is none of these, or damaged.
     """
     from omnisparse.artifact import is_artifact, read_artifact
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
+    from omnisparse.training.checkpoint import is_checkpoint, load_checkpoint
 
     path = Path(path)
     require_directory(path)
@@ -161,12 +162,16 @@ def load_model(path: Path | str) -> LoadedModel:
             "artifact",
             path,
         )
-    description = read_description(path)
-    mapped, _ = newest_weights(path)
-    state = {name: tensor.clone() for name, tensor in mapped.items()}
+    if is_checkpoint(path):
+        run = path.resolve().parents[1]
+        state = load_checkpoint(path).tensors["model"]
+    else:
+        run = path
+        state = {name: tensor.clone() for name, tensor in newest_weights(path)[0].items()}
+    description = read_description(run)
     return LoadedModel(
         _build(description.model, state, path),
-        Tokenizer.load(path / "tokenizer.model"),
+        Tokenizer.load(run / "tokenizer.model"),
         _extractor(FeatureExtractor, description.features, path),
         "run",
         path,

@@ -132,7 +132,9 @@ class FeatureStore:
         Raises:
             DataError: If more than 5 % of the utterances cannot be read, or writing fails.
         """
-        settings = _Settings(num_bins, sampling_rate, noise_probability, noise_snr_db, seed)
+        # Without noise the frames are the same for every seed, and so is the store.
+        noise_seed = seed if noise_probability > 0 else 0
+        settings = _Settings(num_bins, sampling_rate, noise_probability, noise_snr_db, noise_seed)
         listed = list(cuts)
         folder = cache / store_key(listed, settings)
         if _read_index(folder) is None:

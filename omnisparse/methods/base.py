@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
 from omnisparse.models.base import ModelOutput
+from omnisparse.models.divergence import adaptive_alpha_divergence, kl_divergence
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor], ModelOutput]
 """The (possibly wrapped) network: features, feature lengths, tokens, token lengths."""
@@ -71,6 +72,37 @@ class Method(Protocol):
 def forward_batch(forward: Forward, batch: Batch) -> ModelOutput:
     """Run ``forward`` on the four tensors of ``batch``."""
     return forward(batch.features, batch.feature_lengths, batch.tokens, batch.token_lengths)
+
+
+def distillation_sum(
+    teacher_log_posteriors: Tensor,
+    student: ModelOutput,
+    *,
+    alphas: tuple[float, float] | None = None,
+    clip: float = 5.0,
+) -> Tensor:
+    """Weighted sum of the divergence from the teacher over all positions of the student's output.
+
+    Args:
+        teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
+            student's.
+        student: Output of the same utterances.
+        alphas: Two alpha-divergences of which the larger counts; None for KL(teacher || student).
+        clip: Largest importance weight of those.
+
+    Returns:
+        Scalar: the sum of ``posterior_weights`` times the divergence, for KL in nats.
+
+    Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
+    al. 2020 (arXiv 2011.06110).
+    """
+    student_log = student.log_posteriors
+    teacher_log = teacher_log_posteriors[tuple(slice(size) for size in student_log.shape)]
+    if alphas is None:
+        divergence = kl_divergence(teacher_log, student_log)
+    else:
+        divergence = adaptive_alpha_divergence(teacher_log, student_log, alphas=alphas, clip=clip)
+    return (divergence * student.posterior_weights).sum()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

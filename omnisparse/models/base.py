@@ -81,6 +81,9 @@ class SpeechModel(nn.Module, ABC):
         this. A model that was never told trains as in its last phase.
         """
 
+    def skip_phases(self) -> None:
+        """Train as in the last phase from the first step on: the weights are trained already."""
+
     @abstractmethod
     def encode(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a padded batch.

@@ -274,6 +274,10 @@ class TransducerModel(SpeechModel):
         """Tell the model which optimizer step comes next; see :class:`SpeechModel`."""
         self._step = step
 
+    def skip_phases(self) -> None:
+        """Train with the predictor from the first step on; see :class:`SpeechModel`."""
+        self.predictor_warmup = 0
+
     def output_lengths(self, feature_lengths: Tensor) -> Tensor:
         """Encoder frames for ``[B]`` feature lengths."""
         return self.encoder.output_lengths(feature_lengths)

@@ -102,6 +102,11 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is the folder of one complete checkpoint; its content is unread."""
+    return _NAME.fullmatch(path.name) is not None and (path / _STATE).is_file()
+
+
 def list_checkpoints(root: Path) -> list[Path]:
     """Return the complete checkpoints below ``root``, oldest first."""
     if not root.is_dir():

@@ -42,6 +42,26 @@ def test_lstmp_parameter_count() -> None:
     assert sum(parameter.numel() for parameter in layer.parameters()) == expected
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+def test_lstmp_is_eqs_6_to_11_and_torchs_own() -> None:
+    layer = make_lstm(4, 6, 3)
+    reference = torch.nn.LSTM(4, 6, proj_size=3)
+    count, expected = (sum(p.numel() for p in net.parameters()) for net in (layer, reference))
+    assert count == expected
+    reference.load_state_dict(layer.state_dict())
+    inputs = torch.randn(5, 2, 4)
+    outputs, _ = run_lstm(layer, inputs)
+    torch.testing.assert_close(outputs, reference(inputs)[0])
+    hidden, cell = torch.zeros(2, 3), torch.zeros(2, 6)
+    for time, frame in enumerate(inputs):
+        gates = frame @ layer.weight_ih_l0.T + hidden @ layer.weight_hh_l0.T
+        gates = gates + layer.bias_ih_l0 + layer.bias_hh_l0
+        admit, forget, candidate, emit = gates.split(6, dim=-1)
+        cell = torch.sigmoid(forget) * cell + torch.sigmoid(admit) * torch.tanh(candidate)
+        hidden = (torch.sigmoid(emit) * torch.tanh(cell)) @ layer.weight_hr_l0.T
+        torch.testing.assert_close(hidden, outputs[time])
+
+
 @pytest.mark.parametrize("factor", [0, 3, 16, -2])
 def test_illegal_time_reductions(factor: int) -> None:
     with pytest.raises(ValueError, match=f"time_reduction is {factor}; .* power of two"):

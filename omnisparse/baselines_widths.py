@@ -1,0 +1,135 @@
+"""Widths of a dense or factored net from a number of parameters, or from a limit per layer.
+
+A family is any configuration of a model: its widths (cells, projections, attention, predictor,
+joiner) scale together, while its depth, vocabulary and embedding stay. The count is that of the
+net itself, built without memory for its weights, so that what is printed is what is trained.
+
+How far the counts of Pang et al. 2018 reproduce: ``tools/pang_sizes.py`` builds each of their
+shapes with this package's LAS (80 mel bins stacked by 3, no time reduction, 4,096 word pieces,
+embedding 96, attention as wide as an encoder layer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+
+from omnisparse.models import ModelConfig, build_model
+from omnisparse.sparsity.budget import num_parameters
+from omnisparse.sparsity.layer_limit import count_layers
+from omnisparse.sparsity.widths import Widths, solve_widths
+
+WIDTHS = (
+    "encoder_dim",
+    "encoder_projection",
+    "decoder_dim",
+    "decoder_projection",
+    "predictor_dim",
+    "attention_dim",
+    "joiner_dim",
+)
+"""Fields that scale together, those with the most parameters first."""
+
+PROJECTION_SHARE = 4
+"""Cells per projection of a factored family without one of its own: 1024 to 256 in Pang et al."""
+
+
+def parameter_shapes(
+    config: ModelConfig, *, input_dim: int, vocab_size: int
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the net that ``config`` describes, in model order."""
+    with torch.device("meta"):
+        model = build_model(config, input_dim=input_dim, vocab_size=vocab_size)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def count_parameters(config: ModelConfig, *, input_dim: int, vocab_size: int) -> int:
+    """Number of parameters of the net that ``config`` describes."""
+    with torch.device("meta"):
+        model = build_model(config, input_dim=input_dim, vocab_size=vocab_size)
+    return num_parameters(model.named_parameters())
+
+
+def with_projections(
+    config: ModelConfig, *, encoder: bool = True, decoder: bool = False
+) -> ModelConfig:
+    """The factored family of a dense net; projections that are there stay as they are.
+
+    Raises:
+        ValueError: If the decoder of a transducer is to be factored.
+    """
+    changes = {}
+    for part, wanted in (("encoder", encoder), ("decoder", decoder)):
+        if not wanted:
+            continue
+        if not hasattr(config, f"{part}_projection"):
+            raise ValueError(f"a {config.kind} has no {part}_projection")
+        if getattr(config, f"{part}_projection") is None:
+            cells = getattr(config, f"{part}_dim")
+            changes[f"{part}_projection"] = max(1, cells // PROJECTION_SHARE)
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def solve_model(
+    family: ModelConfig,
+    *,
+    input_dim: int,
+    vocab_size: int,
+    parameters: int | None = None,
+    layer_limit: int | None = None,
+) -> ModelConfig:
+    """The widest net of a family within a number of parameters, a limit per layer, or both.
+
+    Args:
+        family: Any member of the family.
+        input_dim: Width of the features.
+        vocab_size: Word pieces.
+        parameters: Most parameters of the net; the result has hardly fewer (a step of its
+            narrowest width), never more.
+        layer_limit: Most parameters of a recurrent layer.
+
+    Raises:
+        ValueError: If neither is given, or the narrowest net of the family is too large.
+    """
+    if parameters is None and layer_limit is None:
+        raise ValueError("neither a number of parameters nor a limit per layer is given")
+    template: Widths = {
+        item.name: getattr(family, item.name)
+        for item in sorted(fields(family), key=lambda item: _order(item.name))
+        if item.name in WIDTHS and getattr(family, item.name) is not None
+    }
+    multiples = {"attention_dim": getattr(family, "attention_heads", 1)}
+
+    def fits(widths: Widths) -> bool:
+        shapes = parameter_shapes(
+            _with_widths(family, widths), input_dim=input_dim, vocab_size=vocab_size
+        )
+        layers = count_layers(shapes)
+        if parameters is not None and sum(layer.parameters for layer in layers) > parameters:
+            return False
+        return layer_limit is None or all(
+            layer.parameters <= layer_limit for layer in layers if layer.is_recurrent
+        )
+
+    widths = solve_widths(template, fits, multiples=multiples, fill=parameters is not None)
+    if widths is None:
+        smallest = _with_widths(family, {name: multiples.get(name, 1) for name in template})
+        least = count_parameters(smallest, input_dim=input_dim, vocab_size=vocab_size)
+        raise ValueError(
+            f"no {family.kind} of this family has so few parameters; its narrowest has {least:,}"
+        )
+    return _with_widths(family, widths)
+
+
+def _with_widths(family: ModelConfig, widths: Widths) -> ModelConfig:
+    """The member of the family with these widths; a projection stays below its cells."""
+    legal = dict(widths)
+    for part in ("encoder", "decoder"):
+        if f"{part}_projection" in legal:
+            legal[f"{part}_dim"] = max(legal[f"{part}_dim"], legal[f"{part}_projection"] + 1)
+    return replace(family, **legal)  # type: ignore[arg-type]
+
+
+def _order(name: str) -> int:
+    return WIDTHS.index(name) if name in WIDTHS else len(WIDTHS)

@@ -1,0 +1,315 @@
+"""Distillation of a fixed, trained teacher into a student of any size and factorization.
+
+Three objectives differ in the tokens that teacher and student are forced on: the transcript
+(TRUTH), the teacher's best hypothesis (TOP), or all of its beam, each by its probability (BEAM).
+At every token the student learns the teacher's posteriors. For a transducer the posteriors are
+those of every node of the lattice, collapsed to label, blank and the rest.
+
+Source: Pang et al. 2018, eqs. 2-5; for the lattice Panchapagesan et al. 2020, arXiv:2011.06110.
+Deviation: eq. 5 puts a minus before a loss that has one already and so, as printed, maximises the
+cross-entropy; here it is minimised. The value is the divergence, the cross-entropy of eqs. 2 and 3
+less the teacher's entropy, which no student parameter changes: it is 0 where the two agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from omnisparse.data.batching import Batch
+from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.errors import OmnisparseError
+from omnisparse.methods.base import Forward, Loss, distillation_sum, forward_batch
+from omnisparse.models import Hypothesis, SpeechModel
+
+Hypotheses = Mapping[str, Sequence[Hypothesis]]
+"""The teacher's hypotheses by utterance id, best first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillationConfig:
+    """How a student learns from a teacher."""
+
+    kind: Literal["distillation"] = "distillation"
+    """Selects this method."""
+    teacher: str
+    """Run or artifact directory of the trained net that is distilled."""
+    objective: Literal["truth", "top", "beam"] = "truth"
+    """Tokens that both are forced on: the transcript, the teacher's best hypothesis, or its whole
+    beam. Pang et al. report their combined results with ``truth``, which needs no decoding."""
+    beam: int = 4
+    """Hypotheses that the teacher's search keeps, for ``top`` and ``beam``."""
+    distillation_weight: float = 1.0
+    """Weight of the divergence from the teacher."""
+    label_weight: float | None = None
+    """Weight of the loss on the transcript; null for the published choice: 0 for LAS (a student
+    that starts from trained weights needs none), 1 for the transducer's lattice."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; the teacher is checked when it is loaded."""
+        if not self.teacher:
+            raise ValueError("teacher is empty; the run or artifact directory to distil")
+        if self.beam < 1:
+            raise ValueError(f"beam is {self.beam}; at least 1")
+        weights = [("distillation_weight", self.distillation_weight)]
+        if self.label_weight is not None:
+            weights.append(("label_weight", self.label_weight))
+        for name, value in weights:
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}; a number of at least 0")
+        if not any(value for _, value in weights):
+            raise ValueError("distillation_weight is 0 and no label_weight is given; one above 0")
+
+    @property
+    def num_hypotheses(self) -> int:
+        """Hypotheses per utterance that are trained on; 0 where the transcript is."""
+        return {"truth": 0, "top": 1, "beam": self.beam}[self.objective]
+
+
+class Teacher:
+    """A fixed net and what it makes of the student's batches. No part of what is trained.
+
+    Args:
+        model: The net; put into evaluation mode, its parameters frozen.
+        scale: ``[F]`` factor from the student's normalised features to the teacher's; None where
+            both were normalised alike.
+        shift: ``[F]`` offset that follows it.
+        hypotheses: What the teacher recognises in the training utterances.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        hypotheses: Hypotheses | None = None,
+    ) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.digest = digest_of(model)
+        self.hypotheses: Hypotheses = hypotheses or {}
+        self._scale, self._shift = scale, shift
+
+    @torch.no_grad()
+    def log_posteriors(self, batch: Batch) -> Tensor:
+        """Log-posteriors ``[B, ..., K]`` of the batch's tokens, on the batch's device."""
+        device = batch.features.device
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+        if self._scale is not None and self._shift is not None:
+            features = batch.features * self._scale.to(device) + self._shift.to(device)
+            batch = replace(batch, features=features)
+        return forward_batch(self.model, batch).log_posteriors
+
+
+class Distillation:
+    """One pass of the teacher and one of the student per hypothesis (see the module's docstring).
+
+    Args:
+        config: Its choices.
+        teacher: The teacher, with hypotheses if the objective needs them.
+    """
+
+    def __init__(self, config: DistillationConfig, teacher: Teacher) -> None:
+        self.config = config
+        self.teacher = teacher
+        self.label_weight = 0.0
+
+    def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
+        """Return ``model`` unchanged."""
+        published = 1.0 if getattr(model, "kind", "") == "transducer" else 0.0
+        given = self.config.label_weight
+        self.label_weight = published if given is None else given
+        return model
+
+    def num_losses(self, step: int) -> int:
+        """One for the transcript; else one per hypothesis, and one for labels if they weigh."""
+        hypotheses = self.config.num_hypotheses
+        return hypotheses + (self.label_weight > 0) if hypotheses else 1
+
+    def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
+        """Yield the divergence from the teacher on the transcript or on each hypothesis."""
+        if not self.config.num_hypotheses:
+            yield self._truth(forward, batch)
+            return
+        yield from self._hypotheses(forward, batch)
+        if self.label_weight:
+            output = forward_batch(forward, batch)
+            yield Loss(
+                "labels", output.label_loss_sum, output.num_units, self.label_weight, len(batch)
+            )
+
+    def _truth(self, forward: Forward, batch: Batch) -> Loss:
+        """Eq. 2, and the labels' loss from the same pass."""
+        teacher = self.teacher.log_posteriors(batch)
+        output = forward_batch(forward, batch)
+        value = self.config.distillation_weight * distillation_sum(teacher, output)
+        if self.label_weight:
+            value = value + self.label_weight * output.label_loss_sum
+        return Loss("truth", value, output.num_units, 1.0, len(batch))
+
+    def _hypotheses(self, forward: Forward, batch: Batch) -> Iterator[Loss]:
+        """Eq. 4 or 5, a pass per rank in the beam, all divided by the same number of tokens."""
+        count = self.config.num_hypotheses
+        beams = [self._beam(utterance)[:count] for utterance in batch.ids]
+        weights = [beam_weights(beam) for beam in beams]
+        total = sum(
+            weight * (len(hypothesis.tokens) + 1)
+            for beam, shares in zip(beams, weights, strict=True)
+            for hypothesis, weight in zip(beam, shares, strict=True)
+        )
+        device = batch.features.device
+        num_units = torch.tensor(float(total), device=device)
+        for rank in range(count):
+            # A beam may have found fewer: its best takes the empty place and weighs nothing.
+            tokens = [(beam[rank] if rank < len(beam) else beam[0]).tokens for beam in beams]
+            shares = torch.tensor(
+                [row[rank] if rank < len(row) else 0.0 for row in weights], device=device
+            )
+            forced = with_tokens(batch, tokens)
+            teacher = self.teacher.log_posteriors(forced)
+            output = forward_batch(forward, forced)
+            shape = (-1, *[1] * (output.posterior_weights.ndim - 1))
+            weighted = output._replace(
+                posterior_weights=output.posterior_weights * shares.view(shape)
+            )
+            value = distillation_sum(teacher, weighted)
+            name = self.config.objective if count == 1 else f"beam_{rank}"
+            yield Loss(name, value, num_units, self.config.distillation_weight, len(batch))
+
+    def _beam(self, utterance: str) -> Sequence[Hypothesis]:
+        found = self.teacher.hypotheses.get(utterance)
+        if not found:
+            raise OmnisparseError(f"the teacher's hypotheses lack utterance {utterance}")
+        return found
+
+    def on_step_end(self, step: int) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the teacher's digest: a resumed run must have the same teacher."""
+        return {"teacher": torch.tensor(list(bytes.fromhex(self.teacher.digest)))}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Check that the teacher is still the one the run began with.
+
+        Raises:
+            OmnisparseError: If its weights have changed.
+        """
+        if bytes(state["teacher"].tolist()).hex() != self.teacher.digest:
+            raise OmnisparseError(
+                f"teacher {self.config.teacher} has other weights than when this run began; "
+                "a run keeps its teacher: start a new run for another"
+            )
+
+
+def beam_weights(beam: Sequence[Hypothesis]) -> list[float]:
+    """Probabilities of the hypotheses, renormalised over the beam: Q' of eq. 5."""
+    scores = torch.tensor([found.log_probability for found in beam], dtype=torch.float64)
+    return torch.softmax(scores, dim=0).tolist()
+
+
+def with_tokens(batch: Batch, tokens: Sequence[Sequence[int]]) -> Batch:
+    """The batch with other tokens of each utterance, ``[U_b]`` each."""
+    longest = max(1, *(len(one) for one in tokens))
+    padded = [list(one) + [0] * (longest - len(one)) for one in tokens]
+    device = batch.tokens.device
+    return replace(
+        batch,
+        tokens=torch.tensor(padded, dtype=torch.int64, device=device),
+        token_lengths=torch.tensor([len(one) for one in tokens], device=device),
+    )
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of names, dtypes, shapes and values of a model's state, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def feature_map(
+    teacher: FeatureExtractor, student: FeatureExtractor
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """What turns stacked features normalised for the student into those of the teacher.
+
+    Returns:
+        Factor and offset, ``[F]`` each; (None, None) where the statistics are equal.
+    """
+    own, other = _statistics(student), _statistics(teacher)
+    if all(torch.equal(a, b) for a, b in zip(own, other, strict=True)):
+        return None, None
+    (own_mean, own_std), (mean, std) = own, other
+    scale, shift = own_std / std, (own_mean - mean) / std
+    return scale.repeat(student.stack), shift.repeat(student.stack)
+
+
+def _statistics(extractor: FeatureExtractor) -> tuple[Tensor, Tensor]:
+    mean, std = extractor.mean, extractor.std
+    if mean is None or std is None:
+        return torch.zeros(extractor.num_bins), torch.ones(extractor.num_bins)
+    return torch.from_numpy(mean), torch.from_numpy(std)
+
+
+def check_relatives(
+    name: str,
+    other: tuple[SpeechModel, FeatureExtractor, Tokenizer],
+    own: tuple[SpeechModel, FeatureExtractor, Tokenizer],
+) -> None:
+    """Refuse a trained net whose tokens or features are not those of the net in training.
+
+    Args:
+        name: What is refused, for the message, e.g. ``teacher runs/large``.
+        other: The trained net with its features and tokens.
+        own: The net in training with its own.
+
+    Raises:
+        OmnisparseError: Naming the first thing that differs and both values.
+    """
+    (model, extractor, tokenizer), (student, features, tokens) = other, own
+    if model.kind != student.kind:
+        raise OmnisparseError(f"{name} is a {model.kind}; a {student.kind} is needed")
+    for what in ("num_bins", "stack", "sampling_rate"):
+        theirs, ours = getattr(extractor, what), getattr(features, what)
+        if theirs != ours:
+            raise OmnisparseError(
+                f"{name} reads features with {what} {theirs}; this run's have {ours} "
+                f"(data.features.{what})"
+            )
+    if model.vocab_size != student.vocab_size:
+        raise OmnisparseError(
+            f"{name} has a vocabulary of {model.vocab_size} pieces; this run's has "
+            f"{student.vocab_size} (data.vocab_size)"
+        )
+    if tokenizer.to_bytes() != tokens.to_bytes():
+        raise OmnisparseError(
+            f"{name} has other word pieces than this run: both must learn theirs from the same "
+            "training transcripts"
+        )
+
+
+def check_teacher_lattice(name: str, teacher: SpeechModel, student: SpeechModel) -> None:
+    """Refuse a transducer teacher whose lattice has other frames than the student's.
+
+    Raises:
+        OmnisparseError: Naming both frame rates.
+    """
+    if student.kind != "transducer":
+        return
+    frames = torch.tensor([1 << 10])
+    theirs, ours = (int(frames // net.output_lengths(frames)) for net in (teacher, student))
+    if theirs != ours:
+        raise OmnisparseError(
+            f"{name} has a time reduction of {theirs}, the student of {ours}; a lattice is "
+            "distilled node by node, so both need the same (model.time_reduction)"
+        )

@@ -1,0 +1,247 @@
+"""Gradual magnitude pruning to one size, on labels or on a teacher.
+
+Sparsity grows along a polynomial from an initial to a final value while the net trains; then the
+mask stays and what is left trains on. Weights below the mask are exactly zero after every step,
+whatever the optimizer's momentum and decay would make of them, and take no part in the gradient.
+
+Source: Zhu & Gupta 2017, arXiv:1710.01878, eq. 1; Pang et al. 2018, eq. 12 (initial sparsity 0),
+on the LSTM matrices of encoder and decoder only.
+Deviation: a weight that is pruned stays pruned. In the authors' TensorFlow code it keeps its last
+value below the mask and may come back; here what a checkpoint holds is what is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from omnisparse.data.batching import Batch
+from omnisparse.methods.base import Forward, Loss, Method
+from omnisparse.methods.distillation import DistillationConfig
+from omnisparse.sparsity.budget import Budget, parse_size
+from omnisparse.sparsity.masks import allocate, mask_from_count
+from omnisparse.sparsity.supernet import find_prunable
+
+LSTM_MATRICES = (r"weight_(ih|hh|hr)_l\d+$",)
+"""What Pang et al. prune: the matrices of LSTM and LSTMP layers, nothing else."""
+
+_MASK, _OBJECTIVE = "mask/", "objective/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradualPruningConfig:
+    """To which size, when and what is pruned."""
+
+    kind: Literal["gradual_pruning"] = "gradual_pruning"
+    """Selects this method."""
+    size: str | int = "25%"
+    """Non-zeros at the end, as ``--size`` takes it: ``16M`` or a share of the dense net."""
+    initial_sparsity: float = 0.0
+    """Sparsity of the prunable weights at ``begin``, in [0, 1), at most that of ``size``."""
+    begin: float = 0.1
+    """Where pruning starts: a share of the run up to 1, above that optimizer steps."""
+    end: float = 0.7
+    """Where ``size`` is reached and the mask stays: a share up to 1, above that steps; 0 prunes
+    all at once before the first step."""
+    frequency: int = 10
+    """Steps between two masks."""
+    exponent: float = 3.0
+    """Exponent of the schedule; the published one is cubic."""
+    scope: Literal["layer", "global", "lamp"] = "layer"
+    """How matrices share the weights to keep: one density for all, or one ranking."""
+    prunable: tuple[str, ...] = LSTM_MATRICES
+    """Regular expressions of parameter names to prune."""
+    distillation: DistillationConfig | None = None
+    """Learn from a teacher while pruning; null learns from the labels."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; the size is checked against the model in ``prepare``."""
+        if parse_size(self.size).kind == "bytes":
+            raise ValueError(f"size is {self.size!r}; legal: non-zeros (16M) or a share (25%)")
+        if not 0 <= self.initial_sparsity < 1:
+            raise ValueError(f"initial_sparsity is {self.initial_sparsity}; from 0 to below 1")
+        for name in ("begin", "end"):
+            value = getattr(self, name)
+            if not value >= 0 or (value > 1 and value != int(value)):
+                raise ValueError(
+                    f"{name} is {value}; a share of the run up to 1, or a whole number of steps"
+                )
+        if self.frequency < 1:
+            raise ValueError(f"frequency is {self.frequency}; at least 1")
+        if not self.exponent > 0:
+            raise ValueError(f"exponent is {self.exponent}; above 0")
+
+
+def sparsity_at(
+    step: int, *, begin: int, end: int, initial: float, final: float, exponent: float = 3.0
+) -> float:
+    """Sparsity that is due after ``step`` optimizer steps.
+
+    Args:
+        step: Optimizer steps done.
+        begin: Steps after which pruning starts, t_0.
+        end: Steps after which ``final`` is reached, at least ``begin``.
+        initial: Sparsity at ``begin``, s_i in [0, 1].
+        final: Sparsity from ``end`` on, s_f, at least ``initial``.
+        exponent: 3 for the published schedule.
+
+    Returns:
+        s_f + (s_i - s_f) (1 - (t - t_0) / (t_f - t_0))^exponent between the two, 0 before
+        ``begin``, ``final`` after ``end``; never falls as ``step`` grows.
+
+    Source: Zhu & Gupta 2017, eq. 1; with ``initial`` 0 Pang et al. 2018, eq. 12.
+    """
+    if step >= end:
+        return final
+    if step < begin:
+        return 0.0
+    left = 1.0 - (step - begin) / (end - begin)
+    return float(final + (initial - final) * left**exponent)
+
+
+class GradualPruning:
+    """Masks that tighten while another method's losses are trained on.
+
+    Args:
+        config: Its choices.
+        objective: Where the losses come from: ``Dense``, or ``Distillation``.
+    """
+
+    def __init__(self, config: GradualPruningConfig, objective: Method) -> None:
+        self.config = config
+        self.objective = objective
+        self.model: nn.Module
+        self.budget: Budget
+        self.masks: dict[str, Tensor] = {}
+        self.begin = self.end = 0
+        self.final_sparsity = 0.0
+
+    def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
+        """Solve the size and the schedule for ``model``, and return what is to be trained.
+
+        Raises:
+            ValueError: If the size cannot be reached, the initial sparsity is above it, or the
+                schedule does not fit the run.
+        """
+        config = self.config
+        self.model = model
+        prunable = find_prunable(model, include=config.prunable, exclude=())
+        self.budget = Budget.of(model, prunable)
+        kept = self.budget.solve(config.size)
+        self.final_sparsity = 1.0 - kept / self.budget.prunable_parameters
+        if config.initial_sparsity > self.final_sparsity:
+            raise ValueError(
+                f"initial_sparsity is {config.initial_sparsity}; size {config.size!r} is a "
+                f"sparsity of {self.final_sparsity:.4f}, and it must not be above that"
+            )
+        self.begin, self.end = (_steps(value, max_steps) for value in (config.begin, config.end))
+        if not self.begin <= self.end <= max_steps:
+            raise ValueError(
+                f"pruning from step {self.begin} to {self.end} does not fit a run of {max_steps} "
+                "steps (method.begin, method.end)"
+            )
+        for fqn in prunable:
+            model.get_parameter(fqn).register_hook(self._hide_gradient(fqn))
+        self._update(0)
+        return self.objective.prepare(model, max_steps=max_steps)
+
+    def num_kept(self, step: int) -> int:
+        """Prunable weights that are kept after ``step`` optimizer steps."""
+        if step >= self.end:
+            return self.budget.solve(self.config.size)
+        sparsity = sparsity_at(
+            step,
+            begin=self.begin,
+            end=self.end,
+            initial=self.config.initial_sparsity,
+            final=self.final_sparsity,
+            exponent=self.config.exponent,
+        )
+        return round((1.0 - sparsity) * self.budget.prunable_parameters)
+
+    def num_losses(self, step: int) -> int:
+        """As many as the objective's."""
+        return self.objective.num_losses(step)
+
+    def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
+        """Yield the objective's losses; the weights are masked already."""
+        yield from self.objective.losses(forward, batch, step)
+
+    def on_step_end(self, step: int) -> None:
+        """Put masked weights back to zero, and tighten the mask where it is time to."""
+        self._apply()
+        self._update(step + 1)
+        self.objective.on_step_end(step)
+
+    def _update(self, done: int) -> None:
+        """Cut new masks if the schedule has a point after ``done`` steps."""
+        if not self.begin <= done <= self.end:
+            return
+        if done != self.end and (done - self.begin) % self.config.frequency:
+            return
+        weights = {fqn: self.model.get_parameter(fqn).detach() for fqn in self.budget.prunable}
+        counts = allocate(weights, self.num_kept(done), self.config.scope)
+        self.masks = {
+            fqn: mask_from_count(weight, counts[fqn], name=fqn) for fqn, weight in weights.items()
+        }
+        self._apply()
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        for fqn, mask in self.masks.items():
+            parameter = self.model.get_parameter(fqn)
+            if mask.device != parameter.device:
+                mask = self.masks[fqn] = mask.to(parameter.device)
+            # Not a product: a masked weight that overflowed must not become NaN.
+            parameter.masked_fill_(~mask, 0.0)
+
+    def _hide_gradient(self, fqn: str) -> object:
+        """A hook that keeps masked weights out of the gradient, its norm and the moments."""
+
+        def hide(gradient: Tensor) -> Tensor:
+            mask = self.masks.get(fqn)
+            return gradient if mask is None else gradient * mask.to(gradient.device)
+
+        return hide
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the masks in force, a bit per weight, and the objective's state."""
+        masks = {f"{_MASK}{fqn}": _pack(mask) for fqn, mask in self.masks.items()}
+        inner = {f"{_OBJECTIVE}{k}": v for k, v in self.objective.state_dict().items()}
+        return masks | inner
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the masks and the objective's state.
+
+        Raises:
+            ValueError: If the masks are of another model.
+        """
+        shapes = self.budget.shapes
+        found = {k.removeprefix(_MASK): v for k, v in state.items() if k.startswith(_MASK)}
+        if found and found.keys() != self.budget.prunable.keys():
+            raise ValueError(f"the masks of the checkpoint are of other matrices: {list(found)}")
+        self.masks = {fqn: _unpack(bits, shapes[fqn]) for fqn, bits in found.items()}
+        self._apply()
+        self.objective.load_state_dict(
+            {k.removeprefix(_OBJECTIVE): v for k, v in state.items() if k.startswith(_OBJECTIVE)}
+        )
+
+
+def _steps(value: float, max_steps: int) -> int:
+    """Optimizer steps of a share of the run (up to 1) or of a number of steps."""
+    return round(value * max_steps) if value <= 1 else int(value)
+
+
+def _pack(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=None, bitorder="little"))
+
+
+def _unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    count = int(np.prod(shape))
+    flat = np.unpackbits(bits.cpu().numpy(), count=count, bitorder="little")
+    return torch.from_numpy(flat.astype(bool).reshape(shape))
