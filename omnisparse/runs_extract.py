@@ -19,6 +19,7 @@ from omnisparse.artifact import (
     planned_bytes,
     write_extractions,
 )
+from omnisparse.runs_account import read_record
 from omnisparse.sparsity.budget import Budget, Size, parse_sparsity
 from omnisparse.sparsity.masks import Scope, allocate
 from omnisparse.sparsity.space import SubnetSpec
@@ -65,7 +66,8 @@ def extract(
     request = _Request(size=size, sparsity=sparsity, spec=spec)
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
-    weights, step = runs.newest_weights(run)
+    weights, _ = runs.newest_weights(run)
+    record = read_record(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
     budget = Budget(shapes, description.prunable, block=parse_block(block))
     contents = Contents(
@@ -75,7 +77,7 @@ def extract(
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
         dense_parameters=budget.dense_parameters,
         prunable=description.prunable,
-        source={"run": run.name, "step": step, "method": description.method},
+        source={**record.source_block, "method": description.method},
         precision=precision,
         block=parse_block(block),
         format=format,

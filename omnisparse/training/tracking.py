@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,9 +72,7 @@ class Tracker:
 
     @staticmethod
     def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> Any:
-        mode = config.wandb
-        if mode == "auto":
-            mode = "online" if _wandb_logged_in() else "off"
+        mode = _mode(config)
         if mode == "off":
             return None
         import wandb
@@ -87,6 +85,49 @@ class Tracker:
             config=flatten(run_config),
             resume="allow",
         )
+
+
+def log_comparison(
+    config: TrackingConfig,
+    *,
+    name: str,
+    folder: Path,
+    table: Sequence[Mapping[str, Any]],
+    images: Sequence[Path],
+) -> None:
+    """Log a comparison as a W&B run of its own, with a table and plots, where tracking is on.
+
+    Args:
+        config: The tracking configuration.
+        name: Name of the W&B run.
+        folder: Where W&B keeps its files.
+        table: Rows of the same keys, their values plain.
+        images: Plots to show.
+    """
+    mode = _mode(config)
+    if mode == "off" or not table:
+        return
+    import wandb
+
+    columns = list(table[0])
+    run = wandb.init(
+        project=config.project, name=name, dir=str(folder), mode=mode, job_type="compare"
+    )
+    rows = [[row[column] for column in columns] for row in table]
+    run.log(
+        {
+            "compare/table": wandb.Table(columns=columns, data=rows),
+            **{f"compare/{image.stem}": wandb.Image(str(image)) for image in images},
+        }
+    )
+    run.finish()
+
+
+def _mode(config: TrackingConfig) -> Literal["online", "offline", "off"]:
+    """What ``auto`` means on this machine."""
+    if config.wandb == "auto":
+        return "online" if _wandb_logged_in() else "off"
+    return config.wandb
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
