@@ -161,7 +161,8 @@ def plan_baseline(
             chosen = replace(chosen, init=_train_first(report, part, start))
             shared = scale_length(base, 1 - request.pretrain)
         final = row if chosen is request else configure(shared, chosen)
-        return train_and_report(report, final, out=out, row=request.method, size=request.size)
+        result = train_and_report(report, final, out=out, row=request.method, size=request.size)
+        return {**result, "needed": [] if chosen.teacher is None else [chosen.teacher]}
 
     return train
 

@@ -44,7 +44,9 @@ def sweep(
         words = " ".join(f"{name}={value}" for name, value in run["parameters"].items())
         report.warn(f"failed: {words}: {run['error']} ({run['log']})")
     report.has_failed = bool(failed)
-    found = list(dict.fromkeys(run["run"] for run in runs if run["run"]))
+    found = list(
+        dict.fromkeys(path for run in runs for path in [*run["needed"], run["run"]] if path)
+    )
     if found:
         report.note(f"compare them: omnisparse compare {' '.join(found)}")
     return {"runs": runs, "failed": len(failed)}

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,8 @@ def run_sweep(
     Returns:
         A mapping per point, in order: ``parameters, status`` (finished or failed), ``exit_code,
         seconds, log, error`` (the last line of a failed run), ``run`` (the run directory, if the
-        program says it), ``repeated`` (False where it was finished before).
+        program says it), ``needed`` (runs it needed), ``started`` (False where it was finished
+        before).
 
     Raises:
         SweepError: If a random sweep has no number of runs.
@@ -87,7 +89,7 @@ def run_sweep(
             before = known.get(key)
             if before is not None and _is_finished(before):
                 tell(f"{title}: finished before")
-                results.append({**before, "repeated": False})
+                results.append({**before, "started": False})
                 continue
             tell(f"{title}: {folder / 'logs' / f'{key}.log'}")
             entry = {"parameters": point, **_run(line, folder, key, lock)}
@@ -99,7 +101,7 @@ def run_sweep(
                 )
             seconds = f"{entry['seconds']:.0f} s"
             tell(f"{title}: {entry['status']} after {seconds}" + _reason(entry))
-            results.append({**entry, "repeated": True})
+            results.append({**entry, "started": True})
     return results
 
 
@@ -109,7 +111,7 @@ def _reason(entry: Mapping[str, Any]) -> str:
 
 def _key(line: Sequence[str]) -> str:
     """Names a run by its command line, the place of the interpreter aside."""
-    words = [part for part in line if not os.path.isabs(part)]
+    words = [part for part in line if part not in {sys.executable, "/usr/bin/env"}]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
 
 
@@ -159,7 +161,7 @@ def _run(line: Sequence[str], folder: Path, key: str, lock: int | None) -> dict[
         except OSError as error:
             reason = f"{line[0]}: {error.strerror}"
             return {"status": FAILED, "exit_code": 127, "seconds": 0.0, "log": str(log),
-                    "error": reason, "run": None}  # fmt: skip
+                    "error": reason, "run": None, "needed": []}  # fmt: skip
         with _signals_passed_on(process) as seen:
             code = process.wait()
     status = FINISHED if code == 0 else FAILED
@@ -171,7 +173,7 @@ def _run(line: Sequence[str], folder: Path, key: str, lock: int | None) -> dict[
         "seconds": time.monotonic() - started,
         "log": str(log),
         "error": None if code == 0 else _last_line(log),
-        "run": _answered_run(answer),
+        **_answered_runs(answer),
     }
 
 
@@ -203,13 +205,17 @@ def _last_line(log: Path) -> str:
     return last.removeprefix("omnisparse: error: ")[:300]
 
 
-def _answered_run(answer: Path) -> str | None:
-    """The run directory that the program named in its JSON, if it is one of ours."""
+def _answered_runs(answer: Path) -> dict[str, Any]:
+    """The run directories that the program named in its JSON, if it is one of ours."""
     try:
-        run = json.loads(answer.read_text(encoding="utf-8")).get("run")
+        document = json.loads(answer.read_text(encoding="utf-8"))
+        run, needed = document.get("run"), document.get("needed", [])
     except (OSError, ValueError, AttributeError):
-        return None
-    return str(Path(run).absolute()) if isinstance(run, str) else None
+        return {"run": None, "needed": []}
+    return {
+        "run": None if run is None else str(Path(run).absolute()),
+        "needed": [str(Path(path).absolute()) for path in needed],
+    }
 
 
 def _read_state(path: Path) -> dict[str, dict[str, Any]]:
