@@ -81,7 +81,8 @@ def parse_request(overrides: Sequence[str]) -> Request:
     from omnisparse.config import ConfigError
 
     found: dict[str, str] = {}
-    common, own = [], []
+    common: list[str] = []
+    own: list[str] = []
     for override in join_flags(overrides):
         key, _, value = override.partition("=")
         if key in KEYS:

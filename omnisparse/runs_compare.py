@@ -108,7 +108,7 @@ def read_config(run: Path) -> RunConfig:
 
 def derive_row(config: RunConfig) -> str:
     """The row of a run that was trained without naming one, from its configuration."""
-    kind = config.method.kind
+    kind: str = config.method.kind
     if kind == "sandwich":
         return SUPERNET
     shape = config.model

@@ -199,7 +199,8 @@ def _check_rule(where: str, rule: Any, method: str) -> None:
 def _check_range(where: str, rule: Mapping[str, Any], kind: str) -> None:
     if kind in ("constant", "categorical", "normal", "q_normal"):
         return
-    low, high = rule.get("min"), rule.get("max")
+    low: Any = rule.get("min")
+    high: Any = rule.get("max")
     if not _are_numbers([low, high]) or not low <= high:
         raise SweepError(
             f"{where}: min {low!r} and max {high!r}; two numbers in order are expected"
