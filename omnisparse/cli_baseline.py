@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnisparse.cli_group import Report
-from omnisparse.cli_recipe import train_and_report
+from omnisparse.cli_recipe import join_flags, train_and_report
 
 if TYPE_CHECKING:
     from omnisparse.config import RunConfig
@@ -33,9 +33,9 @@ ALIASES = {"dense": "base", "sandwich": "supernet"}
 WITHOUT_TEACHER = {
     "distilled": "base",
     "factored_distilled": "factored",
-    "factored_distilled_pruned": "factored",
+    "factored_distilled_pruned": "pruned",
 }
-"""The row of the same shape that needs no teacher."""
+"""For a row that needs a teacher, one of the same size (a student: of the same shape) without."""
 
 STUDENTS = ("distilled", "factored_distilled")
 """Rows whose net is first trained on labels for a part of the steps."""
@@ -115,19 +115,6 @@ def _share(text: str) -> float:
     if not 0 <= share < 1:
         raise ConfigError(f"pretrain is {text!r}; legal: a share of the steps such as 20%, or 0")
     return share
-
-
-def join_flags(overrides: Sequence[str]) -> list[str]:
-    """``--key=value`` and ``--key value``, as agents write them, as ``key=value``."""
-    joined = []
-    rest = iter(overrides)
-    for override in rest:
-        if not override.startswith("--"):
-            joined.append(override)
-            continue
-        key, equals, value = override[2:].partition("=")
-        joined.append(f"{key.replace('-', '_')}={value if equals else next(rest, '')}")
-    return joined
 
 
 def plan_baseline(

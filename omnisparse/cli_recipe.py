@@ -51,11 +51,24 @@ def train_and_report(
     return {"run": result.run, "steps": result.steps, "metrics": result.metrics, "cost": cost}
 
 
+def join_flags(overrides: Sequence[str]) -> list[str]:
+    """``--key=value`` and ``--key value``, as agents write them, as ``key=value``."""
+    joined = []
+    rest = iter(overrides)
+    for override in rest:
+        if not override.startswith("--"):
+            joined.append(override)
+            continue
+        key, equals, value = override[2:].partition("=")
+        joined.append(f"{key.replace('-', '_')}={value if equals else next(rest, '')}")
+    return joined
+
+
 def _check(config: Path, overrides: Sequence[str]) -> Callable[..., Mapping[str, Any]]:
     """The plain recipe: trains what the configuration says."""
     from omnisparse.config import load_config
 
-    loaded = load_config(config, list(overrides))
+    loaded = load_config(config, join_flags(overrides))
     return lambda report, out: train_and_report(report, loaded, out=out)
 
 
@@ -72,7 +85,8 @@ def run_recipe(
 
     Args:
         arguments: ``[--config FILE] [--out DIR] [--json] [key=value ...]``, as on a command line;
-            ``--key=value``, which W&B agents write, is the same as ``key=value``.
+            ``--key=value`` and ``--key value``, which W&B agents write, are the same as
+            ``key=value``.
         defaults: ``key=value`` settings of the recipe; those in ``arguments`` win over them.
         plan: Checks a configuration file and its overrides, and returns what then trains, called
             with the report and the run directory asked for.

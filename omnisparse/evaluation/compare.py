@@ -22,6 +22,7 @@ COLUMN_TITLES = {
 COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774", "#c9a400")
 """Colours of curves, bars and points, by number."""
 
+_LEAST_TICK_RATIO = 1.2
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -186,7 +187,11 @@ def style_size_axes(axes: Any, rows: Sequence[SizedResult]) -> None:
     axes.set_xscale("log")
     sizes = sorted({row.nonzero for row in rows})
     axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
-    axes.set_xticks(sizes if len(sizes) <= 8 else [sizes[0], sizes[-1]])
+    ticks: list[int] = []
+    for size in sizes:  # those of nearly the same size would be printed over each other
+        if not ticks or size > _LEAST_TICK_RATIO * ticks[-1]:
+            ticks.append(size)
+    axes.set_xticks(ticks if len(ticks) <= 8 else [ticks[0], ticks[-1]])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     # Above 100 % nothing is recognised any more; a curve that leaves the plot says so well enough.

@@ -22,6 +22,7 @@ from omnisparse.sparsity.budget import parse_size
 
 _NUMBERS = {row: number for number, row in enumerate(ROWS)}
 _TITLE = {"loc": "left", "fontweight": "bold", "fontsize": 10}
+_SMALL_TITLE = {**_TITLE, "fontsize": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +93,16 @@ def _draw_costs(axes: Any, costs: Sequence[RowCost]) -> None:
         own = cost.utterance_passes - cost.teacher_utterance_passes
         axes.barh(place, own, color=colour)
         axes.barh(place, cost.teacher_utterance_passes, left=own, color=colour, alpha=0.4)
-        text = f" {format_count(cost.utterance_passes)}, {cost.trainings} trainings"
+        plural = "" if cost.trainings == 1 else "s"
+        text = f" {format_count(cost.utterance_passes)}, {cost.trainings} training{plural}"
         axes.text(cost.utterance_passes, place, text, va="center", fontsize=8)
     axes.set_yticks(range(len(shown)), [ROWS[cost.row] for cost in shown], fontsize=8)
     highest = max((cost.utterance_passes for cost in costs), default=0.0)
     axes.set_xlim(0, 1.6 * highest or 1.0)
     axes.set_xticks([0, highest] if highest else [0])
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
-    axes.set_xlabel("utterance passes of all sizes (light: teachers, initialisations)")
-    axes.set_title("Training cost of the row", **_TITLE)
+    axes.set_xlabel("utterance passes (light: teachers, initialisations)", fontsize=8)
+    axes.set_title("Training cost of the row, all sizes", **_TITLE)
     style_axes(axes)
 
 
@@ -143,11 +145,12 @@ def _text(cell: Any) -> str:
 def _scatter(axes: Any, rows: Sequence[tuple[str, float, str]]) -> None:
     """Single results with a word beside each."""
     points = [_Point(int(parse_size(size).value), rate) for size, rate, _ in rows]
-    for number, (point, (_, _, word)) in enumerate(zip(points, rows, strict=True)):
+    for point, (_, _, word) in zip(points, rows, strict=True):
+        above = any(abs(p.nonzero / point.nonzero - 1) < 0.05 and p.wer < point.wer for p in points)
         axes.plot(point.nonzero, point.wer, "o", color=COLOURS[0], markersize=4)
         axes.annotate(
             word, (point.nonzero, point.wer), textcoords="offset points",
-            xytext=(5, 2 if number % 2 else -8), fontsize=6.5, color="#555555",
+            xytext=(5, 2 if above else -7), fontsize=6.5, color="#555555",
         )  # fmt: skip
     style_size_axes(axes, points)
     low, high = min(p.wer for p in points), max(p.wer for p in points)
