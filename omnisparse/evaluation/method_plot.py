@@ -22,7 +22,6 @@ from omnisparse.sparsity.budget import parse_size
 
 _NUMBERS = {row: number for number, row in enumerate(ROWS)}
 _TITLE = {"loc": "left", "fontweight": "bold", "fontsize": 10}
-_SMALL_TITLE = {**_TITLE, "fontsize": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +132,8 @@ def _draw_reference(panels: Any, reference: Reference) -> None:
     panels[1].set_xlabel("word error rate, %")
     style_axes(panels[1])
     for number in (1, 2, 3, 4):
-        panels[number].set_title(
-            f"Table {number} of {reference.title}", **{**_TITLE, "fontsize": 9}
-        )
+        title = f"{reference.title}: table {number}"
+        panels[number].set_title(title, loc="left", fontweight="bold", fontsize=8)
 
 
 def _text(cell: Any) -> str:
@@ -143,9 +141,13 @@ def _text(cell: Any) -> str:
 
 
 def _scatter(axes: Any, rows: Sequence[tuple[str, float, str]]) -> None:
-    """Single results with a word beside each."""
-    points = [_Point(int(parse_size(size).value), rate) for size, rate, _ in rows]
-    for point, (_, _, word) in zip(points, rows, strict=True):
+    """Single results with a word beside each; equal results share theirs."""
+    words: dict[_Point, str] = {}
+    for size, rate, word in rows:
+        point = _Point(int(parse_size(size).value), rate)
+        words[point] = f"{words[point]}; {word}" if point in words else word
+    points = list(words)
+    for point, word in words.items():
         above = any(abs(p.nonzero / point.nonzero - 1) < 0.05 and p.wer < point.wer for p in points)
         axes.plot(point.nonzero, point.wer, "o", color=COLOURS[0], markersize=4)
         axes.annotate(
