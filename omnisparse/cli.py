@@ -6,36 +6,44 @@ Everything heavy is imported inside the verb that needs it, so that ``--help`` a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from omnisparse.cli_evaluate import compare, evaluate
 from omnisparse.cli_extract import extract, grow, show_model
 from omnisparse.cli_group import (
-    EXIT_FAILED,
     PATH,
-    OneLineFailures,
     Report,
     Verbs,
     describe,
     reports,
 )
 from omnisparse.cli_output import format_seconds, print_error
+from omnisparse.cli_recipe import (
+    CONTEXT_SETTINGS,
+    LIMIT_HELP,
+    OUT_HELP,
+    limit_override,
+    run_recipe,
+    train_and_report,
+)
 from omnisparse.cli_search import search
+from omnisparse.cli_sweep import sweep
 from omnisparse.errors import OmnisparseError
 from omnisparse.version import __version__
+
+__all__ = ["main", "run_recipe", "verbs"]
 
 SECTIONS = {
     "Start here": ("demo",),
     "Data": ("prepare",),
     "Train once, extract every size": ("train", "search", "extract", "grow"),
     "Measure and use": ("evaluate", "inspect", "transcribe"),
+    "Compare methods": ("sweep", "compare"),
 }
-CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-OUT_HELP = "Run directory; runs/<name> if unset."
-LIMIT_HELP = "Most parameters of a recurrent layer, such as 4M; prints every layer's."
 
 
 @click.group(
@@ -173,109 +181,18 @@ def train(
 
     `training.max_steps=0` writes the untrained net as a run.
     """
-    return _train(report, config, [*overrides, *_limit(max_layer_parameters)], out)
-
-
-def _limit(max_layer_parameters: str | None) -> list[str]:
-    """The option as an override of the configuration."""
-    return [f"max_layer_parameters={max_layer_parameters}"] if max_layer_parameters else []
-
-
-def _train(
-    report: Report, config: Path | None, overrides: Sequence[str], out: Path | None
-) -> Mapping[str, Any]:
-    """Trains; the one code path of the verb and of the recipes."""
-    from omnisparse import pipeline
     from omnisparse.config import load_config
 
-    run_config = load_config(config, list(overrides))
-    with report.progress("training") as progress:
-        result = pipeline.train(run_config, out=out, on_progress=progress, on_stage=report.note)
-    report.note(f"{result.steps:,} steps: {result.run}")
-    return {"run": result.run, "steps": result.steps, "metrics": result.metrics}
-
-
-EMBEDDED_CONFIG = Path(__file__).with_name("configs") / "las_assistant.yaml"
-"""What a recipe trains when it is given no configuration."""
-
-
-def run_recipe(arguments: Sequence[str], *, defaults: Sequence[str] = ()) -> int:
-    """What the scripts in ``recipes/`` run: training, on any number of processes.
-
-    Args:
-        arguments: ``[--config FILE] [--out DIR] [--json] [key=value ...]``, as on a command line.
-        defaults: ``key=value`` settings of the recipe; those in ``arguments`` win over them.
-
-    Returns:
-        The exit code.
-    """
-
-    @click.command(cls=OneLineFailures, context_settings=CONTEXT_SETTINGS)
-    @click.option("--config", type=PATH, help="YAML; embedded if unset.")
-    @click.option("--out", type=PATH, help=OUT_HELP)
-    @click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
-    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-    @reports
-    def recipe(
-        report: Report,
-        config: Path | None,
-        out: Path | None,
-        max_layer_parameters: str | None,
-        overrides: tuple[str, ...],
-    ) -> Mapping[str, Any]:
-        """Train; KEY=VALUE overrides the configuration."""
-        settings = [*defaults, *overrides, *_limit(max_layer_parameters)]
-        return _train(report, config or EMBEDDED_CONFIG, settings, out)
-
-    try:
-        recipe.main(list(arguments))
-    except SystemExit as finished:
-        return finished.code if isinstance(finished.code, int) else EXIT_FAILED
-    return 0
+    settings = [*overrides, *limit_override(max_layer_parameters)]
+    return train_and_report(report, load_config(config, settings), out=out)
 
 
 verbs.add_command(extract)
 verbs.add_command(grow)
 verbs.add_command(search)
-
-
-@verbs.command()
-@click.argument("model", type=PATH)
-@click.option(
-    "--manifest", type=PATH, required=True,
-    help="NeMo JSON lines or lhotse cuts.",
-)  # fmt: skip
-@click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
-@reports
-def evaluate(
-    report: Report, model: Path, manifest: Path, beam: int, streaming: bool
-) -> Mapping[str, Any]:
-    """Measure the word error rate of MODEL, with a 95 % bootstrap interval."""
-    from omnisparse import runs
-    from omnisparse.data.corpora import load_manifest
-    from omnisparse.deploy.recognizer import Recognizer
-    from omnisparse.evaluation.evaluate import evaluate as evaluate_model
-
-    cuts = load_manifest(manifest)
-    loaded = runs.load_model(model)
-    recognizer = Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
-
-    def transcribe_stream(samples: Any) -> str:
-        return recognizer.transcribe(samples, beam=beam, streaming=True).text
-
-    with report.progress("recognising") as progress:
-        result = evaluate_model(
-            loaded.model, cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
-            beam=beam, transcribe=transcribe_stream if streaming else None, progress=progress,
-        )  # fmt: skip
-    report.note(
-        f"WER {result.wer:.2f} % (95 % interval {result.wer_low:.2f} to {result.wer_high:.2f}), "
-        f"{result.words:,} words in {result.utterances:,} utterances: "
-        f"{result.substitutions} substituted, {result.deletions} deleted, "
-        f"{result.insertions} inserted; real-time factor {result.rtf:.3f}"
-    )
-    return result.to_dict()
+verbs.add_command(evaluate)
+verbs.add_command(compare)
+verbs.add_command(sweep)
 
 
 @verbs.command()

@@ -68,7 +68,8 @@ def failures_in_one_line(ctx: click.Context, *, debug: bool) -> Iterator[None]:
     except (OmnisparseError, ValueError, OSError, MemoryError) as error:
         if debug:
             raise
-        print_error(describe(error))
+        if is_main_process() or not getattr(error, "on_every_process", False):
+            print_error(describe(error))
         ctx.exit(getattr(error, "exit_code", EXIT_FAILED))
 
 
@@ -81,12 +82,17 @@ def describe(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def is_main_process() -> bool:
+    """True but in the second and further processes of one training."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Report(Console):
     """The console of one verb, which also knows where results go."""
 
     def __init__(self, *, as_json: bool) -> None:
         # Of several processes of one training, the first speaks for all.
-        super().__init__(quiet=os.environ.get("RANK", "0") != "0")
+        super().__init__(quiet=not is_main_process())
         self.as_json = as_json
         self.stdout = sys.stdout
         self.has_failed = False
@@ -107,12 +113,24 @@ def reports(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
         # Whatever a library prints must not get between the results.
         with contextlib.redirect_stdout(sys.stderr):
             result = function(report, *args, **options)
-        if as_json and not report.quiet:
-            print(json.dumps(_plain(result), allow_nan=False))
+        if not report.quiet:
+            _give_result(json.dumps(_plain(result), allow_nan=False), as_json=as_json)
         if report.has_failed:
             sys.exit(EXIT_FAILED)
 
     return verb
+
+
+RESULT_FILE = "OMNISPARSE_RESULT_FILE"
+"""Environment variable: a file that gets the verb's JSON object, for programs that start it."""
+
+
+def _give_result(text: str, *, as_json: bool) -> None:
+    """Gives the JSON object to whoever asked for it."""
+    if as_json:
+        print(text)
+    if file := os.environ.get(RESULT_FILE):
+        Path(file).write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

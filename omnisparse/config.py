@@ -28,7 +28,10 @@ from omnisparse.training.trainer import TrainingConfig
 
 
 class ConfigError(OmnisparseError):
-    """A configuration that cannot be used."""
+    """A configuration that cannot be used: bad usage, and so exit code 2."""
+
+    exit_code = 2
+    on_every_process = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +123,18 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
     for override in overrides:
         _apply(document, override)
     return config_from_dict(document, source=str(path) if path else "configuration")
+
+
+def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return ``config`` changed by ``dotted.key=value`` strings, as :func:`load_config` takes them.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is not legal.
+    """
+    document = config_to_dict(config)
+    for override in overrides:
+        _apply(document, override)
+    return config_from_dict(document)
 
 
 def config_from_dict(document: Mapping[str, Any], *, source: str = "configuration") -> RunConfig:

@@ -22,6 +22,7 @@ from omnisparse.durable import replacing
 from omnisparse.evaluation.compare import ResultRow, format_count, plot_pareto, write_csv
 from omnisparse.evaluation.evaluate import EvaluationResult, evaluate
 from omnisparse.methods import DenseConfig, SandwichConfig
+from omnisparse.runs_account import read_record
 from omnisparse.runs_extract import extract
 from omnisparse.sparsity.budget import parse_size
 
@@ -178,6 +179,7 @@ def _measure_sizes(
 ) -> list[ResultRow]:
     """Extracts every size from a run, and measures each as a user would load it."""
     rows = []
+    account = read_record(run).account
     for size in sizes:
         path = _model_path(models, curve, size)
         extract(run, size=size, out=path)
@@ -194,6 +196,7 @@ def _measure_sizes(
             wer_low=result.wer_low,
             wer_high=result.wer_high,
             seconds=extracted["seconds"],
+            account=account,
         )
         console.note(
             f"   {curve} {row.size}: extracted in {format_seconds(row.seconds)}, "

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 class OmnisparseError(Exception):
-    """A failure the user can act on; the command line prints it as one line and exits with 1."""
+    """A failure the user can act on; the command line prints it as one line and exits.
+
+    Attributes:
+        exit_code: What the command line exits with.
+        on_every_process: Of several processes of one training, all meet this failure alike, so
+            that the first speaks for them.
+    """
+
+    exit_code = 1
+    on_every_process = False
 
 
 class FormatError(OmnisparseError):

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import math
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from lhotse import CutSet
 
 from omnisparse import runs
-from omnisparse.config import CorpusConfig, RunConfig, config_to_dict, config_to_yaml
+from omnisparse.config import CorpusConfig, RunConfig, config_to_dict
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
-from omnisparse.data.corpora import load_manifest, perturb_speed
+from omnisparse.data.corpora import load_manifest, manifest_name, perturb_speed
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.durable import replacing
-from omnisparse.errors import DataError, FormatError, OmnisparseError
+from omnisparse.errors import DataError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
+from omnisparse.pipeline_claim import claimed_run, finished_metrics
 from omnisparse.pipeline_methods import Student, check_size, load_method, require_models
 from omnisparse.sparsity.supernet import find_prunable
-from omnisparse.training.checkpoint import list_checkpoints, load_newest, read_state
+from omnisparse.training.checkpoint import load_newest
 from omnisparse.training.launch import make_accelerator
-from omnisparse.training.tracking import Metrics, Tracker, flatten
+from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
 
 StepProgress = Callable[[int, int, Metrics], None]
@@ -66,6 +60,8 @@ def train(
     config: RunConfig,
     *,
     out: Path | None = None,
+    row: str | None = None,
+    size: str | None = None,
     on_progress: StepProgress | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> TrainResult:
@@ -77,6 +73,8 @@ def train(
     Args:
         config: The run configuration.
         out: Run directory; None for ``runs/<name>``, or the first free ``runs/<name>-2`` and on.
+        row: Row of a comparison that the run is made for, for the record.
+        size: Size that the run is made for, for the record.
         on_progress: Called after every optimizer step.
         on_stage: Called with a line about each stage before the loop.
 
@@ -86,23 +84,23 @@ def train(
     accelerator = make_accelerator()
     stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
     require_models(config)
-    with ExitStack() as stack:
-        run = _claim_run(config, out, accelerator, stack)
-        return _train_in(run, config, accelerator, on_progress, stage)
+    with claimed_run(config, out, accelerator, stage, row=row, size=size) as (run, record):
+        finished = finished_metrics(run)
+        if finished is not None:
+            runs.link_latest(run)
+            return TrainResult(run, *finished)
+        return _train(config, run, record, accelerator, stage, on_progress)
 
 
-def _train_in(
-    run: Path,
+def _train(
     config: RunConfig,
+    run: Path,
+    record: dict[str, Any],
     accelerator: Accelerator,
-    on_progress: StepProgress | None,
     stage: Callable[[str], None],
+    on_progress: StepProgress | None,
 ) -> TrainResult:
-    """Train in a claimed run directory."""
-    finished = _finished(run, config)
-    if finished is not None:
-        runs.link_latest(run)
-        return finished
+    """Train in ``run``, which is this training's alone."""
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     with accelerator.main_process_first():  # the others find corpus, tokenizer, features made
@@ -152,7 +150,7 @@ def _train_in(
         run=run,
         accelerator=accelerator,
         tracker=tracker,
-        record={"max_steps": max_steps, "commit": _commit()},
+        record={"max_steps": max_steps, **record},
         evaluate=_evaluator(config, model, splits.dev, extractor, tokenizer),
         on_progress=on_progress,
     )
@@ -190,19 +188,26 @@ def load_splits(
     base = Path(config.base)
     train = [perturb_speed(load_manifest(base / p), speed_factors) for p in config.train]
     dev = [load_manifest(base / path) for path in config.dev]
-    tests = [base / path for path in config.test]
+    tests = list_test_manifests(config)
     if config.synthetic is not None:
         folder = synthetic_folder(config)
         stage(f"corpus {folder}")
         prepare_synthetic(config.synthetic, folder)
         train.append(load_manifest(folder / "train.jsonl"))
         dev.append(load_manifest(folder / "dev.jsonl"))
-        tests.append(folder / "test.jsonl")
     joined = _join(train)
     if len(joined) == 0:
         raise DataError("the training split is empty")
-    names = [f"{path.parent.name}-{path.name.split('.')[0]}" for path in tests]
-    return Splits(joined, _join(dev), dict(zip(names, tests, strict=True)))
+    return Splits(joined, _join(dev), {manifest_name(path): path for path in tests})
+
+
+def list_test_manifests(config: CorpusConfig) -> list[Path]:
+    """Where the test splits of a corpus configuration lie, whether they exist or not."""
+    base = Path(config.base)
+    tests = [base / path for path in config.test]
+    if config.synthetic is not None:
+        tests.append(synthetic_folder(config) / "test.jsonl")
+    return tests
 
 
 def synthetic_folder(config: CorpusConfig) -> Path:
@@ -227,104 +232,6 @@ def _join(parts: list[CutSet]) -> CutSet:
             seen.add(cut.id)
             joined.append(cut)
     return CutSet.from_cuts(joined)
-
-
-def _claim_run(
-    config: RunConfig, out: Path | None, accelerator: Accelerator, stack: ExitStack
-) -> Path:
-    """Find or make the run directory, ours until ``stack`` ends; the main process decides."""
-    chosen: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            chosen[0] = str(_choose_run(config, out, stack))
-        except (OmnisparseError, OSError) as error:
-            chosen[1] = str(error)
-    if accelerator.num_processes > 1:
-        broadcast_object_list(chosen)
-    if chosen[1] is not None:
-        raise OmnisparseError(chosen[1])
-    return Path(chosen[0])
-
-
-def _choose_run(config: RunConfig, out: Path | None, stack: ExitStack) -> Path:
-    document = config_to_dict(config)
-    if out is not None:
-        out = out.resolve()  # `runs/latest` means the run, not the link
-        differing = _differing_key(out, document)
-        if differing is not None:
-            raise OmnisparseError(f"{out}: holds a run of another configuration ({differing})")
-        return _make_run(out, config, stack)
-    number = 1
-    while True:
-        run = runs.RUNS / (config.name if number == 1 else f"{config.name}-{number}")
-        if _differing_key(run, document) is None:
-            return _make_run(run, config, stack)
-        number += 1
-
-
-def _make_run(run: Path, config: RunConfig, stack: ExitStack) -> Path:
-    run.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(_locked(run))
-    if not list_checkpoints(run / "checkpoints"):
-        for stale in ("tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id"):
-            (run / stale).unlink(missing_ok=True)
-    with replacing(run / "config.yaml") as partial:
-        partial.write_text(config_to_yaml(config), encoding="utf-8")
-    return run
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Keep other processes from training in ``run``; a killed holder holds nothing."""
-    with (run / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OmnisparseError(
-                f"{run}: another process is training there; wait for it, or name another directory"
-            ) from None
-        yield
-
-
-def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
-    """Name what keeps ``run`` from being used for ``document``; None if nothing does."""
-    if not run.exists() or (run.is_dir() and all(path.name == ".lock" for path in run.iterdir())):
-        return None
-    if (run / "config.yaml").is_file() and not list_checkpoints(run / "checkpoints"):
-        return None  # it failed before its first checkpoint: nothing of it is worth keeping
-    try:
-        existing = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return "it has no readable config.yaml"
-    if not isinstance(existing, dict):
-        return "it has no readable config.yaml"
-    old, new = flatten(existing), flatten(document)
-    for key in [*new, *old]:
-        if key.startswith("tracking.") or key == "training.threads":
-            continue  # where metrics go and how many cores are used do not change a run
-        if old.get(key) != new.get(key):
-            return f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
-    return None
-
-
-def _finished(run: Path, config: RunConfig) -> TrainResult | None:
-    """The result of ``run`` if it has taken all its steps."""
-    checkpoints = list_checkpoints(run / "checkpoints")
-    if not checkpoints or not (run / "model.json").exists():
-        return None
-    try:
-        document = read_state(checkpoints[-1])
-    except FormatError:
-        return None  # loading falls back to the checkpoint before it
-    if document["step"] < document["state"].get("record", {}).get("max_steps", math.inf):
-        return None
-    records = run / "metrics.jsonl"  # a run of no steps has none
-    lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
-    metrics: Metrics = {}
-    for line in map(json.loads, lines):
-        if line.pop("step") == document["step"]:
-            metrics |= line
-    return TrainResult(run, document["step"], {**metrics, **document["state"]["cost"]})
 
 
 def _tokenizer(config: RunConfig, cuts: CutSet, run: Path, accelerator: Accelerator) -> Tokenizer:
@@ -422,16 +329,3 @@ def _evaluator(
         return {"dev/wer": result.wer}
 
     return dev_wer
-
-
-def _commit() -> str | None:
-    """The commit of the working tree the package runs from, if it is one."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None  # no git here
-    return answer.stdout.strip() or None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 _DESCRIPTION = "model.json"
+WEIGHTS = "model.safetensors"
+"""Weights of a checkpoint."""
 _FORMAT = 1
 
 
@@ -113,8 +115,8 @@ def link_latest(run: Path) -> None:
     os.replace(partial, link)
 
 
-def newest_weights(run: Path) -> tuple[MappedState, int]:
-    """Map the weights of the newest checkpoint of ``run`` into memory, and tell its step.
+def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
+    """Find the newest checkpoint of ``run`` whose weights are whole, and its ``state.json``.
 
     Only the size of the file and its header are checked: reading every byte would cost more than
     an extraction.
@@ -132,12 +134,25 @@ def newest_weights(run: Path) -> tuple[MappedState, int]:
     for path in reversed(checkpoints):
         try:
             document = read_state(path)
-            file = tensor_file(path, "model.safetensors", document)
-            return MappedState(file, order=read_description(run).parameters), document["step"]
+            MappedState(tensor_file(path, WEIGHTS, document))
+            return path, document
         except FormatError as error:
             failure = failure or error
     assert failure is not None
     raise failure
+
+
+def newest_weights(run: Path) -> tuple[MappedState, int]:
+    """Map the weights of the newest checkpoint of ``run`` into memory, and tell its step.
+
+    Raises:
+        FormatError: If there is no checkpoint that is whole.
+    """
+    from omnisparse.artifact import MappedState
+
+    path, document = newest_checkpoint(run)
+    state = MappedState(path / WEIGHTS, order=read_description(run).parameters)
+    return state, document["step"]
 
 
 def load_model(path: Path | str) -> LoadedModel:

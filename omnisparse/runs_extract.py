@@ -109,7 +109,6 @@ def contents_of(
         OmnisparseError: If the run cannot be read.
     """
     description = runs.read_description(run)
-    _, step = runs.newest_weights(run)
     return Contents(
         model=description.model,
         features=description.features,
@@ -117,7 +116,7 @@ def contents_of(
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
         dense_parameters=num_parameters((n, weights[n]) for n in description.parameters),
         prunable=description.prunable,
-        source={"run": run.name, "step": step, "method": description.method},
+        source={**read_record(run).source_block, "method": description.method},
         precision=precision,
         block=block,
         format=format,

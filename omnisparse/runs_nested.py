@@ -15,6 +15,7 @@ from omnisparse.artifact import (
     write_artifact,
     write_nested,
 )
+from omnisparse.runs_account import read_record
 from omnisparse.sparsity.budget import parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
@@ -42,7 +43,8 @@ def write_nested_run(
     started = time.perf_counter()
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
-    weights, step = runs.newest_weights(run)
+    weights, _ = runs.newest_weights(run)
+    record = read_record(run)
     buffers = [name for name in weights if name not in set(description.parameters)]
     path = out or run / "extracted" / f"{run.name}{SUFFIX}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +56,7 @@ def write_nested_run(
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
         features=description.features,
         prunable=description.prunable,
-        source={"run": run.name, "step": step, "method": description.method},
+        source={**record.source_block, "method": description.method},
         precision=precision,
         buffers=buffers,
     )

@@ -1,20 +1,22 @@
-"""Train a baseline: the same data, loop and budget as the supernet, without the sandwich.
+"""Train one row of the comparison: the same data, loop and budget as the supernet.
 
+    accelerate launch recipes/train_baseline.py method=pruned size=25% seed=0
     accelerate launch recipes/train_baseline.py --config recipes/configs/las_assistant.yaml
-    accelerate launch recipes/train_baseline.py method=dense training.epochs=18
 
-Same arguments as ``recipes/train_supernet.py``. ``omnisparse extract --size 25%`` then cuts the
-dense net by magnitude, which is what a supernet has to beat.
+``method`` is base (dense, the default), distilled, factored, pruned, factored_distilled,
+factored_distilled_pruned or supernet; ``size`` is 25% of the dense net or 16M parameters, and the
+whole net where it is not given. A row that needs a teacher trains the dense net first, once per
+seed; ``teacher=RUN`` and ``init=RUN`` name others, ``pretrain=20%`` is the part of the steps that a
+student takes on labels alone. Any other ``key=value`` is a key of the configuration, and
+``method.key=value`` one of this row's method. ``omnisparse compare RUN...`` makes the table.
 """
 
 from __future__ import annotations
 
 import sys
 
-from omnisparse.cli import run_recipe
-from omnisparse.training.launch import ensure_cpu_processes
+from omnisparse.cli_baseline import plan_baseline
+from omnisparse.cli_recipe import run_recipe
 
 if __name__ == "__main__":
-    ensure_cpu_processes()
-    named = () if "--config" in sys.argv else ("name=dense",)
-    sys.exit(run_recipe(sys.argv[1:], defaults=("method=dense", *named)))
+    sys.exit(run_recipe(sys.argv[1:], plan=plan_baseline))

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from omnisparse.cli import run_recipe
-from omnisparse.training.launch import ensure_cpu_processes
+from omnisparse.cli_recipe import run_recipe
 
 if __name__ == "__main__":
-    ensure_cpu_processes()
     sys.exit(run_recipe(sys.argv[1:], defaults=("method.kind=sandwich",)))

@@ -14,7 +14,7 @@ LEVELS: list[set[str]] = [
     {"data", "models", "sparsity", "evaluation.wer"},
     {"methods", "search", "evaluation", "artifact"},
     {"training", "deploy"},
-    {"config", "runs", "pipeline", "baselines", "demo", "cli"},
+    {"config", "runs", "pipeline", "baselines", "sweep", "demo", "cli"},
 ]
 NEVER_EACH_OTHER = LEVELS[1]
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py"}

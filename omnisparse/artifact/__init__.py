@@ -1,6 +1,7 @@
 """Packed model files: written atomically, sized exactly, read with suspicion."""
 
 from omnisparse.artifact.artifact import ArtifactInfo, planned_bytes, write_artifact
+from omnisparse.artifact.card import update_card
 from omnisparse.artifact.contents import Contents
 from omnisparse.artifact.extraction import Extraction, write_extractions
 from omnisparse.artifact.inspection import inspect_artifact
@@ -8,7 +9,7 @@ from omnisparse.artifact.mapped import MappedState
 from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_range, read_nested
 from omnisparse.artifact.nested_writer import NestedInfo, write_nested
 from omnisparse.artifact.precision import VALUE_BITS, parse_precision
-from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact
+from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact, read_config
 
 __all__ = [
     "VALUE_BITS",
@@ -27,7 +28,9 @@ __all__ = [
     "parse_precision",
     "planned_bytes",
     "read_artifact",
+    "read_config",
     "read_nested",
+    "update_card",
     "write_artifact",
     "write_extractions",
     "write_nested",

@@ -3,8 +3,98 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from omnisparse.artifact.atomic import replaced_file, write_synced
+from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
+from omnisparse.artifact.reading import read_config
+from omnisparse.errors import FormatError, OmnisparseError
+
+CARD = "README.md"
+_WER_ROW = re.compile(
+    r"\| WER (?P<name>[^|]+) \| (?P<wer>[\d.]+)"
+    r"(?: \(95 % interval (?P<wer_low>[\d.]+) to (?P<wer_high>[\d.]+), "
+    r"(?P<utterances>[\d,]+) utterances\))? \|"
+)
+
+
+def update_card(artifact: Path, name: str, wer: Mapping[str, float]) -> None:
+    """Write a word error rate into an artifact's card; the other files are not touched.
+
+    Rates of other test sets that the card holds stay; one of the same name is replaced.
+
+    Args:
+        artifact: Artifact directory.
+        name: The test set.
+        wer: ``wer``, ``wer_low``, ``wer_high`` in percent, and ``utterances``.
+
+    Raises:
+        FormatError: If ``artifact`` is no sound artifact.
+        OmnisparseError: If the card was edited by hand, so that writing it anew would lose
+            something, or the disk refuses; nothing has changed then.
+    """
+    ours, problems = read_config(artifact)
+    if problems:
+        raise FormatError(f"{artifact}: {problems[0]}")
+    path = artifact / CARD
+    old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    known = ours.get("wer") if isinstance(ours.get("wer"), dict) else {}
+    known = {**(known or {}), **_rates_of(old or "")}
+    try:
+        if old not in {None, _render(artifact, ours, known)}:
+            raise OmnisparseError(
+                f"{path}: it was edited by hand, which a new card would lose; move it away first"
+            )
+        text = _render(artifact, ours, {**known, _plain_name(name): dict(wer)})
+    except (KeyError, TypeError, IndexError) as error:
+        raise FormatError(f"{artifact}: config.json lacks what a card tells ({error})") from error
+    with replaced_file(path) as partial:
+        write_synced(partial, text.encode())
+
+
+def _render(artifact: Path, ours: Mapping[str, Any], wer: Mapping[str, Any]) -> str:
+    files = (CONFIG, WEIGHTS, TOKENIZER, TOKENS)
+    return render_card(
+        {**ours, "wer": wer},
+        parameters=ours["dense_parameters"],
+        nonzero=ours["num_nonzero"],
+        size_bytes=sum((artifact / file).stat().st_size for file in files),
+    )
+
+
+def _plain_name(name: str) -> str:
+    """A name that a cell of a table can hold."""
+    return " ".join(name.replace("|", " ").split()) or "test"
+
+
+def _rates_of(card: str) -> dict[str, Any]:
+    """The word error rates in a card that :func:`render_card` wrote."""
+    found: dict[str, Any] = {}
+    for match in map(_WER_ROW.fullmatch, card.splitlines()):
+        if match is None:
+            continue
+        if match["wer_low"] is None:
+            found[match["name"]] = json.loads(match["wer"])
+        else:
+            found[match["name"]] = {
+                "wer": float(match["wer"]),
+                "wer_low": float(match["wer_low"]),
+                "wer_high": float(match["wer_high"]),
+                "utterances": int(match["utterances"].replace(",", "")),
+            }
+    return found
+
+
+def _rate_text(value: Any) -> str:
+    if not isinstance(value, Mapping) or not {"wer", "wer_low", "wer_high"} <= set(value):
+        return json.dumps(value)
+    return (
+        f"{value['wer']:.2f} (95 % interval {value['wer_low']:.2f} to {value['wer_high']:.2f}, "
+        f"{value.get('utterances', 0):,} utterances)"
+    )
 
 
 def _metric_lines(wer: Mapping[str, Any], kind: str) -> list[str]:
@@ -58,7 +148,7 @@ def render_card(block: Mapping[str, Any], *, parameters: int, nonzero: int, size
         ("precision", str(block["precision"])),
         ("layout", f"{block['format']}, blocks {block['block'][0]}x{block['block'][1]}"),
     ]
-    rows += [(f"WER {name}", json.dumps(value)) for name, value in wer.items()]
+    rows += [(f"WER {name}", _rate_text(value)) for name, value in wer.items()]
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     usage = [
         "```bash",

@@ -44,6 +44,7 @@ __all__ = [
     "SkippedItem",
     "import_corpus",
     "load_manifest",
+    "manifest_name",
     "perturb_speed",
     "split_statistics",
     "write_nemo_manifest",
@@ -82,6 +83,12 @@ def load_manifest(path: Path, *, sampling_rate: Hertz = SAMPLING_RATE) -> CutSet
     from lhotse import CutSet
 
     return CutSet.from_cuts(cuts)
+
+
+def manifest_name(path: Path) -> str:
+    """What results call a manifest: ``books-test`` for ``data/books/test.jsonl.gz``."""
+    path = path.absolute()
+    return f"{path.parent.name}-{path.name.split('.')[0]}"
 
 
 def _load_nemo(path: Path, sampling_rate: Hertz) -> list[Cut]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omnisparse.durable import replacing
+from omnisparse.evaluation.account import TrainingAccount
 
 COLUMN_TITLES = {
     "curve": "method",
@@ -18,8 +19,35 @@ COLUMN_TITLES = {
     "wer": "WER %",
     "interval": "95 % interval",
 }
-_COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774", "#c9a400")
+"""Colours of curves, bars and points, by number."""
+
+_LEAST_TICK_RATIO = 1.2
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+class SizedResult(Protocol):
+    """What a plot of WER against size needs to know of a model."""
+
+    @property
+    def nonzero(self) -> int:
+        """Non-zero parameters of the whole model."""
+        ...
+
+    @property
+    def wer(self) -> float:
+        """Word error rate, percent."""
+        ...
+
+    @property
+    def wer_low(self) -> float:
+        """Lower end of the 95 % interval, percent."""
+        ...
+
+    @property
+    def wer_high(self) -> float:
+        """Upper end of the 95 % interval, percent."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +81,13 @@ class ResultRow:
     seconds: float
     """Wall time it took to make this size from the trained net."""
 
+    account: TrainingAccount = field(default_factory=TrainingAccount)
+    """What the training cost that it comes from."""
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        return asdict(self)
+        """All fields on one level, those of the account included, ready for JSON."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**own, **own.pop("account").to_dict()}
 
 
 def to_markdown(rows: Sequence[ResultRow]) -> str:
@@ -79,10 +111,21 @@ def to_markdown(rows: Sequence[ResultRow]) -> str:
 
 def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     """Writes the rows with a header line; the file appears whole or not at all."""
+    write_records([row.to_dict() for row in rows], path)
+
+
+def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes mappings of the same keys as CSV; the file appears whole or not at all.
+
+    Raises:
+        ValueError: If there is no record.
+    """
+    if not records:
+        raise ValueError("records: expected at least one, got none")
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(ResultRow)])
+        writer = csv.DictWriter(file, fieldnames=list(records[0]))
         writer.writeheader()
-        writer.writerows(row.to_dict() for row in rows)
+        writer.writerows(records)
 
 
 def plot_pareto(
@@ -105,23 +148,47 @@ def plot_pareto(
     """
     if not rows:
         raise ValueError("rows: expected at least one model to plot, got none")
-    # The object interface on purpose: no window system and no global pyplot state is touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     curves = list(dict.fromkeys(row.curve for row in rows))
     for number, curve in enumerate(curves):
         chosen = sorted((row for row in rows if row.curve == curve), key=lambda row: row.nonzero)
-        _draw_curve(axes, chosen, number, (labels or {}).get(curve, curve))
+        draw_curve(axes, chosen, number, (labels or {}).get(curve, curve))
     _annotate(axes, [row for row in rows if row.curve == curves[0]])
+    style_size_axes(axes, rows)
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches; no window system and no global pyplot state is touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure; the file appears whole or not at all."""
+    with replacing(path) as partial:
+        figure.savefig(partial)
+
+
+def style_size_axes(axes: Any, rows: Sequence[SizedResult]) -> None:
+    """Axes of WER against size: a logarithmic scale that names the sizes there are."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
     axes.set_xscale("log")
     sizes = sorted({row.nonzero for row in rows})
     axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
-    axes.set_xticks(sizes if len(sizes) <= 8 else [sizes[0], sizes[-1]])
+    ticks: list[int] = []
+    for size in sizes:  # those of nearly the same size would be printed over each other
+        if not ticks or size > _LEAST_TICK_RATIO * ticks[-1]:
+            ticks.append(size)
+    axes.set_xticks(ticks if len(ticks) <= 8 else [ticks[0], ticks[-1]])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     # Above 100 % nothing is recognised any more; a curve that leaves the plot says so well enough.
@@ -129,16 +196,17 @@ def plot_pareto(
     axes.set_ylim(0.0, min(105.0, 1.08 * highest) if highest > 0 else 1.0)
     axes.set_xlabel("non-zero parameters (log scale)")
     axes.set_ylabel("word error rate, %")
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
+    style_axes(axes)
+
+
+def style_axes(axes: Any) -> None:
+    """Light grid, no box."""
     axes.grid(visible=True, which="major", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    with replacing(path) as partial:
-        figure.savefig(partial)
 
 
-def _draw_curve(axes: Any, rows: Sequence[ResultRow], number: int, label: str) -> None:
+def draw_curve(axes: Any, rows: Sequence[SizedResult], number: int, label: str) -> None:
     """Draws one method's models, smallest first, with their intervals."""
     wers = [row.wer for row in rows]
     # A percentile interval may, rarely, not hold the point it belongs to; bars cannot be negative.
@@ -149,7 +217,7 @@ def _draw_curve(axes: Any, rows: Sequence[ResultRow], number: int, label: str) -
         wers,
         yerr=[below, above],
         label=label,
-        color=_COLOURS[number % len(_COLOURS)],
+        color=COLOURS[number % len(COLOURS)],
         marker=_MARKERS[number % len(_MARKERS)],
         markersize=6,
         linewidth=1.8,

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +87,7 @@ class Tracker:
 
     @staticmethod
     def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> Any:
-        mode = _automatic_mode() if config.wandb == "auto" else config.wandb
+        mode = _mode(config)
         if mode == "off":
             return None
         import wandb
@@ -111,6 +111,47 @@ class Tracker:
                 raise OmnisparseError(f"tracking.wandb={mode}: W&B says {reason}") from None
             print(f"W&B is left out, it cannot be started: {reason}", file=sys.stderr)
             return None
+
+
+def log_comparison(
+    config: TrackingConfig,
+    *,
+    name: str,
+    folder: Path,
+    table: Sequence[Mapping[str, Any]],
+    images: Sequence[Path],
+) -> None:
+    """Log a comparison as a W&B run of its own, with a table and plots, where tracking is on.
+
+    Args:
+        config: The tracking configuration.
+        name: Name of the W&B run.
+        folder: Where W&B keeps its files.
+        table: Rows of the same keys, their values plain.
+        images: Plots to show.
+    """
+    mode = _mode(config)
+    if mode == "off" or not table:
+        return
+    import wandb
+
+    columns = list(table[0])
+    run = wandb.init(
+        project=config.project, name=name, dir=str(folder), mode=mode, job_type="compare"
+    )
+    rows = [[row[column] for column in columns] for row in table]
+    run.log(
+        {
+            "compare/table": wandb.Table(columns=columns, data=rows),
+            **{f"compare/{image.stem}": wandb.Image(str(image)) for image in images},
+        }
+    )
+    run.finish()
+
+
+def _mode(config: TrackingConfig) -> str:
+    """``online``, ``offline`` or ``off``, with ``auto`` resolved."""
+    return _automatic_mode() if config.wandb == "auto" else config.wandb
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -100,6 +100,7 @@ class InterruptedTrainingError(OmnisparseError):
     """A signal ended the training early; its checkpoint is written."""
 
     exit_code = 130
+    on_every_process = True
 
 
 def learning_rate(step: int, config: TrainingConfig, max_steps: int) -> float:

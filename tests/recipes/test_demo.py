@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from omnisparse.cli import verbs
+from omnisparse.evaluation.account import TrainingAccount
 
 SMALL = (
     "training.max_steps=4",
@@ -48,8 +49,12 @@ def test_rows_hold_the_contract(done: tuple[Path, dict[str, Any], str]) -> None:
     for row, share in zip(report["rows"], (1.0, 0.5, 0.4), strict=True):
         assert set(row) == {
             "curve", "size", "parameters", "nonzero", "bytes", "wer", "wer_low", "wer_high",
-            "seconds",
+            "seconds", *TrainingAccount().to_dict(),
         }  # fmt: skip
+        assert row["optimizer_steps"] == 4
+        assert (
+            row["utterance_passes"] == report["training"]["supernet"]["metrics"]["utterance_passes"]
+        )
         assert row["curve"] == "supernet"
         assert row["nonzero"] == round(share * row["parameters"])
         assert row["wer_low"] <= row["wer"] <= row["wer_high"]

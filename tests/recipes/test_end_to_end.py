@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 from click.testing import CliRunner
 
 import omnisparse
-from omnisparse.cli import run_recipe, verbs
+from omnisparse.cli import verbs
+from omnisparse.cli_recipe import run_recipe
+from omnisparse.evaluation.account import TrainingAccount
 
 CONFIG = """
 name: tiny
@@ -57,6 +59,9 @@ SIZES = {
 }
 
 
+ACCOUNT = {field.name for field in fields(TrainingAccount)}
+
+
 @dataclass
 class World:
     """What the tests of this file share, made once."""
@@ -90,10 +95,10 @@ def run_json(*arguments: Any) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
-def fails(*arguments: Any) -> str:
+def fails(*arguments: Any, code: int = 1) -> str:
     """The one line of a command that fails."""
     result = run(*arguments)
-    assert result.exit_code == 1, (result.exit_code, result.stderr)
+    assert result.exit_code == code, (result.exit_code, result.stderr)
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if line.startswith("omnisparse: error: ")]
     assert len(lines) == 1, result.stderr
@@ -163,7 +168,7 @@ def test_recipes_train_the_same_way(world: World, tmp_path: Path) -> None:
     arguments = ["--config", str(world.root / "las.yaml"), "--out", str(tmp_path / "r")]
     assert run_recipe(arguments, defaults=("method=dense", "training.max_steps=1")) == 0
     assert run_json("inspect", tmp_path / "r")["method"] == "dense"
-    assert run_recipe([*arguments, "no.such_key=1"]) == 1
+    assert run_recipe([*arguments, "no.such_key=1"]) == 2
 
 
 def test_extraction_says_what_inspection_finds(world: World) -> None:
@@ -207,8 +212,14 @@ def test_evaluation_agrees_with_transcription(world: World) -> None:
     result = run_json("evaluate", world.artifact, "--manifest", world.corpus / "test.jsonl")
     assert set(result) == {
         "wer", "wer_low", "wer_high", "words", "substitutions", "deletions", "insertions",
-        "utterances", "audio_seconds", "seconds", "rtf",
+        "utterances", "audio_seconds", "seconds", "rtf", "parameters", "nonzero", "bytes", *ACCOUNT,
     }  # fmt: skip
+    for key in ("parameters", "nonzero", "bytes"):
+        assert result[key] == world.extracted[key]
+    for key in ACCOUNT:  # what the artifact says is what the run's checkpoint recorded
+        assert result[key] == world.trained["cost"][key]
+    assert result["utterance_passes"] == world.trained["metrics"]["utterance_passes"] > 0
+    assert (result["seed"], result["optimizer_steps"]) == (0, 4)
     items = [json.loads(line) for line in (world.corpus / "test.jsonl").read_text().splitlines()]
     assert result["utterances"] == len(items)
     assert result["words"] == sum(len(item["text"].split()) for item in items)
@@ -337,10 +348,10 @@ def test_a_checkpoint_that_is_none(world: World, tmp_path: Path) -> None:
 
 def test_bad_configs(world: World, tmp_path: Path) -> None:
     config = world.root / "las.yaml"
-    assert "nowhere.yaml" in fails("train", "nowhere.yaml", "--out", tmp_path / "r")
-    line = fails("train", config, "--out", tmp_path / "r", "training.no_such=1")
-    assert "no_such" in line
-    assert "max_steps" in fails("train", config, "--out", tmp_path / "r", "training.max_steps=x")
+    out = tmp_path / "r"
+    assert "nowhere.yaml" in fails("train", "nowhere.yaml", "--out", out, code=2)
+    assert "no_such" in fails("train", config, "--out", out, "training.no_such=1", code=2)
+    assert "max_steps" in fails("train", config, "--out", out, "training.max_steps=x", code=2)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,193 @@
+"""What ``recipes/train_baseline.py`` runs: one row of the comparison at one size.
+
+A row that learns from a teacher gets one: the dense net of the same configuration and seed, trained
+first unless it is there already. A student is then initialised from a net of its own shape that was
+trained on labels for a part of the steps; both parts together take as many as every other row. So
+each point of a sweep is a command of its own, in any order.
+
+Source: Pang et al. 2018, sections 3.1.2 and 5.1 (all their later distillation results start from a
+partially trained student).
+Deviation: the paper says "partially to convergence" without a number; ours is ``pretrain``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnisparse.cli_group import Report
+from omnisparse.cli_recipe import join_flags, train_and_report
+
+if TYPE_CHECKING:
+    from omnisparse.config import RunConfig
+
+KEYS = ("method", "size", "teacher", "init", "pretrain", "max_layer_parameters")
+"""Overrides that are the recipe's own; all others are keys of the configuration."""
+
+ALIASES = {"dense": "base", "sandwich": "supernet"}
+"""Method kinds of a configuration that are rows by themselves."""
+
+WITHOUT_TEACHER = {
+    "distilled": "base",
+    "factored_distilled": "factored",
+    "factored_distilled_pruned": "pruned",
+}
+"""For a row that needs a teacher, one of the same size (a student: of the same shape) without."""
+
+STUDENTS = ("distilled", "factored_distilled")
+"""Rows whose net is first trained on labels for a part of the steps."""
+
+PRETRAIN = "20%"
+NONE = {"", "none", "null", "None"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks the recipe for."""
+
+    method: str
+    size: str | None
+    teacher: Path | None
+    init: Path | None
+    pretrain: float
+    """Share of the steps, in [0, 1), that a student trains on labels alone."""
+    max_layer_parameters: str | None
+    common: tuple[str, ...]
+    """Overrides of the configuration that all rows share."""
+    own: tuple[str, ...]
+    """Overrides of ``method.*``, for this row only."""
+
+    @property
+    def lacks_teacher(self) -> bool:
+        """Whether a teacher has to be trained for this row."""
+        return self.method in WITHOUT_TEACHER and self.teacher is None
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether a net has to be trained that this row starts from."""
+        return self.method in STUDENTS and self.init is None and self.pretrain > 0
+
+
+def parse_request(overrides: Sequence[str]) -> Request:
+    """Tell the recipe's own keys from those of the configuration; the last of equals wins.
+
+    Raises:
+        ConfigError: If the method is unknown or a value is not legal.
+    """
+    from omnisparse.baselines import BASELINE_METHODS
+    from omnisparse.config import ConfigError
+
+    found: dict[str, str] = {}
+    common: list[str] = []
+    own: list[str] = []
+    for override in join_flags(overrides):
+        key, _, value = override.partition("=")
+        if key in KEYS:
+            found[key] = value
+        else:
+            (own if key.startswith("method.") else common).append(override)
+    method = ALIASES.get(found.get("method", "base"), found.get("method", "base"))
+    if method not in BASELINE_METHODS:
+        raise ConfigError(f"method {method!r} is unknown; legal: {', '.join(BASELINE_METHODS)}")
+    given = {key: value for key, value in found.items() if value not in NONE}
+    return Request(
+        method=method,
+        size=None if method == "supernet" else given.get("size"),  # a supernet has every size
+        teacher=Path(given["teacher"]) if "teacher" in given else None,
+        init=Path(given["init"]) if "init" in given else None,
+        pretrain=_share(found.get("pretrain", PRETRAIN)),
+        max_layer_parameters=given.get("max_layer_parameters"),
+        common=tuple(common),
+        own=tuple(own),
+    )
+
+
+def _share(text: str) -> float:
+    from omnisparse.config import ConfigError
+
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise ConfigError(f"pretrain is {text!r}; legal: a share of the steps such as 20%, or 0")
+    return share
+
+
+def plan_baseline(
+    config: Path, overrides: Sequence[str]
+) -> Callable[[Report, Path | None], Mapping[str, Any]]:
+    """Check the request and return what trains it, called with the report and a run directory.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is not legal.
+        OmnisparseError: If the row cannot be made at this size.
+    """
+    from omnisparse.config import load_config
+
+    request = parse_request(overrides)
+    base = load_config(config, request.common)
+    # What can be checked before hours go into a teacher; with one, the row itself.
+    first = WITHOUT_TEACHER[request.method] if request.lacks_teacher else request.method
+    row = configure(
+        base, replace(request, method=first, own=() if first != request.method else request.own)
+    )
+
+    def train(report: Report, out: Path | None) -> Mapping[str, Any]:
+        chosen, shared = request, base
+        if request.lacks_teacher:
+            report.heading("teacher: the dense net")
+            whole = replace(request, method="base", size=None, init=None, own=())
+            chosen = replace(chosen, teacher=_train_first(report, base, whole))
+        if request.pretrains:
+            report.heading(f"initialisation: {request.pretrain:.0%} of the steps on labels")
+            start = replace(request, method=WITHOUT_TEACHER[request.method], teacher=None, own=())
+            part = scale_length(base, request.pretrain, name=f"{base.name}-part")
+            chosen = replace(chosen, init=_train_first(report, part, start))
+            shared = scale_length(base, 1 - request.pretrain)
+        final = row if chosen is request else configure(shared, chosen)
+        result = train_and_report(report, final, out=out, row=request.method, size=request.size)
+        return {**result, "needed": [] if chosen.teacher is None else [chosen.teacher]}
+
+    return train
+
+
+def configure(base: RunConfig, request: Request) -> RunConfig:
+    """The configuration of one row, named after the row, its size and its seed."""
+    from omnisparse.baselines import baseline_config
+    from omnisparse.config import override_config
+
+    config = baseline_config(
+        base,
+        method=request.method,
+        size=request.size,
+        teacher=request.teacher,
+        init=request.init,
+        max_layer_parameters=request.max_layer_parameters,
+    )
+    return override_config(config, [f"name={config.name}-s{base.seed}", *request.own])
+
+
+def scale_length(base: RunConfig, share: float, *, name: str | None = None) -> RunConfig:
+    """``base`` with a share of its steps.
+
+    A first part (with a ``name``) keeps its learning rate up: it is an early checkpoint, not a
+    finished net.
+    """
+    training = base.training
+    steps = None if training.max_steps is None else round(share * training.max_steps)
+    schedule = training.schedule if name is None else "constant"
+    training = replace(training, epochs=share * training.epochs, max_steps=steps, schedule=schedule)
+    return replace(base, name=name or base.name, training=training)
+
+
+def _train_first(report: Report, base: RunConfig, request: Request) -> Path:
+    """Train a run that another needs, unless it is there, and return its directory."""
+    config = configure(base, request)
+    if os.environ.get("WANDB_SWEEP_ID"):  # the agent's W&B run is that of the row itself
+        config = replace(config, tracking=replace(config.tracking, wandb="off"))
+    result = train_and_report(report, config, row=request.method, size=request.size)
+    return Path(result["run"])

@@ -1,0 +1,107 @@
+"""The verbs that measure recognition: ``evaluate`` one model, ``compare`` many runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnisparse.cli_group import PATH, Report, reports
+
+MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option("--manifest", type=PATH, required=True, help=MANIFEST_HELP)
+@click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
+@click.option("--card", is_flag=True, help="Write the result into the artifact's model card.")
+@reports
+def evaluate(
+    report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool
+) -> Mapping[str, Any]:
+    """Measure the word error rate of MODEL, with a 95 % bootstrap interval."""
+    from omnisparse import runs
+    from omnisparse.artifact import update_card
+    from omnisparse.data.corpora import load_manifest, manifest_name
+    from omnisparse.deploy.recognizer import Recognizer
+    from omnisparse.errors import OmnisparseError
+    from omnisparse.evaluation.evaluate import evaluate as evaluate_model
+    from omnisparse.runs_account import read_account
+
+    cuts = load_manifest(manifest)
+    loaded = runs.load_model(model)
+    if card and loaded.kind != "artifact":
+        raise OmnisparseError(f"{model}: a run has no model card; `omnisparse extract` makes one")
+    recognizer = Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
+
+    def transcribe_stream(samples: Any) -> str:
+        return recognizer.transcribe(samples, beam=beam, streaming=True).text
+
+    with report.progress("recognising") as progress:
+        result = evaluate_model(
+            loaded.model, cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
+            beam=beam, transcribe=transcribe_stream if streaming else None, progress=progress,
+        )  # fmt: skip
+    report.note(
+        f"WER {result.wer:.2f} % (95 % interval {result.wer_low:.2f} to {result.wer_high:.2f}), "
+        f"{result.words:,} words in {result.utterances:,} utterances: "
+        f"{result.substitutions} substituted, {result.deletions} deleted, "
+        f"{result.insertions} inserted; real-time factor {result.rtf:.3f}"
+    )
+    row = result.to_dict()
+    if card:
+        name = manifest_name(manifest)
+        name += f" beam {beam}" * (beam > 1) + " streaming" * streaming
+        known = ("wer", "wer_low", "wer_high", "utterances")
+        update_card(model, name, {key: row[key] for key in known})
+        report.note(f"written into {model / 'README.md'}")
+    sizes = runs.inspect(model)
+    return {
+        **row,
+        **{key: sizes[key] for key in ("parameters", "nonzero", "bytes")},
+        **read_account(model).to_dict(),
+    }
+
+
+@click.command()
+@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", type=PATH, default=Path("comparison"), show_default=True)
+@click.option(
+    "--manifest", "manifests", type=PATH, multiple=True,
+    help=f"{MANIFEST_HELP} May be given several times; the runs' own test sets if unset.",
+)  # fmt: skip
+@click.option(
+    "--sizes", help="Columns, such as 50%,25%,16M; those the runs were made for if unset."
+)
+@click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--reference", type=click.Choice(["pang2018"]), help="Draw a paper's tables beside ours."
+)
+@click.option(
+    "--wandb", type=click.Choice(["auto", "online", "offline", "off"]), default="auto",
+    show_default=True, help="Log table and plot; auto: if logged in.",
+)  # fmt: skip
+@reports
+def compare(
+    report: Report, paths: tuple[Path, ...], out: Path, manifests: tuple[Path, ...],
+    sizes: str | None, beam: int, reference: str | None, wandb: Any,
+) -> Mapping[str, Any]:  # fmt: skip
+    """Set runs side by side: method against size, with intervals and what each row cost.
+
+    A supernet gives all sizes by extraction, any other run its own. Recognised text is kept in the
+    runs, so a second comparison is quick. Writes compare.md, .csv, .json and .png into OUT.
+    """
+    from omnisparse import runs_compare
+    from omnisparse.runs_compare_report import write_comparison
+
+    candidates = [runs_compare.read_candidate(path) for path in dict.fromkeys(paths)]
+    tests = runs_compare.list_manifests(candidates, manifests)
+    columns = [size.strip() for size in sizes.split(",")] if sizes else []
+    models = runs_compare.plan_models(candidates, columns, report.warn)
+    found = runs_compare.measure(models, tests, beam=beam, progress=report.progress)
+    costs = runs_compare.cost_of_rows(models)
+    return write_comparison(out, found, costs, reference=reference, wandb=wandb, console=report)

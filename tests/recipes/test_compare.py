@@ -1,0 +1,265 @@
+"""The recipe of the comparison, sweeps without a server, and the table, on untrained tiny nets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from omnisparse.cli import verbs
+from omnisparse.cli_baseline import plan_baseline
+from omnisparse.cli_recipe import run_recipe
+from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.evaluation.compare import format_count
+from omnisparse.runs_account import read_record
+from omnisparse.runs_extract import extract
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "train_baseline.py"
+
+
+def invoke(*arguments: Any, code: int = 0) -> Any:
+    result = CliRunner().invoke(verbs, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture
+def config(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A configuration of a tiny supernet, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(config_to_yaml(tiny_config(max_steps=2)))
+    return path
+
+
+def train(config: Path, *overrides: str) -> Path:
+    """Train a row in this process, as the recipe does, and return its run."""
+    answer = Path("answer.json")
+    os.environ["OMNISPARSE_RESULT_FILE"] = str(answer)
+    try:
+        assert run_recipe(["--config", str(config), *overrides], plan=plan_baseline) == 0
+    finally:
+        del os.environ["OMNISPARSE_RESULT_FILE"]
+    return Path(json.loads(answer.read_text())["run"])
+
+
+# -- the recipe -------------------------------------------------------------------------------
+
+
+def test_a_row_is_recorded_with_what_it_cost(config: Path) -> None:
+    run = train(config, "method=base", "seed=3")
+    assert run == Path("runs/tiny-base-s3")
+    record = read_record(run)
+    assert (record.row, record.size, record.seed) == ("base", None, 3)
+    assert record.training.optimizer_steps == 2
+    assert record.account.utterance_passes > 0
+    assert record.account.device_seconds > 0
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    assert record.commit == (commit.stdout.strip() or None)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=supernet", "size=50%", "method.num_random_subnets=2"),
+        ("--method=supernet", "--size=25%", "--method.num_random_subnets=2"),
+        ("--method", "sandwich", "--method.num_random_subnets", "2"),
+    ],
+)
+def test_a_supernet_is_one_run_however_it_is_asked_for(
+    config: Path, overrides: tuple[str, ...]
+) -> None:
+    run = train(config, "training.max_steps=0", *overrides)
+    assert run == Path("runs/tiny-supernet-s0")
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["method"]["num_random_subnets"] == 2
+    assert kept["method"]["min_size"] == "40%"  # that of the configuration
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=prunned", "method 'prunned' is unknown; legal: base"),
+        ("modle.kind=las", "unknown key modle"),
+        ("pretrain=120%", "pretrain is '120%'; legal: a share"),
+        ("method.no_such=1", "unknown key method.no_such"),
+    ],
+)
+def test_a_wrong_key_is_one_line_and_two(
+    config: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_recipe(["--config", str(config), override], plan=plan_baseline) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.multiprocess
+def test_a_wrong_key_is_told_once_before_processes_start(config: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    recipe = ROOT / "recipes" / "train_supernet.py"
+    done = subprocess.run(
+        [*command, "--quiet", str(recipe), "--config", str(config), "training.no_such=1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("unknown key training.no_such") == 1
+    assert "Traceback" not in done.stderr
+    assert "CPU processes" not in done.stderr
+
+
+# -- sweeps -----------------------------------------------------------------------------------
+
+
+def write_sweep(path: Path, config: Path, **changes: Any) -> Path:
+    document = {
+        "program": str(RECIPE),
+        "method": "grid",
+        "parameters": {"seed": {"values": [0, 1]}, "method": {"values": ["base", "supernet"]}},
+        "command": [
+            "${env}", "${interpreter}", "${program}", "--config", str(config),
+            "training.max_steps=0", "${args_no_hyphens}",
+        ],
+        **changes,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+@pytest.mark.multiprocess
+def test_a_sweep_runs_reports_failures_and_resumes(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    parameters = {"seed": {"value": 0}, "method": {"values": ["base", "nonsense", "supernet"]}}
+    file = write_sweep(Path("sweep.yaml"), config, parameters=parameters)
+    result = invoke("sweep", file, "--local", "--json", code=1)
+    runs = json.loads(result.stdout)["runs"]
+    assert [run["status"] for run in runs] == ["finished", "failed", "finished"]
+    assert [run["parameters"]["method"] for run in runs] == ["base", "nonsense", "supernet"]
+    assert runs[1]["exit_code"] == 2
+    assert "method 'nonsense' is unknown" in runs[1]["error"]
+    assert "failed: seed=0 method=nonsense" in result.stderr
+    assert [Path(runs[i]["run"]).name for i in (0, 2)] == ["tiny-base-s0", "tiny-supernet-s0"]
+
+    parameters["method"]["values"].remove("nonsense")
+    again = json.loads(invoke("sweep", write_sweep(file, config, parameters=parameters),
+                              "--local", "--json").stdout)  # fmt: skip
+    assert [run["started"] for run in again["runs"]] == [False, False]
+    assert again["failed"] == 0
+
+
+@pytest.mark.multiprocess
+def test_an_interrupted_sweep_continues_its_run(config: Path) -> None:
+    """The run that a signal meets writes a checkpoint, and the next start goes on from there."""
+    command = [
+        "${interpreter}", "${program}", "--config", str(config), "training.max_steps=4000",
+        "training.checkpoint_every=100000", "${args}",
+    ]  # fmt: skip
+    parameters = {"method": {"value": "base"}}
+    file = write_sweep(Path("long.yaml"), config, parameters=parameters, command=command)
+    arguments = [sys.executable, "-m", "omnisparse.cli", "sweep", str(file), "--local"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    sweep = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    run = Path("runs/tiny-base-s0")
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert second.returncode == 1
+    assert "another sweep" in second.stderr
+    sweep.send_signal(signal.SIGTERM)
+    _, told = sweep.communicate(timeout=120)
+    assert sweep.returncode == 130
+    assert "interrupted in run 1 of 1; the same command continues" in told
+    state = json.loads(Path("sweeps/long/runs.json").read_text())
+    (entry,) = state.values()
+    assert entry["status"] == "interrupted"
+    step = read_record(run).training.optimizer_steps
+    assert 0 < step < 4000
+    # A finished run of the same command line is what the next start finds.
+    assert "interrupted at step" in entry["error"]
+
+
+# -- the table --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compared(config: Path) -> tuple[Path, list[Path], dict[str, Any]]:
+    runs = [train(config, "method=base", f"seed={seed}") for seed in (0, 1)]
+    runs.append(train(config, "method=supernet"))
+    out = Path("out")
+    arguments = ["compare", *runs, "--out", out, "--sizes", "100%,60%", "--json"]
+    result = invoke(*arguments, "--reference", "pang2018")
+    return out, runs, json.loads(result.stdout)
+
+
+def test_the_table_holds_every_method_size_and_cost(
+    compared: tuple[Path, list[Path], dict[str, Any]],
+) -> None:
+    out, runs, result = compared
+    places = [(row["row"], row["size"], row["seeds"]) for row in result["rows"]]
+    assert places == [("base", "100%", [0, 1]), ("supernet", "100%", [0]), ("supernet", "60%", [0])]
+    base, _, small = result["rows"]
+    expected = extract(runs[2], size="60%", out=Path("artifact"))
+    assert (small["nonzero"], small["bytes"]) == (expected["nonzero"], expected["bytes"])
+    assert base["wer"] == pytest.approx(sum(base["wer_of_seeds"]) / 2)
+    costs = {cost["row"]: cost for cost in result["costs"]}
+    assert (costs["base"]["trainings"], costs["supernet"]["trainings"]) == (2, 1)
+    for row, chosen in (("base", runs[:2]), ("supernet", runs[2:])):
+        passes = sum(read_record(run).account.utterance_passes for run in chosen)
+        assert costs[row]["utterance_passes"] == pytest.approx(passes)
+    text = (out / "compare.md").read_text()
+    assert f"| Supernet | {result['rows'][1]['wer']:.2f} (" in text
+    assert format_count(costs["supernet"]["utterance_passes"]) in text
+    assert "| Sparsity (S) | 8.0 | 6.7 | 6.4 | - |" in text  # the paper's table 3
+    with (out / "compare.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(result["rows"])
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "compare.json").read_text())["rows"] == result["rows"]
+
+
+def test_comparing_again_recognises_nothing_anew(
+    compared: tuple[Path, list[Path], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runs, result = compared
+
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("recognised again")
+
+    monkeypatch.setattr("omnisparse.runs_compare.evaluate", never)
+    again = invoke("compare", *runs, "--sizes", "100%,60%", "--json")
+    assert json.loads(again.stdout)["rows"] == result["rows"]
+    Path("corpus").mkdir()
+    Path("corpus/test.jsonl").write_text("")
+    line = invoke("compare", *runs, "--manifest", "corpus/test.jsonl", code=1).stderr
+    assert "test.jsonl" in line
+
+
+def test_bad_comparisons_are_one_line(config: Path) -> None:
+    base = train(config, "method=base")
+    assert "is not a directory" in invoke("compare", config, code=1).stderr
+    line = invoke("compare", base, "--sizes", "30%", code=1).stderr.strip()
+    assert "fit none of the sizes 30%" in line
+    assert invoke("compare", base, "--sizes", "x%", code=1).stderr.count("\n") == 1
+    assert not Path("comparison").exists()

@@ -1,0 +1,143 @@
+"""Methods against sizes: seeds put together, paired significance, tables, the paper's figures."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.evaluation.method_plot import plot_comparison
+from omnisparse.evaluation.method_table import (
+    ROWS,
+    Measurement,
+    RowCost,
+    make_cells,
+    pool,
+    sizes_of,
+    to_markdown,
+)
+from omnisparse.evaluation.reference import load_reference
+from omnisparse.evaluation.wer import ErrorCounts, corpus_wer, paired_bootstrap
+
+WORDS = [4 + index % 5 for index in range(200)]
+
+
+def counts(rate: float, seed: int) -> tuple[ErrorCounts, ...]:
+    generator = random.Random(seed)
+    return tuple(
+        ErrorCounts(substitutions=sum(generator.random() < rate for _ in range(n)), words=n)
+        for n in WORDS
+    )
+
+
+def model(row: str, size: str, nonzero: int, rate: float, seed: int = 0) -> Measurement:
+    return Measurement(
+        row=row, size=size, test="books-test", run=f"{row}-{seed}", parameters=1000,
+        nonzero=nonzero, bytes=4 * nonzero, counts=counts(rate, len(row) + 7 * len(size) + seed),
+        account=TrainingAccount(utterance_passes=50.0, device_seconds=2.0, seed=seed, commit="c"),
+    )  # fmt: skip
+
+
+def cost(row: str, trainings: int = 1, teachers: float = 0.0) -> RowCost:
+    return RowCost(
+        row=row, models=2, trainings=trainings, utterance_passes=12_000.0 * trainings,
+        optimizer_steps=10, device_seconds=1234.5, search_evaluations=0,
+        teacher_utterance_passes=teachers, teacher_device_seconds=0.0,
+    )  # fmt: skip
+
+
+MODELS = [
+    model("supernet", "25%", 250, 0.10),
+    model("supernet", "100%", 1000, 0.05),
+    model("pruned", "25%", 250, 0.30),
+    model("pruned", "25%", 251, 0.34, seed=1),
+    model("base", "100%", 1000, 0.06),
+]
+
+
+def test_seeds_are_put_together_and_rows_ordered() -> None:
+    cells = make_cells(MODELS)
+    assert [(cell.row, cell.size) for cell in cells] == [
+        ("base", "100%"), ("pruned", "25%"), ("supernet", "100%"), ("supernet", "25%"),
+    ]  # fmt: skip
+    pruned = cells[1]
+    assert (pruned.seeds, pruned.nonzero, pruned.utterance_passes) == ((0, 1), 251, 100.0)
+    rates = [corpus_wer(item.counts) for item in MODELS[2:4]]
+    assert pruned.wer_of_seeds == tuple(rates)
+    assert pruned.wer == pytest.approx(sum(rates) / 2)
+    assert pruned.wer_low < pruned.wer < pruned.wer_high
+    assert sizes_of(cells) == ["100%", "25%"]
+
+
+def test_the_supernet_is_paired_with_pruning_of_the_same_size_and_nothing_else() -> None:
+    cells = {(cell.row, cell.size): cell for cell in make_cells(MODELS)}
+    small = cells["supernet", "25%"]
+    expected = paired_bootstrap(
+        pool([MODELS[2].counts, MODELS[3].counts]), pool([MODELS[0].counts], times=2)
+    )
+    assert (small.difference, small.p_value) == (expected.difference, expected.p_value)
+    assert small.difference == pytest.approx(small.wer - cells["pruned", "25%"].wer)
+    assert small.difference_high < 0
+    assert small.p_value < 0.05
+    assert cells["supernet", "100%"].difference is None
+    assert cells["pruned", "25%"].difference is None
+
+
+def test_other_utterances_are_refused() -> None:
+    shorter = ErrorCounts(words=9)
+    with pytest.raises(ValueError, match="different utterances"):
+        pool([MODELS[0].counts, (shorter, *MODELS[0].counts[1:])])
+
+
+def test_markdown_has_the_figures_and_marks_what_differs() -> None:
+    cells = make_cells(MODELS)
+    text = to_markdown(cells, [cost("base"), cost("pruned", 3, 12_000.0), cost("supernet")])
+    lines = text.splitlines()
+    assert "| method | 100% | 25% | trainings | utterance passes | device s |" in lines
+    row = next(line for line in lines if line.startswith("| Supernet | ") and "12.0k" in line)
+    small = cells[3]
+    assert f"{small.wer:.2f} ({small.wer_low:.2f} - {small.wer_high:.2f}) *" in row
+    assert any(line.startswith("| Sparsity (S) | - | ") and "36.0k" in line for line in lines)
+    assert any(line.startswith(f"| 25% | {small.difference:+.2f} | ") for line in lines)
+    assert "| Supernet | 1,000 / 4,000 | 250 / 1,000 | 1 |" in lines
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("reference", [None, "pang2018"])
+def test_plot_appears_whole(tmp_path: Path, reference: str | None) -> None:
+    paper = None if reference is None else load_reference(reference)
+    path = tmp_path / "compare.png"
+    costs = [cost("base"), cost("pruned", 3, 12_000.0), cost("supernet")]
+    plot_comparison(make_cells(MODELS), costs, path, title="WER against size", reference=paper)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [item.name for item in tmp_path.iterdir()] == ["compare.png"]
+    with pytest.raises(ValueError, match="at least one model"):
+        plot_comparison([], costs, path, title="none")
+
+
+def test_the_papers_tables_agree_with_each_other_and_with_our_rows() -> None:
+    """Figures that the paper prints twice must be the same here."""
+    tables = load_reference("pang2018").tables
+    assert list(tables) == [1, 2, 3, 4]
+    for table in tables.values():
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    third = {
+        row[0]: dict(zip(tables[3].columns[1:], row[1:], strict=True)) for row in tables[3].rows
+    }
+    assert list(third) == [row for row in ROWS if row != "supernet"]
+    first = {row[0]: row[1] for row in tables[1].rows}
+    assert third["base"]["16M"] == first["no distillation"]
+    assert third["distilled"]["16M"] == first["top beam + student init."]
+    for size in ("16M", "32M", "57M"):
+        rows = [row for row in tables[2].rows if row[3] == size]
+        assert third["base"][size] == next(row[4] for row in rows if row[1] is None)
+        assert third["factored"][size] == min(row[4] for row in rows if row[1] is not None)
+    assert {row[0]: row[3] for row in tables[4].rows} == {
+        "E1": 8.6, "E2": 8.3, "E3": 7.3, "E4": 7.2, "E5": 7.1, "E6": 7.1, "E7": 6.4, "E8": 6.1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="legal: pang2018"):
+        load_reference("pang2019")
