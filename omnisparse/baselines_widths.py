@@ -68,7 +68,7 @@ def with_projections(
         if getattr(config, f"{part}_projection") is None:
             cells = getattr(config, f"{part}_dim")
             changes[f"{part}_projection"] = max(1, cells // PROJECTION_SHARE)
-    return replace(config, **changes)  # type: ignore[arg-type]
+    return replace(config, **changes)
 
 
 def solve_model(

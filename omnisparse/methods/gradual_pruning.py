@@ -146,7 +146,8 @@ class GradualPruning:
                 "steps (method.begin, method.end)"
             )
         for fqn in prunable:
-            model.get_parameter(fqn).register_hook(self._hide_gradient(fqn))
+            hook = self._hide_gradient(fqn)
+            model.get_parameter(fqn).register_hook(hook)  # type: ignore[no-untyped-call]
         self._update(0)
         return self.objective.prepare(model, max_steps=max_steps)
 

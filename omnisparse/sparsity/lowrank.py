@@ -104,7 +104,8 @@ def recurrent_projection(recurrent: Tensor, rank: int) -> Tensor:
     if not 1 <= rank <= cells:
         raise ValueError(f"rank is {rank}; from 1 to {cells}, the cells of the layer")
     _, _, right = torch.linalg.svd(recurrent.double(), full_matrices=False)
-    return right[:rank]
+    projection: Tensor = right[:rank]
+    return projection
 
 
 def factorize_layers(
@@ -168,7 +169,7 @@ def _project_readers(state: dict[str, Tensor], layer: RecurrentLayer, projection
                 f"{layer.name}: {reader.weight} of shape {list(weight.shape)} cannot read "
                 f"{reader.copies} x {cells} outputs"
             )
-        blocks = weight[:, :width].double().unflatten(1, (reader.copies, cells))
+        blocks = weight[:, :width].double().reshape(-1, reader.copies, cells)
         # Rows of the projection are orthonormal, so this is the least-squares solution.
         short = (blocks if gain is None else blocks * gain) @ projection.T
         state[reader.weight] = torch.cat(
