@@ -19,6 +19,7 @@ from omnisparse.artifact import (
     planned_bytes,
     write_extractions,
 )
+from omnisparse.runs_account import read_record
 from omnisparse.search.front import pick, read_front
 from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
 from omnisparse.sparsity.masks import Scope, allocate

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +15,7 @@ from omnisparse import runs
 from omnisparse.artifact import planned_bytes
 from omnisparse.config import CorpusConfig, config_from_dict
 from omnisparse.data.corpora import load_manifest
+from omnisparse.durable import replacing
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.compare import ResultRow, plot_pareto, write_csv
 from omnisparse.evaluation.dev_set import DevSet
@@ -350,7 +349,7 @@ def _write(
     specs = out / "specs"
     specs.mkdir(exist_ok=True)
     for entry in entries:
-        with _whole(specs / f"{entry.nonzero}.json") as partial:
+        with replacing(specs / f"{entry.nonzero}.json") as partial:
             partial.write_text(entry.spec.to_json() + "\n", encoding="utf-8")
     weights, _ = runs.newest_weights(task.run)
     contents = contents_of(task.run, weights, block=task.supernet.block)
@@ -377,16 +376,5 @@ def _write(
             )
     write_csv(rows, out / "front.csv")
     plot_pareto(rows, out / "front.png", title=f"{task.run.name}: dev set, searched and uniform")
-    with _whole(out / FRONT) as partial:  # last: where it is, the others are too
+    with replacing(out / FRONT) as partial:  # last: where it is, the others are too
         partial.write_text(front_to_json(entries, facts), encoding="utf-8")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write that takes its name when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -212,7 +212,9 @@ class Recognizer:
             name, rate = "samples", self._rate_of(sampling_rate)
             _check_samples(audio, name)
             step = max(1, round(CHUNK_SECONDS * rate))
-            chunks = (audio[start : start + step] for start in range(0, len(audio), step))
+            chunks: Iterator[FloatArray] = (
+                audio[start : start + step] for start in range(0, len(audio), step)
+            )
         else:
             name = str(audio)
             rate, chunks = audio_chunks(Path(audio), CHUNK_SECONDS)

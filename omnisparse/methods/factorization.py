@@ -13,6 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from omnisparse.models import LasModel, SpeechModel, TransducerModel
+from omnisparse.models.lstm import LstmEncoder
 from omnisparse.sparsity.lowrank import Reader, RecurrentLayer, factorize_layers
 
 
@@ -51,12 +52,14 @@ def projected_layers(model: SpeechModel) -> list[RecurrentLayer]:
         raise ValueError(f"a {model.kind} cannot be factorised; legal: las, transducer")
     found = []
     encoder = model.encoder
+    if not isinstance(encoder, LstmEncoder):
+        raise ValueError("an encoder without LSTM layers cannot be factorised; legal: lstm")
     if isinstance(model, LasModel):
         ends = [Reader(weight="attention.key.weight"), Reader(weight="attention.value.weight")]
-        if model.ctc_output is not None:
-            ends.append(Reader(weight="ctc_output.weight"))
     else:
         ends = [Reader(weight="joiner.encoder_projection.weight")]
+    if model.ctc_output is not None:
+        ends.append(Reader(weight="ctc_output.weight"))
     for index in range(len(encoder.layers)):
         copies = 2 if index < encoder.num_reductions else 1
         following = Reader(weight=f"encoder.layers.{index + 1}.weight_ih_l0", copies=copies)

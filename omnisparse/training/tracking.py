@@ -14,6 +14,7 @@ from typing import Any, Literal
 from omnisparse.durable import replacing
 from omnisparse.errors import OmnisparseError
 
+Mode = Literal["online", "offline", "off"]
 Metrics = dict[str, float]
 
 
@@ -149,7 +150,7 @@ def log_comparison(
     run.finish()
 
 
-def _mode(config: TrackingConfig) -> str:
+def _mode(config: TrackingConfig) -> Mode:
     """``online``, ``offline`` or ``off``, with ``auto`` resolved."""
     return _automatic_mode() if config.wandb == "auto" else config.wandb
 
@@ -175,7 +176,7 @@ def _run_identity(run: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _automatic_mode() -> str:
+def _automatic_mode() -> Mode:
     """What ``auto`` means here; found out without importing wandb (a second)."""
     mode = os.environ.get("WANDB_MODE", "")
     if mode == "offline":
