@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from omnisparse.config import CorpusConfig, RunConfig, load_config
 from omnisparse.data.corpora import load_manifest
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.deploy.recognizer import Recognizer
+from omnisparse.durable import replacing
 from omnisparse.evaluation.compare import ResultRow, format_count, plot_pareto, write_csv
 from omnisparse.evaluation.evaluate import EvaluationResult, evaluate
 from omnisparse.methods import DenseConfig, SandwichConfig
@@ -240,9 +240,8 @@ def _write_results(out: Path, rows: Sequence[ResultRow], report: Mapping[str, An
     write_csv(rows, out / "pareto.csv")
     title = "One training run, every size (test on unseen voices)"
     plot_pareto(rows, out / "pareto.png", title=title, labels=LEGEND)
-    partial = out / ".report.json.part"
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, out / "report.json")
+    with replacing(out / "report.json") as partial:
+        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _tell_splits(console: Console, statistics: Mapping[str, Any]) -> None:

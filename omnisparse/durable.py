@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,3 +19,24 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replacing(final: Path) -> Iterator[Path]:
+    """Give a path beside ``final`` to write a file to, and move it to ``final`` at the end.
+
+    The file appears whole or not at all: where the body fails, ``final`` is as it was.
+
+    Args:
+        final: Path of the file, of any suffix; its folder exists.
+
+    Yields:
+        Path to write, of the same suffix.
+    """
+    partial = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")
+    try:
+        yield partial
+        sync_path(partial)
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
-import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.durable import replacing
 from omnisparse.errors import DataError, FormatError, OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
@@ -84,7 +86,19 @@ def train(
     accelerator = make_accelerator()
     stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
     require_models(config)
-    run = _claim_run(config, out, accelerator)
+    with ExitStack() as stack:
+        run = _claim_run(config, out, accelerator, stack)
+        return _train_in(run, config, accelerator, on_progress, stage)
+
+
+def _train_in(
+    run: Path,
+    config: RunConfig,
+    accelerator: Accelerator,
+    on_progress: StepProgress | None,
+    stage: Callable[[str], None],
+) -> TrainResult:
+    """Train in a claimed run directory."""
     finished = _finished(run, config)
     if finished is not None:
         runs.link_latest(run)
@@ -147,9 +161,12 @@ def train(
         stage(f"continuing {run} at step {trainer.step} of {max_steps}")
     if accelerator.is_main_process:
         runs.link_latest(run)
-    metrics = trainer.fit()
-    if tracker is not None:
-        tracker.close(metrics)
+    metrics = None
+    try:
+        metrics = trainer.fit()
+    finally:
+        if tracker is not None:
+            tracker.close(metrics)
     return TrainResult(run, trainer.step, metrics)
 
 
@@ -212,12 +229,14 @@ def _join(parts: list[CutSet]) -> CutSet:
     return CutSet.from_cuts(joined)
 
 
-def _claim_run(config: RunConfig, out: Path | None, accelerator: Accelerator) -> Path:
-    """Find or make the run directory; the main process decides for all."""
+def _claim_run(
+    config: RunConfig, out: Path | None, accelerator: Accelerator, stack: ExitStack
+) -> Path:
+    """Find or make the run directory, ours until ``stack`` ends; the main process decides."""
     chosen: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            chosen[0] = str(_choose_run(config, out))
+            chosen[0] = str(_choose_run(config, out, stack))
         except (OmnisparseError, OSError) as error:
             chosen[1] = str(error)
     if accelerator.num_processes > 1:
@@ -227,36 +246,49 @@ def _claim_run(config: RunConfig, out: Path | None, accelerator: Accelerator) ->
     return Path(chosen[0])
 
 
-def _choose_run(config: RunConfig, out: Path | None) -> Path:
+def _choose_run(config: RunConfig, out: Path | None, stack: ExitStack) -> Path:
     document = config_to_dict(config)
     if out is not None:
         out = out.resolve()  # `runs/latest` means the run, not the link
         differing = _differing_key(out, document)
         if differing is not None:
             raise OmnisparseError(f"{out}: holds a run of another configuration ({differing})")
-        return _make_run(out, config)
+        return _make_run(out, config, stack)
     number = 1
     while True:
         run = runs.RUNS / (config.name if number == 1 else f"{config.name}-{number}")
         if _differing_key(run, document) is None:
-            return _make_run(run, config)
+            return _make_run(run, config, stack)
         number += 1
 
 
-def _make_run(run: Path, config: RunConfig) -> Path:
+def _make_run(run: Path, config: RunConfig, stack: ExitStack) -> Path:
     run.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(_locked(run))
     if not list_checkpoints(run / "checkpoints"):
-        for stale in ("tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl"):
+        for stale in ("tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id"):
             (run / stale).unlink(missing_ok=True)
-    partial = run / f".config.{os.getpid()}"
-    partial.write_text(config_to_yaml(config), encoding="utf-8")
-    os.replace(partial, run / "config.yaml")
+    with replacing(run / "config.yaml") as partial:
+        partial.write_text(config_to_yaml(config), encoding="utf-8")
     return run
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Keep other processes from training in ``run``; a killed holder holds nothing."""
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OmnisparseError(
+                f"{run}: another process is training there; wait for it, or name another directory"
+            ) from None
+        yield
 
 
 def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
     """Name what keeps ``run`` from being used for ``document``; None if nothing does."""
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+    if not run.exists() or (run.is_dir() and all(path.name == ".lock" for path in run.iterdir())):
         return None
     if (run / "config.yaml").is_file() and not list_checkpoints(run / "checkpoints"):
         return None  # it failed before its first checkpoint: nothing of it is worth keeping
@@ -333,6 +365,7 @@ def _batches(
         num_buckets=data.num_buckets,
         short_first_epochs=data.short_first_epochs,
         spec_augment=data.augmentation.spec_augment(),
+        unmasked_epochs=data.augmentation.unmasked_epochs,
         seed=config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -395,7 +428,9 @@ def _commit() -> str | None:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None  # no git here
     return answer.stdout.strip() or None

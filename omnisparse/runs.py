@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
 
 if TYPE_CHECKING:
@@ -59,9 +60,8 @@ class LoadedModel:
 def write_description(run: Path, description: RunDescription) -> None:
     """Write ``model.json`` of ``run``."""
     document = {"format": _FORMAT, **asdict(description)}
-    partial = run / f".{_DESCRIPTION}.{os.getpid()}"
-    partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    os.replace(partial, run / _DESCRIPTION)
+    with replacing(run / _DESCRIPTION) as partial:
+        partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
 def read_description(run: Path) -> RunDescription:

@@ -28,6 +28,9 @@ class AugmentationConfig:
     """Longest stretch masked, as a fraction of the utterance, in [0, 1]."""
     max_time_mask_frames: int = 100
     """Longest stretch masked, in frames of 10 ms, however long the utterance is."""
+    unmasked_epochs: int = 0
+    """Epochs, at the start, in which nothing is masked: an encoder that hears nothing yet learns
+    to hear several times sooner so."""
     speed_factors: tuple[float, ...] = (1.0,)
     """Speeds of which the training data holds a copy each; (0.9, 1.0, 1.1) is usual."""
     noise_probability: float = 0.0
@@ -46,6 +49,7 @@ class AugmentationConfig:
             "frequency_mask_bins",
             "num_time_masks",
             "max_time_mask_frames",
+            "unmasked_epochs",
         )
         for name in counts:
             if getattr(self, name) < 0:

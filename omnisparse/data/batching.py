@@ -96,6 +96,7 @@ class TrainingBatches:
         num_buckets: Classes of duration; fewer are used where the data is little.
         short_first_epochs: Epochs, at the start, whose batches come shortest first.
         spec_augment: Masks the normalised frames; None masks nothing.
+        unmasked_epochs: Epochs, at the start, that it leaves alone.
         seed: Of order and masks.
         rank: Number of this process.
         world_size: Number of processes.
@@ -118,6 +119,7 @@ class TrainingBatches:
         num_buckets: int = 20,
         short_first_epochs: int = 0,
         spec_augment: SpecAugment | None = None,
+        unmasked_epochs: int = 0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -138,6 +140,7 @@ class TrainingBatches:
         self._extractor = extractor
         self._short_first_epochs = short_first_epochs
         self._spec_augment = spec_augment
+        self._unmasked_epochs = unmasked_epochs
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
@@ -254,7 +257,7 @@ class TrainingBatches:
 
     def _prepare(self, utterance: str, epoch: int) -> FloatArray:
         frames = self._extractor.normalise(self._features.frames(utterance))
-        if self._spec_augment is not None:
+        if self._spec_augment is not None and epoch >= self._unmasked_epochs:
             generator = utterance_generator("spec-augment", self._seed, epoch, utterance)
             frames = self._spec_augment(frames, generator)
         return self._extractor.stack_frames(frames)

@@ -31,6 +31,7 @@ from omnisparse.data.validation import (
     require_mostly_good,
     write_skipped,
 )
+from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 
 if TYPE_CHECKING:
@@ -231,14 +232,9 @@ def write_nemo_manifest(cuts: Iterable[Cut], path: Path) -> None:
         DataError: If a cut is not a stretch of one untransformed audio file.
     """
     folder = path.parent.absolute()
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for cut in cuts:
-                file.write(json.dumps(_nemo_record(cut, folder), ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for cut in cuts:
+            file.write(json.dumps(_nemo_record(cut, folder), ensure_ascii=False) + "\n")
 
 
 def _nemo_record(cut: Cut, folder: Path) -> dict[str, Any]:

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 
 _SPECIAL = ("<blk>", "<sos/eos>", "<unk>")
@@ -137,9 +137,8 @@ class Tokenizer:
         out.mkdir(parents=True, exist_ok=True)
         contents = {"tokenizer.model": self._model, "tokens.txt": self.tokens_txt().encode()}
         for name, content in contents.items():
-            temporary = out / f".{name}.tmp-{os.getpid()}"
-            temporary.write_bytes(content)
-            os.replace(temporary, out / name)
+            with replacing(out / name) as partial:
+                partial.write_bytes(content)
 
     @property
     def vocab_size(self) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from omnisparse.durable import replacing
 
 COLUMN_TITLES = {
     "curve": "method",
@@ -78,12 +79,10 @@ def to_markdown(rows: Sequence[ResultRow]) -> str:
 
 def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     """Writes the rows with a header line; the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(ResultRow)])
         writer.writeheader()
         writer.writerows(row.to_dict() for row in rows)
-    os.replace(partial, path)
 
 
 def plot_pareto(
@@ -135,9 +134,8 @@ def plot_pareto(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial)
 
 
 def _draw_curve(axes: Any, rows: Sequence[ResultRow], number: int, label: str) -> None:

@@ -53,10 +53,10 @@ def projected_layers(model: SpeechModel) -> list[RecurrentLayer]:
     encoder = model.encoder
     if isinstance(model, LasModel):
         ends = [Reader(weight="attention.key.weight"), Reader(weight="attention.value.weight")]
-        if model.ctc_output is not None:
-            ends.append(Reader(weight="ctc_output.weight"))
     else:
         ends = [Reader(weight="joiner.encoder_projection.weight")]
+    if model.ctc_output is not None:
+        ends.append(Reader(weight="ctc_output.weight"))
     for index in range(len(encoder.layers)):
         copies = 2 if index < encoder.num_reductions else 1
         following = Reader(weight=f"encoder.layers.{index + 1}.weight_ih_l0", copies=copies)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from omnisparse.data.batching import Batch
-from omnisparse.durable import sync_path
+from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 from omnisparse.models import Hypothesis, SpeechModel
 
@@ -153,11 +152,8 @@ def decode_hypotheses(
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync_path(partial)
-    os.replace(partial, path)
-    sync_path(path.parent)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:

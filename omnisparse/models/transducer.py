@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from omnisparse.models.base import BLANK, Hypothesis, ModelOutput, SpeechModel
 from omnisparse.models.lattice import join_lattice
-from omnisparse.models.losses import lattice_weights, transducer_loss
+from omnisparse.models.losses import ctc_loss, lattice_weights, transducer_loss
 from omnisparse.models.lstm import (
     EncoderState,
     LstmEncoder,
@@ -78,12 +78,16 @@ class TransducerConfig:
     predictor_warmup: int = 250
     """First optimizer steps, which train without the predictor; see :class:`TransducerModel`."""
 
+    ctc_weight: float = 0.0
+    """Share of the label loss that is CTC on the encoder, in [0, 1); above 0 the encoder gets an
+    output layer for it, and CTC is all that trains during ``predictor_warmup``."""
+
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
         check_positive(self, "encoder_layers encoder_dim predictor_dim embedding_dim joiner_dim")
         check_positive(self, "predictor_layers predictor_warmup", minimum=0)
         check_projection(self, "encoder")
-        check_fraction(self, "dropout")
+        check_fraction(self, "dropout ctc_weight")
         num_reductions(self.time_reduction, self.encoder_layers)
 
 
@@ -262,6 +266,7 @@ class TransducerModel(SpeechModel):
         dropout: Probability in [0, 1).
         layer_norm: Normalise encoder and predictor layers.
         predictor_warmup: Steps (see :meth:`set_step`) that train without the predictor.
+        ctc_weight: Share in [0, 1).
 
     Source: Graves 2012, arXiv:1211.3711; He et al. 2018, arXiv:1811.06621, for the streaming
     LSTM encoder with time reduction. Choice: in a closed domain the predictor alone soon models
@@ -287,6 +292,7 @@ class TransducerModel(SpeechModel):
         dropout: float = 0.1,
         layer_norm: bool = True,
         predictor_warmup: int = 250,
+        ctc_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_dim = input_dim
@@ -325,6 +331,8 @@ class TransducerModel(SpeechModel):
             dim=joiner_dim,
             vocab_size=vocab_size,
         )
+        self.ctc_weight = ctc_weight
+        self.ctc_output = nn.Linear(self.encoder.output_dim, vocab_size) if ctc_weight else None
 
     def set_step(self, step: int) -> None:
         """Tell the model which optimizer step comes next; see :class:`SpeechModel`."""
@@ -358,21 +366,40 @@ class TransducerModel(SpeechModel):
     ) -> ModelOutput:
         """Transducer loss and collapsed lattice; see :class:`SpeechModel`.
 
+        With ``ctc_weight`` w the label loss is (1 - w) times that plus w times CTC on the encoder.
         ``log_posteriors`` is ``[B, T', U + 1, 3]`` (label, blank, rest), with T' and U the
-        longest lengths of the batch, and ``posterior_weights`` is ``[B, T', U + 1]``.
+        longest lengths of the batch, and ``posterior_weights`` is ``[B, T', U + 1]``. While CTC
+        alone trains, both have one node and the weights are 0: there is nothing to distil yet.
         """
         encoded, lengths = self.encode(features, feature_lengths)
         # torchaudio's loss refuses tensors that are longer than the longest length.
         encoded = encoded[:, : int(lengths.max())]
         tokens = tokens[:, : int(token_lengths.max())]
+        num_units = (token_lengths + 1).sum().float()
+        warming_up = self.training and self._step < self.predictor_warmup
+        ctc = None
+        if self.ctc_output is not None:
+            ctc = ctc_loss(self.ctc_output(encoded), tokens, lengths, token_lengths)
+            if warming_up:
+                # Distributed training wants a gradient, here zero, of every parameter.
+                idle = (*self.predictor.parameters(), *self.joiner.parameters())
+                node = encoded.new_zeros(encoded.size(0), 1, 1, 3, dtype=torch.float32)
+                return ModelOutput(
+                    label_loss_sum=ctc + 0.0 * sum(weight.sum() for weight in idle),
+                    num_units=num_units,
+                    log_posteriors=torch.log_softmax(node, dim=-1),
+                    posterior_weights=node[..., 0],
+                )
         predicted = self.predictor(tokens)
-        if self.training and self._step < self.predictor_warmup:
-            # Not skipped: distributed training wants a gradient, here zero, of every parameter.
-            predicted = predicted * 0.0
+        if warming_up:
+            predicted = predicted * 0.0  # not skipped, for the same reason
         lattice = self.joiner(encoded, predicted, tokens, lengths, token_lengths)
+        loss = transducer_loss(lattice, lengths, token_lengths)
+        if ctc is not None:
+            loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return ModelOutput(
-            label_loss_sum=transducer_loss(lattice, lengths, token_lengths),
-            num_units=(token_lengths + 1).sum().float(),
+            label_loss_sum=loss,
+            num_units=num_units,
             log_posteriors=lattice,
             posterior_weights=lattice_weights(lengths, token_lengths, lattice),
         )

@@ -11,19 +11,38 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from omnisparse.errors import OmnisparseError
+
+PRECISIONS = ("no", "bf16")
+"""Values of the launcher's ``--mixed_precision`` that train."""
 
 _LAUNCHER = re.compile(r"(^|/)(launch|accelerate-launch|launch\.py|accelerate\.commands\.launch)$")
 
 
 def make_accelerator() -> Accelerator:
-    """Return the accelerator of this process; on machines without one, gloo on CPUs."""
-    return Accelerator(cpu=not torch.cuda.is_available())
+    """Return the accelerator of this process; on machines without one, gloo on CPUs.
+
+    Raises:
+        OmnisparseError: If the launcher asks for a precision that this loop does not train in.
+    """
+    # One process may speak a corpus and compute its features for hours while the others wait.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise OmnisparseError(
+            f"mixed precision {accelerator.mixed_precision} is not supported (its loss would need "
+            f"scaling); legal: {', '.join(PRECISIONS)}"
+        )
+    return accelerator
 
 
 def ensure_cpu_processes() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from omnisparse.durable import replacing
+from omnisparse.errors import OmnisparseError
 
 Metrics = dict[str, float]
 
@@ -17,7 +22,8 @@ class TrackingConfig:
     """Experiment tracking beside the run's own ``metrics.jsonl``."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """``auto``: W&B if the user is logged in, else only the local file."""
+    """``auto``: what ``WANDB_MODE`` says, else W&B if the user is logged in, else only the local
+    file; where W&B cannot be reached then, the training goes on without it."""
     project: str = "omnisparse"
     """W&B project."""
 
@@ -31,6 +37,9 @@ class Tracker:
         run_config: The whole resolved configuration, flattened with dots for W&B.
         resumed_step: Lines after this step are dropped: they belong to steps that a resumed run
             does again.
+
+    Raises:
+        OmnisparseError: If W&B was asked for by name and cannot be started.
     """
 
     def __init__(
@@ -52,11 +61,16 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
-    def close(self, summary: Mapping[str, float]) -> None:
-        """Finish; ``summary`` becomes the W&B run's summary."""
+    def close(self, summary: Mapping[str, float] | None = None) -> None:
+        """Finish.
+
+        Args:
+            summary: Becomes the W&B run's summary; None where the training failed.
+        """
         if self._wandb is not None:
-            self._wandb.summary.update(dict(summary))
-            self._wandb.finish()
+            self._wandb.summary.update(dict(summary or {}))
+            self._wandb.finish(exit_code=0 if summary is not None else 1)
+            self._wandb = None
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -68,25 +82,35 @@ class Tracker:
                     kept.append(line)
             except (ValueError, KeyError):
                 continue  # the half line of a killed process
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with replacing(self.path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     @staticmethod
     def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> Any:
-        mode = config.wandb
-        if mode == "auto":
-            mode = "online" if _wandb_logged_in() else "off"
+        mode = _automatic_mode() if config.wandb == "auto" else config.wandb
         if mode == "off":
             return None
         import wandb
 
-        return wandb.init(
-            project=config.project,
-            name=run.name,
-            dir=str(run),
-            mode=mode,
-            config=flatten(run_config),
-            resume="allow",
-        )
+        # A sweep's agent names its run itself. Any other run continues under its own name's
+        # identity, so that a resumed training is one line on the chart and not two.
+        identity = None if "WANDB_RUN_ID" in os.environ else _run_identity(run)
+        try:
+            return wandb.init(
+                project=config.project,
+                name=run.name,
+                id=identity,
+                dir=str(run),
+                mode=mode,
+                config=flatten(run_config),
+                resume="allow",
+            )
+        except (wandb.errors.Error, OSError) as error:
+            reason = " ".join(str(error).split())
+            if config.wandb != "auto":
+                raise OmnisparseError(f"tracking.wandb={mode}: W&B says {reason}") from None
+            print(f"W&B is left out, it cannot be started: {reason}", file=sys.stderr)
+            return None
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,12 +125,26 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _wandb_logged_in() -> bool:
-    """True if a W&B key or mode is set; found out without importing wandb (a second)."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in {"online", "offline"}:
-        return os.environ.get("WANDB_MODE") != "disabled"
+def _run_identity(run: Path) -> str:
+    """The W&B run id of a run directory, drawn once and kept in its ``wandb-id``."""
+    path = run / "wandb-id"
+    if not path.exists():
+        with replacing(path) as partial:
+            partial.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _automatic_mode() -> str:
+    """What ``auto`` means here; found out without importing wandb (a second)."""
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode == "offline":
+        return "offline"
+    if mode in ("disabled", "dryrun"):
+        return "off"
+    if mode == "online" or os.environ.get("WANDB_API_KEY"):
+        return "online"
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
-        return "api.wandb.ai" in netrc.read_text(encoding="utf-8")
+        return "online" if "api.wandb.ai" in netrc.read_text(encoding="utf-8") else "off"
     except OSError:
-        return False
+        return "off"

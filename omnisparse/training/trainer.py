@@ -371,9 +371,14 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a flag that is looked at after each step."""
+        """Turn SIGTERM and SIGINT into a flag that is looked at after each step.
+
+        A second Ctrl-C does not wait for the step, nor for a checkpoint.
+        """
 
         def remember(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
             self._signal = number
 
         try:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline import train
 from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.trainer import InterruptedTrainingError
@@ -115,3 +116,34 @@ def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
     train(config, out=straight)
     train(config, out=killed)
     assert_same_run(straight, killed)
+
+
+def test_a_run_has_one_training_at_a_time(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(max_steps=2)
+    refused: list[str] = []
+
+    def start_another(step: int, max_steps: int, metrics: object) -> None:
+        with pytest.raises(OmnisparseError) as caught:
+            train(config, out=tmp_path / "run")
+        refused.append(str(caught.value))
+
+    assert train(config, out=tmp_path / "run", on_progress=start_another).steps == 2
+    assert len(refused) == 2
+    assert "run: another process is training there" in refused[0]
+    assert train(config, out=tmp_path / "run").steps == 2  # the lock went with its holder
+
+
+def test_a_second_interrupt_does_not_wait(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    def insist(step: int, max_steps: int, metrics: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    config = tiny_config(max_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out=tmp_path / "run", on_progress=insist)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert train(config, out=tmp_path / "run").steps == 2

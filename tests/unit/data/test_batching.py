@@ -169,6 +169,13 @@ def test_masks_change_from_epoch_to_epoch(make: MakeBatches) -> None:
     assert sum(torch.equal(rows[0][name], rows[1][name]) for name in rows[0]) < 5
 
 
+def test_the_first_epochs_may_go_unmasked(make: MakeBatches) -> None:
+    warming, plain, masking = make(unmasked_epochs=1), make(spec_augment=None), make()
+    for index in range(3):
+        assert_same(warming.batch(0, index), plain.batch(0, index))
+        assert_same(warming.batch(1, index), masking.batch(1, index))
+
+
 def test_select_trims_padding(make: MakeBatches) -> None:
     batch = next(one for one in take(make(), 20) if len(one) >= 3)
     shortest = int(batch.feature_lengths.argmin())

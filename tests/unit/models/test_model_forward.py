@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
-from small_models import INPUT_DIM, VOCAB_SIZE, Utterances, small_model
+from small_models import INPUT_DIM, SMALL_CONFIGS, VOCAB_SIZE, Utterances, small_model
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from omnisparse.models import LasConfig, ModelOutput, SpeechModel, TransducerConfig, build_model
+from omnisparse.models.losses import ctc_loss
 
 
 def test_output_has_the_agreed_shapes(model: SpeechModel, batch: Utterances) -> None:
@@ -219,3 +221,40 @@ def test_the_predictor_is_left_out_at_first(batch: Utterances) -> None:
 
     model.train().set_step(250)
     assert torch.equal(model(*batch).label_loss_sum, settled)
+
+
+@pytest.mark.parametrize("name", ["las", "transducer"])
+def test_ctc_is_a_share_of_the_label_loss(name: str, batch: Utterances) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL_CONFIGS[name], ctc_weight=0.25)
+    model = build_model(config, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE).eval()
+    loss = model(*batch).label_loss_sum
+
+    encoded, lengths = model.encode(batch.features, batch.feature_lengths)
+    ctc = ctc_loss(model.ctc_output(encoded), batch.tokens, lengths, batch.token_lengths)
+    model.ctc_output, model.ctc_weight = None, 0.0
+    rest = model(*batch).label_loss_sum
+    assert ctc > 0
+    assert torch.allclose(loss, 0.75 * rest + 0.25 * ctc)
+
+
+def test_a_transducer_with_ctc_trains_by_it_alone_at_first(batch: Utterances) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL_CONFIGS["transducer"], ctc_weight=0.25)
+    model = build_model(config, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE).train()
+    settled = model(*batch)
+
+    model.set_step(0)
+    warming = model(*batch)
+    encoded, lengths = model.encode(batch.features, batch.feature_lengths)
+    ctc = ctc_loss(model.ctc_output(encoded), batch.tokens, lengths, batch.token_lengths)
+    assert torch.equal(warming.label_loss_sum, ctc)
+    assert torch.equal(warming.num_units, settled.num_units)
+    assert not warming.posterior_weights.any()
+    assert torch.allclose(warming.log_posteriors.exp().sum(-1), torch.ones(()))
+    warming.label_loss_sum.backward()
+    for part, name, parameter in (
+        (name.split(".")[0], name, parameter) for name, parameter in model.named_parameters()
+    ):
+        assert parameter.grad is not None, name  # distributed training waits for each
+        assert parameter.grad.any() == (part in ("encoder", "ctc_output")), name

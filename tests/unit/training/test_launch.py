@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,14 @@ def test_accelerates_own_file_is_read(tmp_path: Path) -> None:
     assert requested_processes(command) == 2
     command = ["accelerate", "launch", "--config_file", str(tmp_path / "absent.yaml"), RECIPE]
     assert requested_processes(command) == 1
+
+
+def test_a_precision_that_needs_scaling_is_refused() -> None:
+    # A process of its own: accelerate keeps its first state for life.
+    code = "from omnisparse.training.launch import make_accelerator; make_accelerator()"
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "fp16"}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "mixed precision fp16 is not supported" in answer.stderr
+    assert "legal: no, bf16" in answer.stderr

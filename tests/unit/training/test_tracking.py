@@ -1,0 +1,77 @@
+"""Where metrics go, and what becomes of W&B when a run is resumed or W&B cannot be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import wandb
+
+from omnisparse.errors import OmnisparseError
+from omnisparse.training.tracking import Tracker, TrackingConfig
+
+
+@pytest.fixture(autouse=True)
+def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def steps_of(run: Path) -> list[int]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path) -> None:
+    first = Tracker(tmp_path, TrackingConfig(), run_config={})
+    for step in (1, 2, 3):
+        first.log(step, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed here
+
+    second = Tracker(tmp_path, TrackingConfig(), run_config={}, resumed_step=2)
+    second.log(3, {"loss": 0.5})
+    assert steps_of(tmp_path) == [1, 2, 3]
+
+
+def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path: Path) -> None:
+    config = TrackingConfig(wandb="offline")
+    for resumed in (0, 1):
+        tracker = Tracker(tmp_path, config, run_config={"a": {"b": 1}}, resumed_step=resumed)
+        tracker.log(resumed + 1, {"loss": 1.0})
+        tracker.close({"loss": 1.0})
+    records = list((tmp_path / "wandb").glob("offline-run-*"))
+    identity = (tmp_path / "wandb-id").read_text()
+    assert records
+    assert {path.name.rsplit("-", 1)[1] for path in records} == {identity}
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("offline", "offline"), ("online", "online"), ("disabled", None)]
+)
+def test_auto_follows_the_environment(
+    mode: str, expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    modes: list[object] = []
+    monkeypatch.setattr(wandb, "init", lambda **fields: modes.append(fields["mode"]))
+    Tracker(tmp_path, TrackingConfig(), run_config={})
+    assert modes == ([expected] if expected else [])
+
+
+def test_wandb_that_fails_is_an_error_only_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**fields: object) -> None:
+        raise wandb.errors.CommError("no\nroute")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with pytest.raises(OmnisparseError, match=r"tracking\.wandb=online: W&B says no route"):
+        Tracker(tmp_path, TrackingConfig(wandb="online"), run_config={})
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    Tracker(tmp_path, TrackingConfig(), run_config={}).log(1, {"loss": 1.0})
+    assert capsys.readouterr().err == "W&B is left out, it cannot be started: no route\n"
+    assert steps_of(tmp_path) == [1]
