@@ -150,9 +150,9 @@ class Distillation:
         """Eq. 2, and the labels' loss from the same pass."""
         teacher = self.teacher.log_posteriors(batch)
         output = forward_batch(forward, batch)
+        # At weight 0, too: distributed training wants a gradient of every parameter (CTC's layer).
         value = self.config.distillation_weight * distillation_sum(teacher, output)
-        if self.label_weight:
-            value = value + self.label_weight * output.label_loss_sum
+        value = value + self.label_weight * output.label_loss_sum
         return Loss("truth", value, output.num_units, 1.0, len(batch))
 
     def _hypotheses(self, forward: Forward, batch: Batch) -> Iterator[Loss]:
@@ -180,7 +180,7 @@ class Distillation:
             weighted = output._replace(
                 posterior_weights=output.posterior_weights * shares.view(shape)
             )
-            value = distillation_sum(teacher, weighted)
+            value = distillation_sum(teacher, weighted) + 0.0 * output.label_loss_sum
             name = self.config.objective if count == 1 else f"beam_{rank}"
             yield Loss(name, value, num_units, self.config.distillation_weight, len(batch))
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from omnisparse.data.batching import Batch
-from omnisparse.durable import replacing, sync_path
+from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 from omnisparse.models import Hypothesis, SpeechModel
 
@@ -154,7 +154,6 @@ def decode_hypotheses(
 def _write(path: Path, text: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-    sync_path(path.parent)
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:

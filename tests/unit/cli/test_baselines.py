@@ -25,6 +25,7 @@ from omnisparse.methods import (
     SandwichConfig,
 )
 from omnisparse.models import LasConfig, TransducerConfig, build_model
+from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.layer_limit import count_layers
 
 BASE = RunConfig(
@@ -228,3 +229,41 @@ def test_a_limit_is_no_matter_of_a_supernet() -> None:
         row("supernet", None, max_layer_parameters="4M")
     with pytest.raises(OmnisparseError, match="max_layer_parameters is '4MB'"):
         row("base", None, max_layer_parameters="4MB")
+
+
+CONFIGS = Path(__file__).parents[3] / "recipes/configs"
+
+
+def shipped(name: str) -> tuple[RunConfig, dict[str, int]]:
+    config = load_config(CONFIGS / name)
+    features, pieces = config.data.features, config.data.vocab_size
+    return config, {"input_dim": features.num_bins * features.stack, "vocab_size": pieces}
+
+
+@pytest.mark.parametrize("method", [m for m in BASELINE_METHODS if m not in ("base", "supernet")])
+def test_the_shipped_rows_have_the_size_they_say(method: str) -> None:
+    base, dimensions = shipped("las_assistant.yaml")
+    dense = count_parameters(base.model, **dimensions)
+    config, _ = shipped(f"las_assistant_{method}.yaml")
+    assert (config.corpus, config.data, config.training) == (
+        base.corpus, base.data, base.training
+    )  # fmt: skip
+    shapes = parameter_shapes(config.model, **dimensions)
+    nonzero = sum(math.prod(shape) for shape in shapes.values())
+    if isinstance(config.method, GradualPruningConfig):
+        budget = pruning_budget(shapes)
+        nonzero = budget.unprunable + budget.solve(config.method.size)
+    assert nonzero == pytest.approx(dense / 4, rel=0.01)
+
+
+def pruning_budget(shapes: dict[str, tuple[int, ...]]) -> Budget:
+    return Budget(shapes, [fqn for fqn in shapes if ".weight_" in fqn])
+
+
+def test_how_far_the_paper_scale_net_can_be_pruned_is_said() -> None:
+    config, dimensions = shipped("las_110m_librispeech_pruned.yaml")
+    assert isinstance(config.method, GradualPruningConfig)
+    budget = pruning_budget(parameter_shapes(config.model, **dimensions))
+    budget.solve(config.method.size)
+    with pytest.raises(ValueError, match=r"'16M' is out of range .*legal: 17[45]\d{5} "):
+        budget.solve("16M")

@@ -112,6 +112,20 @@ def test_no_gradient_reaches_the_teacher(config: Config) -> None:
     assert Teacher(teacher.model).digest == before
 
 
+@pytest.mark.parametrize("objective", ["truth", "top"])
+@pytest.mark.parametrize("config", [LAS, TRANSDUCER], ids=["las", "transducer"])
+def test_every_parameter_gets_a_gradient_for_the_sake_of_several_processes(
+    config: Config, objective: str
+) -> None:
+    config = dataclasses.replace(config, ctc_weight=0.3)
+    model, batch = make_model(config), make_batch()
+    teacher = Teacher(other_model(config), hypotheses=hypotheses(batch))
+    method = make_method(config, teacher, objective=objective, label_weight=0.0)
+    for loss in losses_of(method, model, batch):
+        loss.value_sum.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @MODELS
 def test_beam_of_one_hypothesis_equals_top(config: Config) -> None:
     model, batch = make_model(config), make_batch()

@@ -18,7 +18,7 @@ LAS_PARTS = [
     dataclasses.replace(LAS, decoder_projection=8, layer_norm=False, ctc_weight=0.3),
     dataclasses.replace(LAS, encoder_projection=5, decoder_projection=9, decoder_layers=3),
     dataclasses.replace(LAS, encoder_projection=6, decoder_projection=7, decoder_layers=1),
-    dataclasses.replace(TRANSDUCER, encoder_projection=8, layer_norm=False),
+    dataclasses.replace(TRANSDUCER, encoder_projection=8, layer_norm=False, ctc_weight=0.3),
     dataclasses.replace(TRANSDUCER, encoder_projection=8, encoder_layers=4, time_reduction=4),
 ]
 CASES = pytest.mark.parametrize("config", LAS_PARTS, ids=range(len(LAS_PARTS)))
