@@ -98,7 +98,9 @@ class StreamingSession:
         self._device = next(model.parameters()).device
         self._encoder_state = model.initial_state(1)
         with torch.inference_mode():
-            self._search = _BeamSearch(model, beam) if beam > 1 else _GreedySearch(model)
+            self._search: _BeamSearch | _GreedySearch = (
+                _BeamSearch(model, beam) if beam > 1 else _GreedySearch(model)
+            )
 
     def check_open(self) -> None:
         """Refuses to go on after the end.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import rich.console
 
 from omnisparse import cli_output
 from omnisparse.cli_output import Console, format_bytes, format_seconds, print_error
@@ -33,6 +36,25 @@ def test_short_work_needs_no_progress_lines(capsys: pytest.CaptureFixture[str]) 
         progress(1, 2)
         progress(2, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_a_growing_text_needs_a_terminal() -> None:
+    for console in (Console(), Console(quiet=True)):
+        with console.growing_text() as callback:
+            assert callback is None
+
+
+def test_a_growing_text_shows_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = rich.console.Console(file=screen, force_terminal=True, width=20)
+    monkeypatch.setattr(Console, "_rich", terminal)
+    with Console().growing_text() as callback:
+        assert callback is not None
+        callback("turn the")
+        callback("turn the light in the kitchen off")
+    shown = [part for part in screen.getvalue().split("\n") if "kitchen" in part]
+    assert "… the kitchen off" in shown[0]
+    assert "turn" not in shown[0]
 
 
 def test_quiet_console_only_warns(capsys: pytest.CaptureFixture[str]) -> None:
