@@ -87,7 +87,8 @@ class ResultRow:
     def to_dict(self) -> dict[str, Any]:
         """All fields on one level, those of the account included, ready for JSON."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**own, **own.pop("account").to_dict()}
+        account: TrainingAccount = own.pop("account")
+        return {**own, **account.to_dict()}
 
 
 def to_markdown(rows: Sequence[ResultRow]) -> str:

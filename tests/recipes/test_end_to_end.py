@@ -228,6 +228,19 @@ def test_evaluation_agrees_with_transcription(world: World) -> None:
     assert result["wer"] == pytest.approx(100 * errors / result["words"])
 
 
+def test_the_card_takes_the_rate(world: World, tmp_path: Path) -> None:
+    manifest = world.corpus / "test.jsonl"
+    shutil.copytree(world.artifact, tmp_path / "m")
+    result = run_json("evaluate", tmp_path / "m", "--manifest", manifest, "--card")
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert f"| WER corpus-test | {result['wer']:.2f} (95 % interval " in card
+    assert f"| non-zero parameters | {world.extracted['nonzero']:,} |" in card
+    for path in world.artifact.iterdir():
+        if path.name != "README.md":
+            assert (tmp_path / "m" / path.name).read_bytes() == path.read_bytes()
+    assert "no model card" in fails("evaluate", world.run, "--manifest", manifest, "--card")
+
+
 def test_a_run_is_a_model_too(world: World) -> None:
     result = run("transcribe", world.run, world.wav)
     assert result.exit_code == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.compare import (
     ResultRow,
     format_count,
@@ -27,6 +28,7 @@ def _row(curve: str, size: str, nonzero: int, wer: float) -> ResultRow:
         wer_low=wer - 1,
         wer_high=wer + 1,
         seconds=0.5,
+        account=TrainingAccount(utterance_passes=12.5, seed=3),
     )
 
 
@@ -50,6 +52,8 @@ def test_csv_reads_back(tmp_path: Path) -> None:
         read = list(csv.DictReader(file))
     assert [row["size"] for row in read] == ["dense", "25%", "25%"]
     assert float(read[2]["wer"]) == 60.25
+    assert (read[2]["utterance_passes"], read[2]["seed"]) == ("12.5", "3")
+    assert "account" not in read[2]
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
