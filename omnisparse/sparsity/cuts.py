@@ -214,10 +214,8 @@ def _members(keys: Sequence[Keys], bins: Sequence[int], shift: int) -> Iterator[
             places = arrays.find(chosen)
             pool.append(arrays.host(part[places]))
             if size is None:
-                one = isinstance(sizes, int)
-                pool_sizes.append(
-                    np.full(len(places), sizes) if one else sizes[arrays.host(places)]
-                )
+                whole = np.full(len(part), sizes) if isinstance(sizes, int) else sizes
+                pool_sizes.append(whole[arrays.host(places)])
     members = np.concatenate(pool)
     each = np.concatenate(pool_sizes) if size is None else size
     digits = _digits(members, shift)

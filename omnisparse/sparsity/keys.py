@@ -46,6 +46,10 @@ class Keys:
         self.sizes = sizes
         self.bits = int(whole.dtype.itemsize) * 8
 
+    def between(self, start: int, stop: int) -> Array:
+        """Keys of the blocks [start, stop)."""
+        return self._whole[start:stop]
+
     def __iter__(self) -> Iterator[tuple[Array, Sizes]]:
         step = CHUNK_WEIGHTS if isinstance(self._whole, np.ndarray) else len(self._whole)
         for start in range(0, len(self._whole), max(1, step)):
@@ -157,7 +161,7 @@ def _add_scores(scores: Array, weights: Array, block: Block, norm: Norm) -> None
 
 def row_step(weights: Array, block: Block) -> int:
     """Rows handled at once: all of a tensor, whole blocks that fill a chunk of a numpy array."""
-    rows, columns = weights.shape
+    rows, columns = (int(extent) for extent in weights.shape)
     if not isinstance(weights, np.ndarray):
         return max(1, rows)
     return block[0] * max(1, CHUNK_WEIGHTS // max(1, block[0] * columns))

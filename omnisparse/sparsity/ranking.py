@@ -16,7 +16,17 @@ from omnisparse.sparsity import arrays
 from omnisparse.sparsity.arrays import Array, descending_order
 from omnisparse.sparsity.budget import matrix_shape
 from omnisparse.sparsity.cuts import Cut, Histogram, Keeper, find_cuts, leading_histogram
-from omnisparse.sparsity.keys import Block, Magnitudes, Norm, check_block, expand_blocks, score
+from omnisparse.sparsity.keys import (
+    BLOCKS,
+    Block,
+    Magnitudes,
+    Norm,
+    check_block,
+    expand_blocks,
+    score,
+)
+
+__all__ = ["BLOCKS", "Block", "Norm", "Ranking", "rank"]
 
 
 def rank(tensor: Array, block: Block = (1, 1), norm: Norm = "l1", name: str = "") -> Ranking:
