@@ -144,7 +144,7 @@ def load_model(path: Path | str) -> LoadedModel:
     Raises:
         OmnisparseError: If it is neither, or damaged.
     """
-    from omnisparse.artifact import is_artifact, read_artifact
+    from omnisparse.artifact import as_tensor, is_artifact, read_artifact
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
 
@@ -161,7 +161,7 @@ def load_model(path: Path | str) -> LoadedModel:
         )
     description = read_description(path)
     mapped, _ = newest_weights(path)
-    state = {name: tensor.clone() for name, tensor in mapped.items()}
+    state = {name: as_tensor(array).clone() for name, array in mapped.items()}
     return LoadedModel(
         _build(description.model, state, path),
         Tokenizer.load(path / "tokenizer.model"),
@@ -225,16 +225,20 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _inspect_run(run: Path) -> dict[str, Any]:
+    from omnisparse.artifact import as_tensor
     from omnisparse.sparsity.budget import Budget
     from omnisparse.training.checkpoint import list_checkpoints
 
     description = read_description(run)
     state, _ = newest_weights(run)
     newest = list_checkpoints(run / "checkpoints")[-1] / "model.safetensors"
-    layers = [_layer(name, state[name], description.prunable) for name in description.parameters]
+    layers = [
+        _layer(name, as_tensor(state[name]), description.prunable)
+        for name in description.parameters
+    ]
     parameters = sum(layer["parameters"] for layer in layers)
     nonzero = sum(layer["nonzero"] for layer in layers)
-    prunable = sum(state[name].numel() for name in description.prunable)
+    prunable = sum(state[name].size for name in description.prunable)
     return {
         "kind": "run",
         "method": description.method,

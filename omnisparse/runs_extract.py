@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from omnisparse import runs
 from omnisparse.artifact import (
     VALUE_BITS,
@@ -19,8 +17,9 @@ from omnisparse.artifact import (
     planned_bytes,
     write_extractions,
 )
+from omnisparse.sparsity.arrays import Array
 from omnisparse.sparsity.budget import Budget, Size, parse_sparsity
-from omnisparse.sparsity.masks import Scope, allocate
+from omnisparse.sparsity.masks import Allocator, Scope
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -55,7 +54,8 @@ def extract(
 
     Returns:
         ``path, parameters, nonzero, sparsity, bytes, seconds``, and the counts of
-        ``SizeReport.summary``.
+        ``SizeReport.summary``: all of what the files hold, so that a kept weight which happens to
+        be exactly zero is in none of them.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -89,7 +89,7 @@ def extract(
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
     (info,) = write_extractions(weights, [extraction])
-    report = budget.report(kept, bits=VALUE_BITS[parse_precision(precision)])
+    report = budget.report(info.kept, bits=VALUE_BITS[parse_precision(precision)])
     return {**info.to_dict(), **report.summary(), "seconds": time.perf_counter() - started}
 
 
@@ -113,7 +113,7 @@ class _Request:
         return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
 
     def kept(
-        self, budget: Budget, weights: Mapping[str, Tensor], contents: Contents, scope: Scope
+        self, budget: Budget, weights: Mapping[str, Array], contents: Contents, scope: Scope
     ) -> dict[str, int]:
         """Number of weights that each prunable matrix keeps."""
         if self.spec is not None:
@@ -134,19 +134,19 @@ class _Request:
 
 
 def _splitter(
-    budget: Budget, weights: Mapping[str, Tensor], block: tuple[int, int], scope: Scope
+    budget: Budget, weights: Mapping[str, Array], block: tuple[int, int], scope: Scope
 ) -> Callable[[int], dict[str, int]]:
     """How a total is spread over the matrices."""
     if scope == "layer":
         return budget.allocate_uniform
     prunable = {name: weights[name] for name in budget.prunable}
-    return lambda total: allocate(prunable, total, scope, block=block)
+    return Allocator(prunable, scope, block=block).counts
 
 
 def _solve_bytes(
     budget: Budget,
     size: Size,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Array],
     contents: Contents,
     split: Callable[[int], dict[str, int]],
 ) -> dict[str, int]:

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from omnisparse import runs
 from omnisparse.artifact import (
     VALUE_BITS,
@@ -108,11 +110,12 @@ def extract_nested(
         )
     kept = budget.solve(request)
     artifact = nested.read_kept(kept)
-    counts = budget.allocate_uniform(kept)
+    # What the file holds, so that a kept weight of exactly zero is in no count.
+    counts = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
     header = nested.header
     info = write_artifact(
         out,
-        state=artifact.state,
+        state=artifact.arrays,
         model=artifact.model,
         tokenizer=artifact.tokenizer,
         tokens_txt=artifact.tokens_txt,
@@ -123,6 +126,7 @@ def extract_nested(
         dense_parameters=budget.dense_parameters,
         prunable=header.prunable,
         buffers=header.buffers,
+        num_kept=counts,
         source=header.config["source"],
     )
     bits = VALUE_BITS[parse_precision(precision or header.precision)]

@@ -1,4 +1,7 @@
-"""Packed model files: written atomically, sized exactly, read with suspicion."""
+"""Packed model files: written atomically, sized exactly, read with suspicion.
+
+Nothing here loads torch until a caller asks for tensors: extraction works on numpy arrays.
+"""
 
 from omnisparse.artifact.artifact import ArtifactInfo, planned_bytes, write_artifact
 from omnisparse.artifact.contents import Contents
@@ -9,6 +12,7 @@ from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_rang
 from omnisparse.artifact.nested_writer import NestedInfo, write_nested
 from omnisparse.artifact.precision import VALUE_BITS, parse_precision
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact
+from omnisparse.artifact.tensors import as_array, as_tensor
 
 __all__ = [
     "VALUE_BITS",
@@ -19,6 +23,8 @@ __all__ = [
     "MappedState",
     "NestedFile",
     "NestedInfo",
+    "as_array",
+    "as_tensor",
     "grow",
     "grow_from",
     "inspect_artifact",

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from omnisparse.artifact.bitmask import Block, check_block
 from omnisparse.artifact.layout import FORMATS, Format, Kept, TensorPlan, plan_tensor
 from omnisparse.artifact.precision import parse_precision
@@ -57,11 +55,11 @@ class Contents:
         if self.format not in FORMATS:
             raise ValueError(f"format {self.format!r} is not one of {', '.join(FORMATS)}")
 
-    def plan(self, state: Mapping[str, Tensor], num_kept: Mapping[str, int | Kept]) -> ArtifactPlan:
+    def plan(self, state: Mapping[str, Any], num_kept: Mapping[str, int | Kept]) -> ArtifactPlan:
         """The plan of all files.
 
         Args:
-            state: Names, shapes and dtypes; no weight is looked at.
+            state: Arrays or tensors; names, shapes and dtypes count, no weight is looked at.
             num_kept: Kept weights of every prunable tensor; a number where blocks hold no zeros.
 
         Raises:
@@ -124,6 +122,12 @@ class ArtifactPlan:
     def nonzero(self) -> int:
         """Kept prunable weights plus everything that is never pruned."""
         return sum(plan.num_nonzero for plan in self._counted())
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Non-zero weights of every prunable tensor."""
+        names = set(self.contents.prunable)
+        return {plan.fqn: plan.num_nonzero for plan in self.tensors if plan.fqn in names}
 
     @property
     def sparsity(self) -> float:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from omnisparse.artifact import bitmask
 from omnisparse.artifact.layout import Packing, prefix_of
 from omnisparse.artifact.precision import FLOAT_DTYPES, FloatArray, restore_values
 from omnisparse.artifact.tensorfile import Array, Field, TensorFile
+from omnisparse.artifact.tensors import as_tensor
 from omnisparse.errors import FormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,15 @@ class Decoded:
     """One tensor read back: ``packing``, the stored ``dtype`` tag, and the bytes of its fields."""
 
     fqn: str
-    tensor: Tensor
+    array: Array
     packing: Packing
     dtype: str
     num_bytes: int
+
+    @property
+    def tensor(self) -> Tensor:
+        """The array as a tensor that shares its memory."""
+        return as_tensor(self.array)
 
 
 def keys_of(fqn: str, fields: Mapping[str, Field]) -> list[str]:
@@ -71,14 +79,14 @@ def decode(file: TensorFile, fqn: str) -> Decoded:
     try:
         if keys[0] == fqn:
             field = file.fields[fqn]
-            tensor = _decode_dense(file, field, scale)
-            return Decoded(fqn, tensor, "dense", field.dtype, num_bytes)
+            array = _decode_dense(file, field, scale)
+            return Decoded(fqn, array, "dense", field.dtype, num_bytes)
         field = file.fields[keys[2]]
         packing: Packing = "block" if keys[1].endswith(".block") else "bitmask"
         array = _decode_packed(file, keys, packing, scale)
     except FormatError as error:
         raise FormatError(f"{fqn}: {error}") from None
-    return Decoded(fqn, torch.from_numpy(array), packing, field.dtype, num_bytes)
+    return Decoded(fqn, array, packing, field.dtype, num_bytes)
 
 
 def _read_scale(file: TensorFile, key: str, rows: int) -> FloatArray:
@@ -97,12 +105,12 @@ def _finite(values: FloatArray) -> FloatArray:
     return values
 
 
-def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Tensor:
+def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Array:
     array = file.array(field.key)
     if field.dtype not in FLOAT_DTYPES and scale is None:
         if field.dtype == "BOOL" and (array.view(np.uint8) > 1).any():
             raise FormatError("a truth value is neither 0 nor 1")
-        return torch.from_numpy(np.array(array))
+        return np.array(array)
     values = np.array(restore_values(array, field.dtype), np.float32)
     if scale is not None:
         if values.ndim < 2:
@@ -110,7 +118,7 @@ def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Tensor:
         scales = _read_scale(file, scale, field.shape[0])
         with np.errstate(over="ignore"):
             values *= scales.reshape(-1, *[1] * (values.ndim - 1))
-    return torch.from_numpy(_finite(values))
+    return _finite(values)
 
 
 def _decode_packed(

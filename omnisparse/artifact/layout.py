@@ -1,4 +1,4 @@
-"""How each tensor of a net lies in ``model.safetensors``: planned from its shape, and encoded.
+"""How each tensor of a net lies in ``model.safetensors``, planned from its shape.
 
 A tensor is packed only if it is a prunable matrix, the format is ``bitmask``, and packing makes it
 smaller.
@@ -7,37 +7,18 @@ smaller.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any, Literal, NamedTuple, get_args
 
 from omnisparse.artifact import bitmask
 from omnisparse.artifact.bitmask import Block
-from omnisparse.artifact.precision import (
-    VALUE_DTYPES,
-    FloatArray,
-    Precision,
-    round_values,
-    row_scales,
-)
-from omnisparse.artifact.tensorfile import Array, Field
-from omnisparse.sparsity.masks import apply_mask
+from omnisparse.artifact.precision import FLOAT_DTYPES, VALUE_DTYPES, Precision
+from omnisparse.artifact.tensorfile import Field
+from omnisparse.artifact.tensors import tag_of
 
 Format = Literal["bitmask", "dense"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Packing = Literal["dense", "bitmask", "block"]
-
-_INTEGER_DTYPES = {
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.bool: "BOOL",
-}
 
 
 class Kept(NamedTuple):
@@ -45,6 +26,10 @@ class Kept(NamedTuple):
 
     nonzero: int
     in_blocks: int
+
+    def plus(self, other: Kept) -> Kept:
+        """Counts of two parts of a matrix together."""
+        return Kept(self.nonzero + other.nonzero, self.in_blocks + other.in_blocks)
 
 
 @dataclass(frozen=True)
@@ -78,7 +63,7 @@ def prefix_of(fqn: str) -> str:
 
 def plan_tensor(
     fqn: str,
-    tensor: Tensor,
+    tensor: Any,
     *,
     num_kept: Kept | None,
     precision: Precision,
@@ -89,7 +74,7 @@ def plan_tensor(
 
     Args:
         fqn: Its name.
-        tensor: Only its shape and dtype are used; it may be on the meta device.
+        tensor: An array or tensor, of which only shape and dtype are used (meta tensors will do).
         num_kept: Kept weights of a prunable tensor; None for one that is never pruned.
         precision: Stored precision of floating-point tensors. ``int8`` applies to two and more
             dimensions; vectors stay fp32.
@@ -105,10 +90,11 @@ def plan_tensor(
         raise ValueError(f"num_kept of {fqn} is {num_kept.nonzero}; legal: 0 to {numel}")
     if numel == 0:
         raise ValueError(f"{fqn} is empty: shape {shape}")
-    if not tensor.is_floating_point():
-        if tensor.dtype not in _INTEGER_DTYPES:
-            raise ValueError(f"{fqn} has dtype {tensor.dtype}, which an artifact cannot hold")
-        field = Field(fqn, _INTEGER_DTYPES[tensor.dtype], shape)
+    tag = tag_of(tensor)
+    if tag is None:
+        raise ValueError(f"{fqn} has dtype {tensor.dtype}, which an artifact cannot hold")
+    if tag not in ("F64", *FLOAT_DTYPES):
+        field = Field(fqn, tag, shape)
         return TensorPlan(fqn, shape, "dense", None, (1, 1), numel, numel, (field,))
     if precision == "int8" and len(shape) < 2:
         precision = "fp32"
@@ -153,102 +139,3 @@ def _block_fields(
         Field(f"{prefix}.compressed", VALUE_DTYPES[precision], (num_kept,)),
         Field(f"{prefix}.block_bitmask", "U8", mask_shape),
     )
-
-
-def as_float(tensor: Tensor) -> FloatArray:
-    """A tensor as a float32 array, without a copy where it is one already."""
-    array: FloatArray = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
-    return array
-
-
-def count_kept(tensor: Tensor, block: Block) -> Kept:
-    """Non-zero weights, and weights of the blocks that are not all zero."""
-    weight = as_float(tensor)
-    nonzero = int(np.count_nonzero(weight))
-    if block == (1, 1) or weight.ndim != 2:
-        return Kept(nonzero, nonzero)
-    values = bitmask.pack_blocks((weight != 0).astype(np.uint8), block)[1]
-    return Kept(nonzero, int(values.size))
-
-
-def encode(
-    plan: TensorPlan, tensor: Tensor, mask: Tensor | None = None
-) -> Iterator[tuple[str, Array]]:
-    """The fields of one tensor, as ``(key, array)``.
-
-    Args:
-        plan: Its plan.
-        tensor: Its weights.
-        mask: Weights to keep; None where ``tensor`` is zero already where it was pruned.
-
-    Raises:
-        ValueError: If a weight is not finite or too large for the precision.
-        CountError: If the tensor does not have the planned number of non-zeros.
-    """
-    if plan.precision is None:
-        yield plan.fqn, tensor.detach().cpu().contiguous().numpy()
-        return
-    try:
-        if plan.packing == "bitmask":
-            yield from _encode_bitmask(plan, as_float(tensor), mask, plan.precision)
-        else:
-            masked = tensor if mask is None else apply_mask(tensor, mask)
-            yield from _encode_float(plan, as_float(masked), plan.precision)
-    except ValueError as error:
-        raise type(error)(f"{plan.fqn}: {error}") from None
-
-
-def _encode_bitmask(
-    plan: TensorPlan, weight: FloatArray, mask: Tensor | None, precision: Precision
-) -> Iterator[tuple[str, Array]]:
-    prefix = prefix_of(plan.fqn)
-    kept = None if mask is None else mask.cpu().numpy()
-    bits, counts, values = bitmask.pack_rows(weight, plan.num_values, kept)
-    if int(counts.sum()) != plan.num_values or (kept is not None and not values.all()):
-        raise CountError(f"{plan.num_values} non-zero weights expected")
-    per_value = None
-    if precision == "int8":
-        scales = row_scales(weight if kept is None else np.where(kept, weight, np.float32(0)))
-        per_value = np.repeat(scales, counts)
-        yield f"{prefix}.scale", scales
-    offsets = np.cumsum(counts) - counts
-    yield f"{prefix}.row_offsets", offsets if plan.fqn.endswith(".weight") else offsets[:0]
-    yield f"{prefix}.bitmask", bits
-    yield f"{prefix}.compressed", round_values(values, precision, per_value)
-    yield f"{prefix}.shape", np.array(plan.shape, np.int64)
-
-
-def _encode_float(
-    plan: TensorPlan, weight: FloatArray, precision: Precision
-) -> Iterator[tuple[str, Array]]:
-    prefix = prefix_of(plan.fqn)
-    if not np.isfinite(weight).all():
-        raise ValueError("a weight is not finite")
-    per_row = None
-    if precision == "int8":
-        scales = row_scales(weight.reshape(weight.shape[0], -1))
-        per_row = scales.reshape(-1, *[1] * (weight.ndim - 1))
-        yield f"{prefix}.scale", scales
-    rounded = round_values(weight, precision, per_row)
-    if plan.packing == "dense":
-        _check_count(plan, rounded)
-        yield plan.fqn, rounded
-        return
-    bits, stored = bitmask.pack_blocks(rounded, plan.block)
-    if stored.size != plan.num_values:
-        raise CountError(f"{plan.num_values} values in blocks expected, {stored.size} found")
-    _check_count(plan, stored)
-    yield f"{prefix}.block", np.array(plan.block, np.int64)
-    yield f"{prefix}.block_bitmask", bits
-    yield f"{prefix}.compressed", stored
-    yield f"{prefix}.shape", np.array(plan.shape, np.int64)
-
-
-class CountError(ValueError):
-    """A tensor does not have the number of non-zero weights it was planned with."""
-
-
-def _check_count(plan: TensorPlan, stored: Array) -> None:
-    count = int(np.count_nonzero(stored))
-    if plan.prunable and count != plan.num_nonzero:
-        raise CountError(f"{plan.num_nonzero} non-zero weights expected, {count} found")

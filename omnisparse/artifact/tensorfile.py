@@ -93,7 +93,9 @@ def plan_layout(fields: Iterable[Field]) -> Layout:
 
 
 class TensorFileWriter:
-    """Writes fields in any order at their planned places.
+    """Writes fields in any order at their planned places, each whole or piece by piece.
+
+    Different fields may be written by different threads.
 
     Args:
         path: File to create; it must not exist.
@@ -105,38 +107,43 @@ class TensorFileWriter:
         if len(self._fields) != len(fields):
             raise ValueError("tensor names collide once packed; rename the parameters")
         self._layout = plan_layout(fields)
-        self._missing = set(self._fields)
+        self._written = dict.fromkeys(self._fields, 0)
         self._file = path.open("xb")
         self._file.truncate(self._layout.size_bytes)
         self._file.write(self._layout.header)
         self._file.flush()
 
-    def write(self, key: str, array: Array) -> None:
-        """Store one field.
+    def append(self, key: str, array: Array) -> None:
+        """Store the next items of a field, in row-major order.
 
         Raises:
-            ValueError: If the array is not what the plan says.
+            ValueError: If the dtype is not the planned one, or there are more items than planned.
         """
         field = self._fields[key]
-        if array.shape != field.shape or array.dtype != NUMPY_DTYPES[field.dtype]:
+        before = self._written[key]
+        if array.dtype != NUMPY_DTYPES[field.dtype] or before + array.nbytes > field.num_bytes:
             raise ValueError(
-                f"{key}: got {array.dtype} {array.shape}, planned {field.dtype} {field.shape}"
+                f"{key}: got {array.dtype} {array.shape} at byte {before}, "
+                f"planned {field.dtype} {field.shape}"
             )
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        at = self._layout.offsets[key]
+        at = self._layout.offsets[key] + before
         done = 0
         while done < len(data):
             done += os.pwrite(self._file.fileno(), data[done:], at + done)
-        self._missing.discard(key)
+        self._written[key] = before + len(data)
 
     def finish(self) -> None:
         """Demand that the file is complete, and bring it to the disk.
 
         Raises:
-            ValueError: If a field was never written.
+            ValueError: If a field was not written to its end.
         """
-        if self._missing:
-            raise ValueError(f"fields never written: {sorted(self._missing)[:3]}")
+        missing = [
+            key for key, done in self._written.items() if done != self._fields[key].num_bytes
+        ]
+        if missing:
+            raise ValueError(f"fields not written to their end: {missing[:3]}")
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> TensorFileWriter:

@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from omnisparse.sparsity.apportion import apportion
 from omnisparse.sparsity.budget import allocate_uniform, floors_of
+
+if TYPE_CHECKING:
+    import torch
 
 Distribution = Literal["log_uniform", "uniform", "levels"]
 
@@ -106,6 +107,8 @@ def uniform_spec(numel: Mapping[str, int], total_kept: int, floor: float = 0.0) 
 
 def subnet_generator(seed: int, step: int, index: int) -> torch.Generator:
     """CPU generator of the `index`-th subnet of a step: equal in every process and resumed run."""
+    import torch
+
     digest = hashlib.blake2b(f"{seed} {step} {index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -192,6 +195,8 @@ class SparsitySpace:
 
     def sample(self, generator: torch.Generator) -> SubnetSpec:
         """Draw a subnet; a function of the generator's state only (see `subnet_generator`)."""
+        import torch
+
         index = int(torch.randint(len(self._choices), (1,), generator=generator))
         density = self._choices[index]
         if not self.per_layer:

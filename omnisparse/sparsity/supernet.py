@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from omnisparse.sparsity.budget import Budget, Size, check_names, num_blocks, parse_sparsity
+from omnisparse.sparsity.keys import Block, Norm, block_sizes, check_block, expand_blocks
 from omnisparse.sparsity.masks import Scope, allocate, apply_mask, masked_tensors
-from omnisparse.sparsity.ranking import Block, Norm, block_sizes, check_block, expand_blocks, rank
+from omnisparse.sparsity.ranking import rank
 from omnisparse.sparsity.space import SubnetSpec
 
 DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
@@ -391,10 +392,10 @@ class Supernet(nn.Module):
         return mask
 
     def _num_blocks_kept(self, fqn: str, count: int, positions: Tensor) -> int:
-        sizes = block_sizes(self.budget.shapes[fqn], self.block, positions.device)
+        sizes = block_sizes(self.budget.shapes[fqn], self.block)
         if isinstance(sizes, int):
             return count // sizes
         # With partial blocks the prefix that fits depends on which blocks it holds.
-        in_order = torch.empty_like(sizes)
-        in_order[positions.long()] = sizes
+        in_order = torch.empty(len(sizes), dtype=torch.int64, device=positions.device)
+        in_order[positions.long()] = torch.from_numpy(sizes).to(positions.device)
         return int(torch.searchsorted(in_order.cumsum(0), count, right=True))
