@@ -6,9 +6,16 @@ from omnisparse.artifact.extraction import Extraction, write_extractions
 from omnisparse.artifact.inspection import inspect_artifact
 from omnisparse.artifact.mapped import MappedState
 from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_range, read_nested
+from omnisparse.artifact.nested_inspection import (
+    band_sizes,
+    band_summary,
+    inspect_nested,
+    is_nested,
+)
 from omnisparse.artifact.nested_writer import NestedInfo, write_nested
 from omnisparse.artifact.precision import VALUE_BITS, parse_precision
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact
+from omnisparse.artifact.stored import StoredTensor, report_of
 
 __all__ = [
     "VALUE_BITS",
@@ -19,15 +26,21 @@ __all__ = [
     "MappedState",
     "NestedFile",
     "NestedInfo",
+    "StoredTensor",
+    "band_sizes",
+    "band_summary",
     "grow",
     "grow_from",
     "inspect_artifact",
+    "inspect_nested",
     "is_artifact",
+    "is_nested",
     "missing_range",
     "parse_precision",
     "planned_bytes",
     "read_artifact",
     "read_nested",
+    "report_of",
     "write_artifact",
     "write_extractions",
     "write_nested",

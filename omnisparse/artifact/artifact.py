@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ from omnisparse.artifact.contents import (
 )
 from omnisparse.artifact.layout import CountError, TensorPlan, count_kept, encode
 from omnisparse.artifact.reading import Artifact, file_digest, is_artifact, read_artifact
+from omnisparse.artifact.stored import StoredTensor
 from omnisparse.artifact.tensorfile import TensorFileWriter
+from omnisparse.sparsity.report import SizeReport
 
 MAX_THREADS = 4
 """Artifacts of one walk that are packed at the same time."""
@@ -58,17 +60,39 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """What was written. ``sparsity`` is the share of the prunable weights that is zero."""
+    """What was written: the counts of the whole net, and what each tensor holds."""
 
     path: Path
-    parameters: int
-    nonzero: int
-    sparsity: float
     bytes: int
+    report: SizeReport
+    layers: tuple[StoredTensor, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense net."""
+        return self.report.dense_parameters
+
+    @property
+    def nonzero(self) -> int:
+        """Kept prunable weights plus every parameter that is never pruned."""
+        return self.report.nonzero
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is zero."""
+        return self.report.sparsity
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON view."""
-        return {**asdict(self), "path": str(self.path)}
+        """JSON view; ``layers`` are those that :func:`inspect_artifact` recounts."""
+        return {
+            "path": str(self.path),
+            "parameters": self.parameters,
+            "nonzero": self.nonzero,
+            "sparsity": self.sparsity,
+            "bytes": self.bytes,
+            **self.report.summary(),
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
 
 
 def planned_bytes(state: Mapping[str, Tensor], num_kept: Mapping[str, int], **contents: Any) -> int:
@@ -189,7 +213,9 @@ def write_plans(jobs: Sequence[tuple[Path, ArtifactPlan]], walk: Walk) -> list[A
         writers = [
             stack.enter_context(
                 TensorFileWriter(
-                    folder / WEIGHTS, [field for tensor in plan.tensors for field in tensor.fields]
+                    folder / WEIGHTS,
+                    [field for tensor in plan.tensors for field in tensor.fields],
+                    plan.header_bytes,
                 )
             )
             for folder, (_, plan) in zip(folders, jobs, strict=True)
@@ -214,8 +240,7 @@ def _finish(job: tuple[Path, ArtifactPlan], folder: Path, writer: TensorFileWrit
     atomic.write_synced(folder / TOKENIZER, plan.contents.tokenizer)
     atomic.write_synced(folder / TOKENS, plan.tokens)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    card = render_card(
-        plan.block(), parameters=plan.parameters, nonzero=plan.nonzero, size_bytes=size
-    )
+    report = plan.report()
+    card = render_card(plan.block(), report, size_bytes=size)
     atomic.write_synced(folder / "README.md", card.encode())
-    return ArtifactInfo(out, plan.parameters, plan.nonzero, plan.sparsity, size)
+    return ArtifactInfo(out, size, report, tuple(plan.layers()))

@@ -92,6 +92,18 @@ class NestedFile:
             f"total_kept {total_kept} exceeds the {self.budget.prunable_parameters} weights"
         )
 
+    def meta_state(self) -> dict[str, Tensor]:
+        """The state of any size without its values: what a plan needs."""
+        return {
+            field.key: torch.empty(field.shape, dtype=self._dtype(field), device="meta")
+            for field in self.header.tensors
+        }
+
+    def _dtype(self, field: Field) -> torch.dtype:
+        if field.dtype in FLOAT_DTYPES or self.header.is_scaled(field):
+            return torch.float32
+        return torch.from_numpy(np.empty(0, NUMPY_DTYPES[field.dtype])).dtype
+
     def read(self, size: Size | str | int) -> Artifact:
         """The net with ``size`` non-zeros in all; see :meth:`read_kept`."""
         return self.read_kept(self.budget.solve(size))

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from strategies import BLOCKS, weights
 from torch import Tensor
 
-from omnisparse.sparsity.masks import allocate, apply_mask, mask_from_count, masked_tensors
+from omnisparse.sparsity.allocation import allocate
+from omnisparse.sparsity.masks import apply_mask, mask_from_count, masked_tensors
 
 MATRICES = st.lists(weights(12), min_size=1, max_size=4).map(
     lambda drawn: {f"layer{index}": weight for index, weight in enumerate(drawn)}
