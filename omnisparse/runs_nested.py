@@ -54,7 +54,6 @@ def write_nested_run(
     weights, step = runs.newest_weights(run)
     buffers = [name for name in weights if name not in set(description.parameters)]
     path = out or run / "extracted" / f"{run.name}{SUFFIX}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     info = write_nested(
         path,
         state=weights,

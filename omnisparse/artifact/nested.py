@@ -55,7 +55,7 @@ class NestedFile:
         name = self.source.name
         length, digest = parse_preamble(bytes(self.source.read(0, PREAMBLE_BYTES)), name)
         text = bytes(self.source.read(PREAMBLE_BYTES, PREAMBLE_BYTES + length))
-        self.header = parse_header(text, digest, name)
+        self.header = parse_header(text, digest, name, self.source.size_bytes)
         self.header_digest = digest
         self.budget = self.header.budget()
         # Where sections end: the header first, then the base, then each band.

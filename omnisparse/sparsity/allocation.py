@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omnisparse.sparsity.budget import allocate_uniform, check_total, floors_of, is_tiled
-from omnisparse.sparsity.ranking import Block, Norm, Ranking, block_sizes, check_block, score_keys
+from omnisparse.sparsity.ranking import Block, Norm, block_sizes, check_block, score_keys
 
 Scope = Literal["layer", "global", "lamp"]
 Array = npt.NDArray[Any]
@@ -75,7 +75,7 @@ class Allocator:
         self._numel = {fqn: weight.numel() for fqn, weight in weights.items()}
         self._floors = floors_of(self._numel, floor, block)
         self._weights = weights
-        self._rankings: dict[str, Ranking] = {}
+        self._running: dict[str, Array] = {}
         self._joint = None if scope == "layer" else self._rank_together(scope)
 
     def counts(self, total: int) -> dict[str, int]:
@@ -100,29 +100,38 @@ class Allocator:
         return [] if self._joint is None else self._joint.milestones
 
     def _whole_blocks(self, fqn: str, count: int) -> int:
-        """What a mask keeps of `count`: less where blocks are cut by an edge of the matrix."""
-        if is_tiled(self._shapes[fqn], self._block) or count == self._numel[fqn]:
+        """What a mask keeps of `count`: the whole blocks that fit, in order of importance."""
+        numel, size = self._numel[fqn], self._block[0] * self._block[1]
+        if size == 1 or count == numel:
             return count
-        if fqn not in self._rankings:
-            self._rankings[fqn] = Ranking(self._weights[fqn], self._block, self._norm, fqn)
-        return self._rankings[fqn].cuts([count])[0].num_kept
+        if is_tiled(self._shapes[fqn], self._block):
+            return count // size * size
+        if fqn not in self._running:
+            keys, sizes = self._keys_and_sizes(fqn, self._weights[fqn].detach())
+            order = np.argsort(-keys, kind="stable")
+            self._running[fqn] = np.cumsum(np.broadcast_to(sizes, keys.shape)[order])
+        fitting = int(np.searchsorted(self._running[fqn], count, side="right"))
+        return int(self._running[fqn][fitting - 1]) if fitting else 0
+
+    def _keys_and_sizes(self, fqn: str, weight: Tensor) -> tuple[Array, int | Array]:
+        """Keys of a matrix's blocks, and how many weights each block has."""
+        keys: Array = score_keys(weight, self._block, self._norm, fqn).cpu().numpy()
+        sizes = block_sizes(weight.shape, self._block, torch.device("cpu"))
+        return keys, sizes if isinstance(sizes, int) else sizes.numpy()
 
     def _rank_together(self, scope: Scope) -> _JointRanking:
         # One dtype for all, so that keys of different matrices compare.
         wide = any(weight.dtype == torch.float64 for weight in self._weights.values())
         common = torch.float64 if wide else torch.float32
-        keys: list[Array] = []
-        sizes: list[int | Array] = []
+        ranked = []
         for fqn, weight in self._weights.items():
-            scores = score_keys(weight.detach().to(common), self._block, self._norm, fqn)
-            key: Array = scores.cpu().numpy()
-            whole = block_sizes(weight.shape, self._block, torch.device("cpu"))
-            size = whole if isinstance(whole, int) else whole.numpy()
-            if scope == "lamp":
-                key, size = _lamp_keys(key, size)
-            keys.append(key)
-            sizes.append(size)
-        return _JointRanking(keys, sizes, list(self._floors.values()))
+            keys, sizes = self._keys_and_sizes(fqn, weight.detach().to(common))
+            ranked.append(_lamp_keys(keys, sizes) if scope == "lamp" else (keys, sizes))
+        return _JointRanking(
+            [keys for keys, _ in ranked],
+            [sizes for _, sizes in ranked],
+            list(self._floors.values()),
+        )
 
 
 class _JointRanking:
