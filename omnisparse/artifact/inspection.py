@@ -82,10 +82,18 @@ class _Findings:
         self._ours = ours
         self._prunable, self._buffers = set(ours["prunable"]), set(ours["buffers"])
         self.layers: list[StoredTensor] = []
-        self._precisions: dict[Precision, str] = {}
+        self._matrices: dict[Precision, str] = {}
+        self._vectors: dict[Precision, str] = {}
         self._blocks: dict[Block, str] = {}
         self._unfilled: str | None = None
         self._unpacked: str | None = None
+
+    @property
+    def _precisions(self) -> dict[Precision, str]:
+        """Every precision, and the first tensor that has it."""
+        if set(self._matrices) == {"int8"} and set(self._vectors) <= {"fp32"}:
+            return self._matrices  # vectors of an int8 artifact stay float32
+        return {**self._vectors, **self._matrices}
 
     @property
     def precision(self) -> Precision | None:
@@ -119,11 +127,10 @@ class _Findings:
             prunable=prunable,
         )
         self.layers.append(layer)
-        # Vectors of an int8 artifact stay float32: they say nothing of its precision.
-        if tensor.is_floating_point() and (
-            tensor.ndim > 1 or self._ours.get("precision") != "int8"
-        ):
-            self._precisions.setdefault(_PRECISIONS[decoded.dtype], fqn)
+        if not tensor.is_floating_point():
+            return
+        seen = self._matrices if tensor.ndim > 1 else self._vectors
+        seen.setdefault(_PRECISIONS[decoded.dtype], fqn)
         if prunable and tensor.ndim == 2:
             self._note_packing(decoded, layer)
 

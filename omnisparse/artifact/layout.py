@@ -250,6 +250,8 @@ def _encode_float(
         per_row = scales.reshape(-1, *[1] * (weight.ndim - 1))
         yield f"{prefix}.scale", scales
     rounded = round_values(weight, precision, per_row)
+    if VALUE_DTYPES[precision] == "BF16":
+        rounded = np.where(rounded == 0x8000, np.uint16(0), rounded)  # -0.0 is no value
     if plan.packing == "dense":
         _check_count(plan, rounded)
         yield plan.fqn, rounded
