@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +16,14 @@ from torch import Tensor
 from omnisparse.artifact import inspect_artifact, planned_bytes, read_artifact, write_artifact
 from omnisparse.artifact.layout import as_float, count_kept
 from omnisparse.artifact.tensorfile import TensorFile
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
 
 BLOCKS = [(1, 1), (8, 1), (16, 1), (4, 4)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
