@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omnisparse import runs
-from omnisparse.artifact import (
-    VALUE_BITS,
-    Contents,
-    Extraction,
-    parse_precision,
-    planned_bytes,
-    write_extractions,
-)
+from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
+from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.arrays import Array
 from omnisparse.sparsity.budget import Budget, Size, parse_sparsity
-from omnisparse.sparsity.masks import Allocator, Scope
+from omnisparse.sparsity.keys import BLOCKS, Norm
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -32,7 +26,9 @@ def extract(
     out: Path | None = None,
     precision: str = "fp32",
     block: str = "1x1",
+    norm: Norm = "l1",
     scope: Scope = "layer",
+    floor: float = 0.0,
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -46,16 +42,20 @@ def extract(
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
         out: Artifact directory; None for ``<run>/extracted/<what was asked>``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        block: ``1x1``, ``8x1`` or ``16x1``: weights that are kept or dropped together.
+        block: ``1x1``, ``8x1``, ``16x1`` or ``4x4``: weights (outputs by inputs) that are kept or
+            dropped together.
+        norm: Score of a block: ``l1``, the sum of its magnitudes, or ``l2``, of their squares.
         scope: How matrices share the total: ``layer`` (the same sparsity in each, which is what a
             supernet is trained for), ``global`` (one magnitude ranking), ``lamp``.
+        floor: Least share of its weights that any matrix keeps, in [0, 1]; one weight (or block)
+            stays in any case.
         format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
         wer: Known word error rates in percent by test set, for the model card.
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds``, and the counts of
-        ``SizeReport.summary``: all of what the files hold, so that a kept weight which happens to
-        be exactly zero is in none of them.
+        ``path, parameters, nonzero, sparsity, bytes, seconds``, the counts of
+        ``SizeReport.summary``, and ``layers`` as of :func:`omnisparse.runs.inspect`: all of what
+        the files hold, so that a kept weight which happens to be exactly zero is in none of them.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -67,7 +67,8 @@ def extract(
     description = runs.read_description(run)
     weights, step = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
-    budget = Budget(shapes, description.prunable, block=parse_block(block))
+    shape = parse_block(block)
+    budget = Budget(shapes, description.prunable, floor=floor, block=shape)
     contents = Contents(
         model=description.model,
         features=description.features,
@@ -77,20 +78,21 @@ def extract(
         prunable=description.prunable,
         source={"run": run.name, "step": step, "method": description.method},
         precision=precision,
-        block=parse_block(block),
+        block=shape,
         format=format,
         wer=wer,
         buffers=[name for name in weights if name not in shapes],
     )
-    kept = request.kept(budget, weights, contents, scope)
+    prunable = {name: weights[name] for name in budget.prunable}
+    allocator = Allocator(prunable, scope, floor, shape, norm)
+    kept = request.kept(budget, allocator, weights, contents)
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(),
         num_kept=kept,
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
-    (info,) = write_extractions(weights, [extraction])
-    report = budget.report(info.kept, bits=VALUE_BITS[parse_precision(precision)])
-    return {**info.to_dict(), **report.summary(), "seconds": time.perf_counter() - started}
+    (info,) = write_extractions(weights, [extraction], norm=norm)
+    return {**info.to_dict(), "seconds": time.perf_counter() - started}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,11 @@ class _Request:
         return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
 
     def kept(
-        self, budget: Budget, weights: Mapping[str, Array], contents: Contents, scope: Scope
+        self,
+        budget: Budget,
+        allocator: Allocator,
+        weights: Mapping[str, Array],
+        contents: Contents,
     ) -> dict[str, int]:
         """Number of weights that each prunable matrix keeps."""
         if self.spec is not None:
@@ -121,56 +127,55 @@ class _Request:
             dead = [name for name, count in kept.items() if count < budget.floors[name]]
             if dead:
                 raise ValueError(
-                    f"{self.spec}: keeps nothing of {', '.join(dead)}; legal: a sparsity that "
-                    "leaves each matrix a weight"
+                    f"{self.spec}: keeps too little of {', '.join(dead)}; legal: a sparsity that "
+                    f"leaves each matrix a weight (or block), and a share of {budget.floor:g}"
                 )
             return kept
         size = parse_sparsity(self.sparsity) if self.sparsity is not None else None
         size = size or budget.parse(self.size or "")
-        split = _splitter(budget, weights, contents.block, scope)
         if size.kind == "bytes":
-            return _solve_bytes(budget, size, weights, contents, split)
-        return split(budget.solve(size))
+            return solve_bytes(budget, size, weights, contents, allocator)
+        return allocator.counts(budget.solve(size))
 
 
-def _splitter(
-    budget: Budget, weights: Mapping[str, Array], block: tuple[int, int], scope: Scope
-) -> Callable[[int], dict[str, int]]:
-    """How a total is spread over the matrices."""
-    if scope == "layer":
-        return budget.allocate_uniform
-    prunable = {name: weights[name] for name in budget.prunable}
-    return Allocator(prunable, scope, block=block).counts
-
-
-def _solve_bytes(
+def solve_bytes(
     budget: Budget,
     size: Size,
-    weights: Mapping[str, Array],
+    state: Mapping[str, Array],
     contents: Contents,
-    split: Callable[[int], dict[str, int]],
+    allocator: Allocator,
 ) -> dict[str, int]:
-    """Kept weights of the largest model whose files fit."""
-    state = dict(weights)
+    """Kept weights of the largest model whose files fit.
+
+    Args:
+        budget: That of the net.
+        size: A request in bytes.
+        state: Names, shapes and dtypes of all tensors.
+        contents: What the artifact will say beside its weights.
+        allocator: How a total is spread over the matrices.
+
+    Raises:
+        ValueError: If no model fits; the message names the legal range.
+    """
+    state = dict(state)
 
     def size_of(kept: Mapping[str, int]) -> int:
         spec = SubnetSpec.from_counts(kept, budget.prunable)
-        planned = replace(contents, spec=spec)
-        return planned_bytes(state, kept, **vars(planned))
+        return planned_bytes(state, kept, **vars(replace(contents, spec=spec)))
 
-    return budget.solve_bytes(size, size_of, split)
+    return budget.solve_bytes(size, size_of, allocator.counts, milestones=allocator.milestones)
 
 
 def parse_block(text: str) -> tuple[int, int]:
     """Parse ``8x1`` (8 outputs by 1 input).
 
     Raises:
-        ValueError: If it is not two whole numbers.
+        ValueError: If it is none of the blocks that rankings and artifacts know.
     """
-    rows, _, columns = text.partition("x")
-    if not (rows.isdigit() and columns.isdigit()):
-        raise ValueError(f"block is {text!r}; two whole numbers such as 8x1")
-    return int(rows), int(columns)
+    legal = {f"{rows}x{columns}": (rows, columns) for rows, columns in BLOCKS}
+    if text not in legal:
+        raise ValueError(f"block {text!r} is not known; legal: {', '.join(legal)}")
+    return legal[text]
 
 
 def _read_spec(path: Path) -> SubnetSpec:

@@ -9,9 +9,16 @@ from omnisparse.artifact.extraction import Extraction, write_extractions
 from omnisparse.artifact.inspection import inspect_artifact
 from omnisparse.artifact.mapped import MappedState
 from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_range, read_nested
+from omnisparse.artifact.nested_inspection import (
+    band_sizes,
+    band_summary,
+    inspect_nested,
+    is_nested,
+)
 from omnisparse.artifact.nested_writer import NestedInfo, write_nested
 from omnisparse.artifact.precision import VALUE_BITS, parse_precision
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact
+from omnisparse.artifact.stored import StoredTensor, report_of
 from omnisparse.artifact.tensors import as_array, as_tensor
 
 __all__ = [
@@ -23,17 +30,23 @@ __all__ = [
     "MappedState",
     "NestedFile",
     "NestedInfo",
+    "StoredTensor",
     "as_array",
     "as_tensor",
+    "band_sizes",
+    "band_summary",
     "grow",
     "grow_from",
     "inspect_artifact",
+    "inspect_nested",
     "is_artifact",
+    "is_nested",
     "missing_range",
     "parse_precision",
     "planned_bytes",
     "read_artifact",
     "read_nested",
+    "report_of",
     "write_artifact",
     "write_extractions",
     "write_nested",

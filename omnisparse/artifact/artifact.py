@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from omnisparse.artifact.contents import (
 )
 from omnisparse.artifact.packing import CountError, TensorPacker, count_kept
 from omnisparse.artifact.reading import Artifact, file_digest, is_artifact, read_artifact
+from omnisparse.artifact.stored import StoredTensor
 from omnisparse.artifact.tensorfile import Array, TensorFileWriter
 from omnisparse.artifact.tensors import as_array
+from omnisparse.sparsity.report import SizeReport
 from omnisparse.sparsity.selection import Rows, kept_rows
 
 PACKING_THREADS = 2
@@ -64,24 +66,42 @@ class ArtifactInfo:
 
     Attributes:
         path: The directory.
-        parameters: Parameters of the dense net.
-        nonzero: Non-zero prunable weights plus every parameter that is never pruned.
-        sparsity: Share of the prunable weights that is zero.
         bytes: All files but the card.
-        kept: Non-zero weights of every prunable tensor.
+        report: Counts of the whole net.
+        layers: What each tensor holds, buffers aside.
     """
 
     path: Path
-    parameters: int
-    nonzero: int
-    sparsity: float
     bytes: int
-    kept: Mapping[str, int] = field(default_factory=dict)
+    report: SizeReport
+    layers: tuple[StoredTensor, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense net."""
+        return self.report.dense_parameters
+
+    @property
+    def nonzero(self) -> int:
+        """Non-zero prunable weights plus every parameter that is never pruned."""
+        return self.report.nonzero
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is zero."""
+        return self.report.sparsity
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON view of the totals."""
-        names = ("parameters", "nonzero", "sparsity", "bytes")
-        return {"path": str(self.path), **{name: getattr(self, name) for name in names}}
+        """JSON view; ``layers`` are those that :func:`inspect_artifact` recounts."""
+        return {
+            "path": str(self.path),
+            "parameters": self.parameters,
+            "nonzero": self.nonzero,
+            "sparsity": self.sparsity,
+            "bytes": self.bytes,
+            **self.report.summary(),
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
 
 
 def planned_bytes(state: Mapping[str, Any], num_kept: Mapping[str, int], **contents: Any) -> int:
@@ -205,7 +225,9 @@ def write_plans(
         writers = [
             stack.enter_context(
                 TensorFileWriter(
-                    folder / WEIGHTS, [field for tensor in plan.tensors for field in tensor.fields]
+                    folder / WEIGHTS,
+                    [field for tensor in plan.tensors for field in tensor.fields],
+                    plan.header_bytes,
                 )
             )
             for folder, (_, plan) in zip(folders, jobs, strict=True)
@@ -240,8 +262,7 @@ def _finish(job: tuple[Path, ArtifactPlan], folder: Path, digest: str) -> Artifa
     atomic.write_synced(folder / TOKENIZER, plan.contents.tokenizer)
     atomic.write_synced(folder / TOKENS, plan.tokens)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    card = render_card(
-        plan.block(), parameters=plan.parameters, nonzero=plan.nonzero, size_bytes=size
-    )
+    report = plan.report()
+    card = render_card(plan.block(), report, size_bytes=size)
     atomic.write_synced(folder / "README.md", card.encode())
-    return ArtifactInfo(out, plan.parameters, plan.nonzero, plan.sparsity, size, plan.kept)
+    return ArtifactInfo(out, size, report, tuple(plan.layers()))

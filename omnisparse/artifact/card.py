@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from omnisparse.sparsity.report import SizeReport
+
 
 def _metric_lines(wer: Mapping[str, Any], kind: str) -> list[str]:
     lines = ["model-index:", f"- name: omnisparse-{kind}", "  results:"]
@@ -27,15 +29,15 @@ def _metric_lines(wer: Mapping[str, Any], kind: str) -> list[str]:
     return lines if len(lines) > 3 else []
 
 
-def render_card(block: Mapping[str, Any], *, parameters: int, nonzero: int, size_bytes: int) -> str:
+def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int) -> str:
     """The text of the card.
 
     Args:
         block: The ``omnisparse`` block of ``config.json``.
-        parameters: Parameters of the dense net.
-        nonzero: Stored weights.
+        report: Counts of the net.
         size_bytes: Bytes of the artifact's files, this card not counted.
     """
+    largest = report.largest_layer
     kind = str(block["model"].get("kind", "speech"))
     wer = block.get("wer") or {}
     front = [
@@ -52,8 +54,10 @@ def render_card(block: Mapping[str, Any], *, parameters: int, nonzero: int, size
     ]
     rows = [
         ("model", kind),
-        ("non-zero parameters", f"{nonzero:,}"),
-        ("dense parameters", f"{parameters:,}"),
+        ("non-zero parameters", f"{report.nonzero:,}"),
+        ("with masks, in parameters' worth", f"{report.nonzero_with_mask:,.0f}"),
+        ("dense parameters", f"{report.dense_parameters:,}"),
+        ("largest layer", f"{largest.layer}: {largest.nonzero:,} non-zero"),
         ("bytes", f"{size_bytes:,}"),
         ("precision", str(block["precision"])),
         ("layout", f"{block['format']}, blocks {block['block'][0]}x{block['block'][1]}"),

@@ -1,7 +1,7 @@
 """How each tensor of a net lies in ``model.safetensors``, planned from its shape.
 
 A tensor is packed only if it is a prunable matrix, the format is ``bitmask``, and packing makes it
-smaller.
+smaller. The bytes of a tensor never fall when it keeps more.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class TensorPlan:
         """Bytes of the data of all fields."""
         return sum(field.num_bytes for field in self.fields)
 
+    @property
+    def dtype(self) -> str:
+        """Of the values, as the file calls it."""
+        return self.fields[0 if self.packing == "dense" else 2].dtype
+
 
 def prefix_of(fqn: str) -> str:
     """What the fields of a packed tensor are named after: ``fqn`` less a final ``.weight``."""
@@ -70,7 +75,23 @@ def plan_tensor(
     block: Block = (1, 1),
     format: Format = "bitmask",
 ) -> TensorPlan:
-    """The smallest layout of one tensor.
+    """The smallest layout of one tensor: the first of the smallest :func:`candidate_plans`."""
+    plans = candidate_plans(
+        fqn, tensor, num_kept=num_kept, precision=precision, block=block, format=format
+    )
+    return min(plans, key=lambda plan: plan.num_bytes)
+
+
+def candidate_plans(
+    fqn: str,
+    tensor: Any,
+    *,
+    num_kept: Kept | None,
+    precision: Precision,
+    block: Block = (1, 1),
+    format: Format = "bitmask",
+) -> list[TensorPlan]:
+    """Every layout that one tensor may have.
 
     Args:
         fqn: Its name.
@@ -95,7 +116,7 @@ def plan_tensor(
         raise ValueError(f"{fqn} has dtype {tensor.dtype}, which an artifact cannot hold")
     if tag not in ("F64", *FLOAT_DTYPES):
         field = Field(fqn, tag, shape)
-        return TensorPlan(fqn, shape, "dense", None, (1, 1), numel, numel, (field,))
+        return [TensorPlan(fqn, shape, "dense", None, (1, 1), numel, numel, (field,))]
     if precision == "int8" and len(shape) < 2:
         precision = "fp32"
     nonzero = numel if num_kept is None else num_kept.nonzero
@@ -111,8 +132,7 @@ def plan_tensor(
             values = num_kept.in_blocks
             fields = (*_block_fields(fqn, shape, values, precision, block), *scale)
             plans.append(TensorPlan(fqn, shape, "block", precision, block, nonzero, values, fields))
-    best = min(plans, key=lambda plan: plan.num_bytes)
-    return replace(best, prunable=num_kept is not None)
+    return [replace(plan, prunable=num_kept is not None) for plan in plans]
 
 
 def _bitmask_fields(

@@ -53,7 +53,7 @@ class NestedFile:
         name = self.source.name
         length, digest = parse_preamble(bytes(self.source.read(0, PREAMBLE_BYTES)), name)
         text = bytes(self.source.read(PREAMBLE_BYTES, PREAMBLE_BYTES + length))
-        self.header = parse_header(text, digest, name)
+        self.header = parse_header(text, digest, name, self.source.size_bytes)
         self.header_digest = digest
         self.budget = self.header.budget()
         # Where sections end: the header first, then the base, then each band.
@@ -89,6 +89,26 @@ class NestedFile:
         raise ValueError(
             f"total_kept {total_kept} exceeds the {self.budget.prunable_parameters} weights"
         )
+
+    def meta_state(self) -> dict[str, Array]:
+        """The state of any size without its values (one zero for all): what a plan needs.
+
+        Raises:
+            FormatError: If the header describes tensors that no memory could hold.
+        """
+        try:
+            return {
+                field.key: np.broadcast_to(np.zeros((), self._dtype(field)), field.shape)
+                for field in self.header.tensors
+            }
+        except ValueError:
+            message = f"{self.source.name}: describes a net too large for its bytes"
+            raise FormatError(message) from None
+
+    def _dtype(self, field: Field) -> type[np.generic]:
+        if field.dtype in FLOAT_DTYPES or self.header.is_scaled(field):
+            return np.float32
+        return NUMPY_DTYPES[field.dtype]
 
     def read(self, size: Size | str | int) -> Artifact:
         """The net with ``size`` non-zeros in all; see :meth:`read_kept`."""

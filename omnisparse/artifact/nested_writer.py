@@ -25,6 +25,7 @@ from omnisparse.artifact.nested_format import (
     Header,
     Section,
     check_header,
+    max_tensors,
 )
 from omnisparse.artifact.precision import (
     Precision,
@@ -132,7 +133,7 @@ def write_nested(
         )
         header = replace(header, sections=sections)
         check_header(header)
-        _check_expansion(header, budget)
+        _check_readable(header, budget)
         with target.open("xb") as file:
             file.write(header.render())
             for head, spool in zip(heads, spools, strict=True):
@@ -161,7 +162,14 @@ def _band_totals(budget: Budget, densities: Sequence[float]) -> list[int]:
     return sorted(set(totals))
 
 
-def _check_expansion(header: Header, budget: Budget) -> None:
+def _check_readable(header: Header, budget: Budget) -> None:
+    """Refuses what readers would: they limit what they allocate and do for a file."""
+    smallest = len(header.render()) + header.sections[0].num_bytes
+    if len(header.tensors) > max_tensors(smallest):
+        raise ValueError(
+            f"{len(header.tensors)} tensors are too many for a file of small tensors; "
+            f"legal: {max_tensors(smallest)}"
+        )
     first = sum(section.num_bytes for section in header.sections[:2])
     if 4 * budget.dense_parameters > MAX_EXPANSION * first:
         raise ValueError(f"the first band is below 1/{MAX_EXPANSION} of the net; use more")

@@ -9,7 +9,13 @@ import numpy as np
 from omnisparse.artifact import bitmask
 from omnisparse.artifact.bitmask import Block
 from omnisparse.artifact.layout import Kept, TensorPlan, prefix_of
-from omnisparse.artifact.precision import FloatArray, Precision, round_values, row_scales
+from omnisparse.artifact.precision import (
+    VALUE_DTYPES,
+    FloatArray,
+    Precision,
+    round_values,
+    row_scales,
+)
 from omnisparse.artifact.tensorfile import Array, TensorFileWriter
 from omnisparse.artifact.tensors import as_array
 from omnisparse.sparsity import arrays
@@ -98,6 +104,8 @@ class TensorPacker:
             per_row = scales[:, None]
             self._writer.append(f"{self._prefix}.scale", scales)
         stored = round_values(weight, precision, per_row)
+        if VALUE_DTYPES[precision] == "BF16":
+            stored = np.where(stored == 0x8000, np.uint16(0), stored)  # -0.0 is no value
         if plan.packing == "dense":
             self._count(stored)
             self._writer.append(plan.fqn, stored)

@@ -51,9 +51,14 @@ class Field:
     shape: tuple[int, ...]
 
     @property
+    def num_items(self) -> int:
+        """Items of the array."""
+        return math.prod(self.shape)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the data, header not counted."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return self.num_items * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,15 @@ class Layout:
     size_bytes: int
 
 
-def plan_layout(fields: Iterable[Field]) -> Layout:
+def plan_layout(fields: Iterable[Field], header_bytes: int = 0) -> Layout:
     """Header and offsets of a file holding ``fields``.
 
     Fields lie widest item first, so that each is aligned to its items without holes, as the format
     demands.
+
+    Args:
+        fields: What the file holds.
+        header_bytes: Least bytes of the header, length included; the rest of it is spaces.
     """
     ordered = sorted(fields, key=lambda field: -ITEM_BYTES[field.dtype])
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -77,19 +86,42 @@ def plan_layout(fields: Iterable[Field]) -> Layout:
     starts: dict[str, int] = {}
     for field in ordered:
         end = offset + field.num_bytes
-        entries[field.key] = {
-            "dtype": field.dtype,
-            "shape": list(field.shape),
-            "data_offsets": [offset, end],
-        }
+        entries[field.key] = _entry(field, offset, end)
         starts[field.key] = offset
         offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = _header_text(entries)
+    text += b" " * max(-len(text) % 8, header_bytes - 8 - len(text))
     header = len(text).to_bytes(8, "little") + text
     return Layout(
         header, {key: len(header) + at for key, at in starts.items()}, len(header) + offset
     )
+
+
+def _entry(field: Field, start: int, end: int) -> dict[str, object]:
+    return {"dtype": field.dtype, "shape": list(field.shape), "data_offsets": [start, end]}
+
+
+def _header_text(entries: Mapping[str, object]) -> bytes:
+    return json.dumps(entries, separators=(",", ":")).encode()
+
+
+def longest_header(choices: Iterable[Sequence[Sequence[Field]]]) -> int:
+    """Bytes of a header that has room for any choice of fields.
+
+    A file whose header is padded to it is as large as its data, up to a constant.
+
+    Args:
+        choices: Per tensor, the sets of fields that may hold it, each field as long as it gets.
+    """
+    alternatives = list(choices)
+    end = sum(max(sum(f.num_bytes for f in fields) for fields in c) for c in alternatives)
+
+    def room(fields: Sequence[Field]) -> int:
+        return len(_header_text({field.key: _entry(field, end, end) for field in fields}))
+
+    rest = len(_header_text({"__metadata__": {"format": "pt"}}))
+    text = rest + sum(max(room(fields) for fields in choice) for choice in alternatives)
+    return 8 + text + -text % 8
 
 
 class TensorFileWriter:
@@ -100,13 +132,14 @@ class TensorFileWriter:
     Args:
         path: File to create; it must not exist.
         fields: Everything the file will hold.
+        header_bytes: Least bytes of the header.
     """
 
-    def __init__(self, path: Path, fields: Sequence[Field]) -> None:
+    def __init__(self, path: Path, fields: Sequence[Field], header_bytes: int = 0) -> None:
         self._fields = {field.key: field for field in fields}
         if len(self._fields) != len(fields):
             raise ValueError("tensor names collide once packed; rename the parameters")
-        self._layout = plan_layout(fields)
+        self._layout = plan_layout(fields, header_bytes)
         self._written = dict.fromkeys(self._fields, 0)
         self._file = path.open("xb")
         self._file.truncate(self._layout.size_bytes)

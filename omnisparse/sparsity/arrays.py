@@ -84,6 +84,13 @@ def count_values(values: Array, length: int) -> npt.NDArray[np.int64]:
     return host(values.bincount(minlength=length))
 
 
+def count_nonzero(array: Array) -> int:
+    """How many values are not zero, in the sense of their dtype: a negative zero is one."""
+    if not isinstance(array, np.ndarray):
+        return int(array.count_nonzero())
+    return int(np.count_nonzero(array & 0x7FFF if array.dtype == np.uint16 else array))
+
+
 def is_in(values: Array, table: npt.NDArray[np.bool_]) -> Array:
     """Mask of the values whose entry in a table is True."""
     if isinstance(values, np.ndarray):

@@ -110,6 +110,12 @@ def leading_histogram(keys: Sequence[Keys]) -> Histogram:
     return total
 
 
+def members_of(keys: Keys, bin_: int) -> Keys:
+    """The blocks in one bin of `leading_histogram`, on the host, in the order of their indices."""
+    ((_, found),) = _members([keys], [bin_], keys.bits - _DIGIT_BITS)
+    return found
+
+
 def _refine(
     keys: Sequence[Keys], num_kept: Sequence[int], shift: int, histogram: Histogram
 ) -> list[Cut]:

@@ -7,17 +7,12 @@ from hypothesis import strategies as st
 from strategies import BLOCKS, weights
 from torch import Tensor
 
+from omnisparse.sparsity import allocation
 from omnisparse.sparsity import keys as keys_module
-from omnisparse.sparsity import masks as masks_module
+from omnisparse.sparsity.allocation import Allocator, allocate
 from omnisparse.sparsity.arrays import host
 from omnisparse.sparsity.budget import floors_of
-from omnisparse.sparsity.masks import (
-    Allocator,
-    allocate,
-    apply_mask,
-    mask_from_count,
-    masked_tensors,
-)
+from omnisparse.sparsity.masks import apply_mask, mask_from_count, masked_tensors
 
 MATRICES = st.lists(weights(12), min_size=1, max_size=4).map(
     lambda drawn: {f"layer{index}": weight for index, weight in enumerate(drawn)}
@@ -46,7 +41,7 @@ def test_numpy_and_torch_allocate_alike(
     totals = data.draw(st.lists(st.integers(low, sum(sizes.values())), min_size=1, max_size=3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keys_module, "CHUNK_WEIGHTS", chunk)
-        patch.setattr(masks_module, "CHUNK_WEIGHTS", chunk)
+        patch.setattr(allocation, "CHUNK_WEIGHTS", chunk)
         allocator = Allocator(arrays, scope, 0.1, block)
         found = [allocator.counts(total) for total in totals]
     assert found == [allocate(matrices, total, scope, 0.1, block) for total in totals]
