@@ -120,7 +120,7 @@ def extract_nested(
         tokenizer=artifact.tokenizer,
         tokens_txt=artifact.tokens_txt,
         features=artifact.features,
-        spec=SubnetSpec.from_counts(counts, budget.prunable),
+        spec=SubnetSpec.from_counts(budget.allocate_uniform(kept), budget.prunable),
         precision=precision or header.precision,
         format=format,
         dense_parameters=budget.dense_parameters,
