@@ -133,13 +133,11 @@ def extract_nested(
     else:
         counts = allocator.counts(budget.solve(request))
     artifact = nested.read_kept(sum(counts.values()))
-    # What the file holds, so that a kept weight of exactly zero is in no count.
-    counts = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
     spec = SubnetSpec.from_counts(counts, budget.prunable)
     known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
-    info = write_artifact(
-        out, state=artifact.arrays, num_kept=counts, **{**vars(contents), **known}
-    )
+    # What the file holds, so that a kept weight of exactly zero is in no count.
+    held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
+    info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
     return {**info.to_dict(), "seconds": time.perf_counter() - started}
 
 

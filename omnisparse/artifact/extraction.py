@@ -7,10 +7,9 @@ masked copy of it nor a mask is ever made as a whole.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from omnisparse.artifact.tensorfile import Array
 from omnisparse.artifact.tensors import as_array
 from omnisparse.sparsity.keys import Norm
 from omnisparse.sparsity.selection import Rows, kept_rows
-from omnisparse.sparsity.space import SubnetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +38,10 @@ def write_extractions(
 ) -> list[ArtifactInfo]:
     """Extract subnets and write them, each atomically.
 
-    A kept weight may happen to be exactly zero, and blocks may not tile a matrix: then fewer
-    weights are kept than were asked for. What was really kept is what the files, their ``subnet``
-    (if they have one) and the returned counts say.
+    A kept weight may happen to be exactly zero, and blocks may not tile a matrix: then there are
+    fewer non-zero weights than were asked for. Every count in the files and in what is returned is
+    of the weights that are there; only ``Contents.spec`` says what was asked for, which is what
+    gives the same net again.
 
     Args:
         state: The dense state dict: tensors, or arrays (uint16: bits of bfloat16).
@@ -72,14 +71,11 @@ def write_extractions(
         return write_plans(jobs, state, select)
     except CountError:
         pass  # count what is there
-    jobs = []
-    for extraction, kept in zip(extractions, _count(state, extractions, select), strict=True):
-        contents = extraction.contents
-        if contents.spec is not None:
-            numel = {fqn: math.prod(state[fqn].shape) for fqn in kept}
-            counts = {fqn: count.in_blocks for fqn, count in kept.items()}
-            contents = replace(contents, spec=SubnetSpec.from_counts(counts, numel))
-        jobs.append((extraction.out, contents.plan(state, kept)))
+    counts = _count(state, extractions, select)
+    jobs = [
+        (extraction.out, extraction.contents.plan(state, count))
+        for extraction, count in zip(extractions, counts, strict=True)
+    ]
     return write_plans(jobs, state, partial(select, drop_zeros=True))
 
 

@@ -2,7 +2,9 @@
 
 Vocabulary: `dense` is every parameter of the model; `prunable` are the matrices a mask may
 thin; `unprunable` is the rest, which counts in full even where a bias is zero; `nonzero` is the
-kept prunable positions plus the unprunable part. A kept weight of exactly 0.0 counts as kept.
+kept prunable positions plus the unprunable part. In a request, and while training, a kept weight
+of exactly 0.0 counts as kept. A file does not store it, so no report on a file counts it: those
+are given the non-zero weights that are there.
 """
 
 from __future__ import annotations
