@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from omnisparse.cli_evaluate import compare, evaluate
-from omnisparse.cli_extract import extract, grow, show_model
+from omnisparse.cli_extract import extract, grow, show_bands, show_model
 from omnisparse.cli_group import (
     PATH,
     Report,
@@ -199,12 +199,16 @@ verbs.add_command(sweep)
 @click.argument("model", type=PATH)
 @reports
 def inspect(report: Report, model: Path) -> Mapping[str, Any]:
-    """Count what MODEL holds, from its files."""
+    """Count what MODEL (or a nested file) holds, from its bytes.
+
+    What the files say of themselves and is not so is told, and the exit code is 1.
+    """
     from omnisparse import runs
 
     result = runs.inspect(model)
     report.note(f"{model}: {result['kind']}", style="bold")
     show_model(report, result)
+    show_bands(report, result.get("bands", []))
     report.table(
         ["layer", "shape", "non-zero", "sparsity", "bytes"],
         [

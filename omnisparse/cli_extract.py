@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from omnisparse.cli_group import PATH, Report, reports
 from omnisparse.cli_output import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from omnisparse.sparsity.masks import Scope
+    from omnisparse.sparsity.allocation import Scope
+    from omnisparse.sparsity.ranking import Norm
 
 SIZE_HELP = (
     "16M = non-zero parameters of the whole model; 16MB/16MiB = bytes of the files written; "
@@ -39,12 +40,20 @@ SIZE_HELP = (
     help="How the weights are stored; fp32 if unset, with --from that of the file.",
 )  # fmt: skip
 @click.option(
-    "--block", type=click.Choice(["1x1", "8x1", "16x1"]),
-    help="Weights kept or dropped together; as in training if unset.",
+    "--block", type=click.Choice(["1x1", "8x1", "16x1", "4x4"]),
+    help="Weights (outputs x inputs) kept or dropped together; as in training if unset.",
+)  # fmt: skip
+@click.option(
+    "--norm", type=click.Choice(["l1", "l2"]), default="l1", show_default=True,
+    help="Score of a block: the sum of its magnitudes, or of their squares.",
 )  # fmt: skip
 @click.option(
     "--scope", type=click.Choice(["layer", "global", "lamp"]), default="layer", show_default=True,
     help="How matrices share the size; layer is what a supernet is trained for.",
+)  # fmt: skip
+@click.option(
+    "--floor", type=float, default=0.0, show_default=True,
+    help="Least share of its weights that any matrix keeps, in [0, 1]; one weight always stays.",
 )  # fmt: skip
 @click.option(
     "--format", "format_", type=click.Choice(["bitmask", "dense"]), default="bitmask",
@@ -56,9 +65,7 @@ def extract(report: Report, **options: Any) -> Mapping[str, Any]:
     _check_extract_usage(**options)
     result = _extract(**options)
     show_model(report, result)
-    if "prefixes" in result:
-        rows = [[f"{p['nonzero']:,}", format_bytes(p["bytes"])] for p in result["prefixes"]]
-        report.table(["models up to (non-zero)", "first bytes of the file"], rows)
+    show_bands(report, result.get("prefixes", []))
     report.note(f"written to {result['path']} in {format_seconds(result['seconds'])}")
     return result
 
@@ -66,15 +73,16 @@ def extract(report: Report, **options: Any) -> Mapping[str, Any]:
 def _check_extract_usage(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
     front: Path | None, place: str | None, nested: bool, out: Path | None, block: str | None,
-    scope: str, format_: str,
-    **_: Any,
+    norm: str, scope: str, floor: float, format_: str, **_: Any,
 ) -> None:  # fmt: skip
     """Refuses options of `extract` that contradict each other."""
     chosen = sum(choice is not None for choice in (size, sparsity, spec))
+    plain = (block or "1x1", norm, scope) == ("1x1", "l1", "layer")
     if nested:
-        plain = (block or "1x1", scope, format_) == ("1x1", "layer", "bitmask")
-        if chosen or place is not None or front is not None or not plain:
-            raise click.UsageError("--nested holds every size: give only --run, --out, --precision")
+        if chosen or place is not None or front is not None or not plain or format_ != "bitmask":
+            raise click.UsageError(
+                "--nested holds every size: give only --run, --out, --precision, --floor"
+            )
         return
     if chosen != 1:
         raise click.UsageError("give exactly one of --size, --sparsity and --spec")
@@ -82,9 +90,10 @@ def _check_extract_usage(
         raise click.UsageError("--front goes with --size, and not with --scope")
     if place is not None:
         alone = spec is None and run is None and front is None
-        if not alone or (block or "1x1", scope) != ("1x1", "layer"):
+        if not alone or not plain or floor:
             raise click.UsageError(
-                "--from goes with --size or --sparsity, not --run/--spec/--front/--block/--scope"
+                "--from goes with --size or --sparsity, "
+                "not --run/--spec/--front/--block/--norm/--scope/--floor"
             )
         if out is None:
             raise click.UsageError("--from needs --out")
@@ -93,20 +102,23 @@ def _check_extract_usage(
 def _extract(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
     front: Path | None, place: str | None, nested: bool, out: Path | None,
-    precision: str | None, block: str | None, scope: Scope, format_: str,
+    precision: str | None, block: str | None, norm: Norm, scope: Scope, floor: float, format_: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Calls the one function that the options of `extract` ask for."""
     from omnisparse import runs_extract, runs_nested
 
     if nested:
-        return runs_nested.write_nested_run(run, out=out, precision=precision or "fp32")
+        return runs_nested.write_nested_run(
+            run, out=out, precision=precision or "fp32", floor=floor
+        )
     if place is not None and out is not None:
         return runs_nested.extract_nested(
             place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_
         )
     return runs_extract.extract(
         run, size=size, sparsity=sparsity, spec=spec, front=front, out=out,
-        precision=precision or "fp32", block=block, scope=scope, format=format_,
+        precision=precision or "fp32", block=block, norm=norm, scope=scope, floor=floor,
+        format=format_,
     )  # fmt: skip
 
 
@@ -128,6 +140,22 @@ def grow(report: Report, file: Path, place: str, size: str) -> Mapping[str, Any]
         f"for models of up to {result['nonzero']:,} non-zero parameters"
     )
     return result
+
+
+def show_bands(report: Report, bands: Sequence[Mapping[str, Any]]) -> None:
+    """Shows the sizes at which a prefix of a nested file ends."""
+    if not bands:
+        return
+    rows = [
+        [
+            f"{band['nonzero']:,}",
+            "" if band["nonzero_with_mask"] is None else f"{band['nonzero_with_mask']:,.0f}",
+            format_bytes(band["bytes"]),
+            "" if band.get("present", True) else "not here",
+        ]
+        for band in bands
+    ]
+    report.table(["models up to (non-zero)", "with places", "first bytes of the file", ""], rows)
 
 
 def show_model(report: Report, result: Mapping[str, Any]) -> None:

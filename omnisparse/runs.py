@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,7 +161,7 @@ def load_model(path: Path | str) -> LoadedModel:
     Raises:
         OmnisparseError: If it is none of these, or damaged.
     """
-    from omnisparse.artifact import is_artifact, read_artifact
+    from omnisparse.artifact import as_tensor, is_artifact, read_artifact
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
     from omnisparse.training.checkpoint import is_checkpoint, load_checkpoint
@@ -182,7 +182,8 @@ def load_model(path: Path | str) -> LoadedModel:
         state = load_checkpoint(path).tensors["model"]
     else:
         run = path
-        state = {name: tensor.clone() for name, tensor in newest_weights(path)[0].items()}
+        mapped, _ = newest_weights(path)
+        state = {name: as_tensor(array).clone() for name, array in mapped.items()}
     description = read_description(run)
     return LoadedModel(
         _build(description.model, state, path),
@@ -232,55 +233,57 @@ def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) ->
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Count what MODEL holds, from its files.
+    """Count what MODEL or a nested file holds, from its bytes.
 
     Returns:
-        ``kind, parameters, nonzero, sparsity, bytes, layers``.
+        ``kind, parameters, nonzero, sparsity, bytes, layers``, the counts of
+        ``SizeReport.summary``, and what the kind of file tells beside: see
+        :func:`omnisparse.artifact.inspect_artifact` and ``inspect_nested``.
 
     Raises:
-        OmnisparseError: If it is neither run nor artifact, or damaged.
+        OmnisparseError: If it is none of them, or damaged.
     """
-    from omnisparse.artifact import inspect_artifact, is_artifact
+    from omnisparse.artifact import inspect_artifact, inspect_nested, is_artifact, is_nested
 
+    if path.is_file() and is_nested(path):
+        return inspect_nested(path)
     require_directory(path)
     return inspect_artifact(path) if is_artifact(path) else _inspect_run(path)
 
 
 def _inspect_run(run: Path) -> dict[str, Any]:
-    from omnisparse.sparsity.budget import Budget
-    from omnisparse.training.checkpoint import list_checkpoints
+    from omnisparse.artifact import MappedState, StoredTensor, report_of
+    from omnisparse.sparsity.arrays import dtype_name
+    from omnisparse.sparsity.budget import num_nonzero
 
     description = read_description(run)
-    state, _ = newest_weights(run)
-    newest = list_checkpoints(run / "checkpoints")[-1] / "model.safetensors"
-    layers = [_layer(name, state[name], description.prunable) for name in description.parameters]
-    parameters = sum(layer["parameters"] for layer in layers)
-    nonzero = sum(layer["nonzero"] for layer in layers)
-    prunable = sum(state[name].numel() for name in description.prunable)
+    path, document = newest_checkpoint(run)
+    state = MappedState(path / WEIGHTS, order=description.parameters)
+    prunable = set(description.prunable)
+    layers = []
+    for name in description.parameters:
+        weight = state[name]
+        layers.append(
+            StoredTensor(
+                name=name,
+                shape=tuple(weight.shape),
+                nonzero=num_nonzero({name: weight}, prunable),
+                bytes=weight.nbytes,
+                dtype=dtype_name(weight),
+                packing="dense",
+                mask_bits=0,
+                prunable=name in prunable,
+            )
+        )
+    report = report_of(layers, 32)
     return {
         "kind": "run",
         "method": description.method,
-        "parameters": parameters,
-        "nonzero": nonzero,
-        "sparsity": (parameters - nonzero) / prunable if prunable else 0.0,
-        "bytes": newest.stat().st_size,
-        **Budget({layer["name"]: layer["shape"] for layer in layers}, description.prunable)
-        .report({n["name"]: n["nonzero"] for n in layers if n["name"] in description.prunable})
-        .summary(),
-        "layers": layers,
-    }
-
-
-def _layer(name: str, weight: Tensor, prunable: Sequence[str]) -> dict[str, Any]:
-    from omnisparse.sparsity.budget import num_nonzero
-
-    nonzero = num_nonzero({name: weight}, prunable)
-    return {
-        "name": name,
-        "shape": list(weight.shape),
-        "parameters": weight.numel(),
-        "nonzero": nonzero,
-        "sparsity": 1 - nonzero / weight.numel(),
-        "bytes": weight.numel() * weight.element_size(),
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "step": document["step"],
+        "parameters": report.dense_parameters,
+        "nonzero": report.nonzero,
+        "sparsity": report.sparsity,
+        "bytes": (path / WEIGHTS).stat().st_size,
+        **report.summary(),
+        "layers": [layer.to_dict() for layer in layers],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from omnisparse.evaluation.wer import ErrorCounts, word_errors
 from omnisparse.pipeline import list_test_manifests
 from omnisparse.runs_account import RunRecord, read_record, total_cost
 from omnisparse.runs_extract import extract
+from omnisparse.sparsity.arrays import count_nonzero
 from omnisparse.sparsity.budget import num_nonzero, num_parameters, parse_size
 from omnisparse.sparsity.space import SubnetSpec
 from omnisparse.version import __version__
@@ -301,8 +303,8 @@ def _make(model: Model, folder: Path) -> dict[str, Any]:
         return extract(run, size=model.request, out=out)
     description = runs.read_description(run)
     weights, _ = runs.newest_weights(run)
-    kept = {name: int(weights[name].count_nonzero()) for name in description.prunable}
-    numel = {name: weights[name].numel() for name in description.prunable}
+    kept = {name: count_nonzero(weights[name]) for name in description.prunable}
+    numel = {name: math.prod(weights[name].shape) for name in description.prunable}
     spec = folder / "spec.json"
     spec.write_text(SubnetSpec.from_counts(kept, numel).to_json(), encoding="utf-8")
     return extract(run, spec=spec, out=out)

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from omnisparse import runs
-from omnisparse.artifact import (
-    VALUE_BITS,
-    Contents,
-    Extraction,
-    parse_precision,
-    planned_bytes,
-    write_extractions,
-)
+from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
 from omnisparse.runs_account import read_record
 from omnisparse.search.front import pick, read_front
+from omnisparse.sparsity.allocation import Allocator, Scope
+from omnisparse.sparsity.arrays import Array
 from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
-from omnisparse.sparsity.masks import Scope, allocate
-from omnisparse.sparsity.ranking import parse_block
+from omnisparse.sparsity.keys import Norm, parse_block
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -37,7 +29,9 @@ def extract(
     out: Path | None = None,
     precision: str = "fp32",
     block: str | None = None,
+    norm: Norm = "l1",
     scope: Scope = "layer",
+    floor: float = 0.0,
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -52,16 +46,20 @@ def extract(
         front: With ``size``: file of a search whose spec of that size is taken.
         out: Artifact directory; None for ``<run>/extracted/<what was asked>``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        block: ``1x1``, ``8x1`` or ``16x1``: weights that are kept or dropped together; None for
-            what the run was trained with.
+        block: ``1x1``, ``8x1``, ``16x1`` or ``4x4``: weights (outputs by inputs) that are kept or
+            dropped together; None for what the run was trained with.
+        norm: Score of a block: ``l1``, the sum of its magnitudes, or ``l2``, of their squares.
         scope: How matrices share the total: ``layer`` (the same sparsity in each, which is what a
             supernet is trained for), ``global`` (one magnitude ranking), ``lamp``.
+        floor: Least share of its weights that any matrix keeps, in [0, 1]; one weight (or block)
+            stays in any case.
         format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
         wer: Known word error rates in percent by test set, for the model card.
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds``, and the counts of
-        ``SizeReport.summary``.
+        ``path, parameters, nonzero, sparsity, bytes, seconds``, the counts of
+        ``SizeReport.summary``, and ``layers`` as of :func:`omnisparse.runs.inspect`: all of what
+        the files hold, so that a kept weight which happens to be exactly zero is in none of them.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -73,23 +71,24 @@ def extract(
     description = runs.read_description(run)
     weights, _ = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
-    chosen = parse_block(description.block if block is None else block)
-    budget = Budget(shapes, description.prunable, block=chosen)
-    contents = contents_of(run, weights, block=chosen, precision=precision, format=format, wer=wer)
-    kept = request.kept(budget, weights, contents, scope)
+    shape = parse_block(description.block if block is None else block)
+    budget = Budget(shapes, description.prunable, floor=floor, block=shape)
+    contents = contents_of(run, weights, block=shape, precision=precision, format=format, wer=wer)
+    prunable = {name: weights[name] for name in budget.prunable}
+    allocator = Allocator(prunable, scope, floor, shape, norm)
+    kept = request.kept(budget, allocator, weights, contents)
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(),
         num_kept=kept,
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
-    (info,) = write_extractions(weights, [extraction])
-    report = budget.report(kept, bits=VALUE_BITS[parse_precision(precision)])
-    return {**info.to_dict(), **report.summary(), "seconds": time.perf_counter() - started}
+    (info,) = write_extractions(weights, [extraction], norm=norm)
+    return {**info.to_dict(), "seconds": time.perf_counter() - started}
 
 
 def contents_of(
     run: Path,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Array],
     *,
     block: tuple[int, int],
     precision: str = "fp32",
@@ -150,7 +149,11 @@ class _Request:
         return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
 
     def kept(
-        self, budget: Budget, weights: Mapping[str, Tensor], contents: Contents, scope: Scope
+        self,
+        budget: Budget,
+        allocator: Allocator,
+        weights: Mapping[str, Array],
+        contents: Contents,
     ) -> dict[str, int]:
         """Number of weights that each prunable matrix keeps."""
         if self.spec is not None:
@@ -160,10 +163,9 @@ class _Request:
             return _checked(pick(read_front(self.front), nonzero).spec, budget, self.front)
         size = parse_sparsity(self.sparsity) if self.sparsity is not None else None
         size = size or budget.parse(self.size or "")
-        split = _splitter(budget, weights, contents.block, scope)
         if size.kind == "bytes":
-            return _solve_bytes(budget, size, weights, contents, split)
-        return split(budget.solve(size))
+            return solve_bytes(budget, size, weights, contents, allocator)
+        return allocator.counts(budget.solve(size))
 
 
 def _checked(spec: SubnetSpec, budget: Budget, source: Path) -> dict[str, int]:
@@ -175,38 +177,38 @@ def _checked(spec: SubnetSpec, budget: Budget, source: Path) -> dict[str, int]:
     dead = [name for name, count in kept.items() if count < budget.floors[name]]
     if dead:
         raise ValueError(
-            f"{source}: keeps nothing of {', '.join(dead)}; legal: a sparsity that "
-            "leaves each matrix a weight"
+            f"{source}: keeps too little of {', '.join(dead)}; legal: a sparsity that leaves each "
+            f"matrix a weight (or block), and a share of {budget.floor:g}"
         )
     return kept
 
 
-def _splitter(
-    budget: Budget, weights: Mapping[str, Tensor], block: tuple[int, int], scope: Scope
-) -> Callable[[int], dict[str, int]]:
-    """How a total is spread over the matrices."""
-    if scope == "layer":
-        return budget.allocate_uniform
-    prunable = {name: weights[name] for name in budget.prunable}
-    return lambda total: allocate(prunable, total, scope, block=block)
-
-
-def _solve_bytes(
+def solve_bytes(
     budget: Budget,
     size: Size,
-    weights: Mapping[str, Tensor],
+    state: Mapping[str, Array],
     contents: Contents,
-    split: Callable[[int], dict[str, int]],
+    allocator: Allocator,
 ) -> dict[str, int]:
-    """Kept weights of the largest model whose files fit."""
-    state = dict(weights)
+    """Kept weights of the largest model whose files fit.
+
+    Args:
+        budget: That of the net.
+        size: A request in bytes.
+        state: Names, shapes and dtypes of all tensors.
+        contents: What the artifact will say beside its weights.
+        allocator: How a total is spread over the matrices.
+
+    Raises:
+        ValueError: If no model fits; the message names the legal range.
+    """
+    state = dict(state)
 
     def size_of(kept: Mapping[str, int]) -> int:
         spec = SubnetSpec.from_counts(kept, budget.prunable)
-        planned = replace(contents, spec=spec)
-        return planned_bytes(state, kept, **vars(planned))
+        return planned_bytes(state, kept, **vars(replace(contents, spec=spec)))
 
-    return budget.solve_bytes(size, size_of, split)
+    return budget.solve_bytes(size, size_of, allocator.counts, milestones=allocator.milestones)
 
 
 def _read_spec(path: Path) -> SubnetSpec:

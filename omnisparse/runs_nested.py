@@ -6,16 +6,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from omnisparse import runs
 from omnisparse.artifact import (
-    VALUE_BITS,
+    Contents,
     NestedFile,
+    band_sizes,
+    band_summary,
     grow_from,
-    parse_precision,
     write_artifact,
     write_nested,
 )
 from omnisparse.runs_account import read_record
+from omnisparse.runs_extract import solve_bytes
+from omnisparse.sparsity.allocation import Allocator
 from omnisparse.sparsity.budget import parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
@@ -23,7 +28,11 @@ SUFFIX = ".nested"
 
 
 def write_nested_run(
-    run: Path | None = None, *, out: Path | None = None, precision: str = "fp32"
+    run: Path | None = None,
+    *,
+    out: Path | None = None,
+    precision: str = "fp32",
+    floor: float = 0.0,
 ) -> dict[str, Any]:
     """Writes every size of a trained run into one file.
 
@@ -31,13 +40,15 @@ def write_nested_run(
         run: Run directory; None for ``runs/latest``.
         out: The file; None for ``<run>/extracted/<run>.nested``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        floor: Least share of its weights that any matrix keeps in any size, in [0, 1].
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds`` of the whole, and ``prefixes``: the
-        sizes at which a prefix of the file ends, as ``{nonzero, bytes}``.
+        ``path, parameters, nonzero, sparsity, bytes, seconds`` of the whole, the counts of
+        ``SizeReport.summary``, ``layers``, and ``prefixes``: the sizes at which a prefix of the
+        file ends, as ``{nonzero, nonzero_with_mask, bytes}``.
 
     Raises:
-        ValueError: If ``precision`` is unknown.
+        ValueError: If ``precision`` or ``floor`` is not legal.
         OmnisparseError: If the run cannot be read or the file cannot be written.
     """
     started = time.perf_counter()
@@ -47,7 +58,6 @@ def write_nested_run(
     record = read_record(run)
     buffers = [name for name in weights if name not in set(description.parameters)]
     path = out or run / "extracted" / f"{run.name}{SUFFIX}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     info = write_nested(
         path,
         state=weights,
@@ -59,14 +69,14 @@ def write_nested_run(
         source={**record.source_block, "method": description.method},
         precision=precision,
         buffers=buffers,
+        floor=floor,
     )
+    nested = NestedFile(info.path)
     return {
         "path": str(info.path),
-        "parameters": info.parameters,
-        "nonzero": info.bands[-1].nonzero,
-        "sparsity": 0.0,
+        **band_summary(nested, len(info.bands), weights),
         "bytes": info.bytes,
-        "prefixes": [{"nonzero": band.nonzero, "bytes": band.prefix_bytes} for band in info.bands],
+        "prefixes": band_sizes(nested, len(info.bands)),
         "seconds": time.perf_counter() - started,
     }
 
@@ -84,14 +94,15 @@ def extract_nested(
 
     Args:
         place: Path or ``http(s)://`` address of the file; only the prefix that is needed is read.
-        size: ``16M`` non-zeros of the whole model, or ``25%`` of the dense net's parameters.
+        size: ``16M`` non-zeros of the whole model, ``20MB``/``20MiB`` bytes of the files written,
+            ``25%`` of the dense net's parameters.
         sparsity: Share of the prunable weights that becomes zero. Exactly one of the two is given.
         out: Artifact directory.
         precision: As of :func:`omnisparse.runs_extract.extract`; None for that of the file.
         format: As there.
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds``.
+        As :func:`omnisparse.runs_extract.extract`.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -103,23 +114,13 @@ def extract_nested(
     nested = NestedFile(place)
     budget = nested.budget
     request = budget.parse(size) if size is not None else parse_sparsity(sparsity or 0.0)
-    if request.kind == "bytes":
-        raise ValueError(
-            f"size {request.text!r} is in bytes; from a nested file ask for non-zero parameters "
-            "or a percentage"
-        )
-    kept = budget.solve(request)
-    artifact = nested.read_kept(kept)
-    counts = budget.allocate_uniform(kept)
     header = nested.header
-    info = write_artifact(
-        out,
-        state=artifact.state,
-        model=artifact.model,
-        tokenizer=artifact.tokenizer,
-        tokens_txt=artifact.tokens_txt,
-        features=artifact.features,
-        spec=SubnetSpec.from_counts(counts, budget.prunable),
+    contents = Contents(
+        model=header.config["model"],
+        features=header.config["features"],
+        # Their lengths are all that a plan needs of them.
+        tokenizer=bytes(header.tokenizer_bytes),
+        tokens_txt="\0" * header.tokens_bytes,
         precision=precision or header.precision,
         format=format,
         dense_parameters=budget.dense_parameters,
@@ -127,9 +128,19 @@ def extract_nested(
         buffers=header.buffers,
         source=header.config["source"],
     )
-    bits = VALUE_BITS[parse_precision(precision or header.precision)]
-    summary = budget.report(counts, bits=bits).summary()
-    return {**info.to_dict(), **summary, "seconds": time.perf_counter() - started}
+    state = nested.meta_state()
+    allocator = Allocator({fqn: state[fqn] for fqn in budget.prunable}, "layer", budget.floor)
+    if request.kind == "bytes":
+        counts = solve_bytes(budget, request, state, contents, allocator)
+    else:
+        counts = allocator.counts(budget.solve(request))
+    artifact = nested.read_kept(sum(counts.values()))
+    spec = SubnetSpec.from_counts(counts, budget.prunable)
+    known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
+    # What the file holds, so that a kept weight of exactly zero is in no count.
+    held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
+    info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
+    return {**info.to_dict(), "seconds": time.perf_counter() - started}
 
 
 def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:

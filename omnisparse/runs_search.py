@@ -26,8 +26,8 @@ from omnisparse.search.front import FrontEntry, front_to_json
 from omnisparse.search.journal import Journal, key_of
 from omnisparse.search.pareto import Candidate, search
 from omnisparse.search.scores import ItemScores
-from omnisparse.sparsity.masks import allocate
-from omnisparse.sparsity.ranking import parse_block
+from omnisparse.sparsity.allocation import allocate
+from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet
 

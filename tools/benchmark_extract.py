@@ -3,13 +3,15 @@
     python tools/benchmark_extract.py                        # table on stdout
     python tools/benchmark_extract.py --json --repeats 5
 
-A LAS of about 110 M parameters is saved as an fp32 safetensors checkpoint (so it lies in the page
-cache). Then each side runs in a process of its own: one size, ten sizes, and the peer,
-``prune.global_unstructured`` on the same net with ``prune.remove`` and ``torch.save``. A time
-counts everything from opening the checkpoint to the last fsync; importing is not in it. Peak memory
-is that of the whole process, after one repeat, and what it was after the imports is printed beside
-it. The sizes and the equality of logits are checked on what was written; the formula is N/8 + nnz *
-bytes per packed matrix plus the dense rest, for int8 with 4 bytes of scale per row.
+A LAS of about 110 M parameters is saved as a run with an fp32 checkpoint (so it lies in the page
+cache). Then each side runs in a process of its own: ``one`` size by ``runs_extract.extract``,
+``ten`` sizes in one walk, and the ``peer``, ``prune.global_unstructured`` on the same net with
+``prune.remove`` and ``torch.save``. A time counts everything from opening the checkpoint to the
+last fsync; importing is not in it. ``cli`` is the whole command, ``omnisparse extract``, from the
+start of its process to its end, imports included, a process per repeat. Peak memory is that of the
+whole process (after one repeat), and what it was after the imports is printed beside it. The sizes
+and the equality of logits are checked on what was written; the formula is N/8 + nnz * bytes per
+packed matrix plus the dense rest, for int8 with 4 bytes of scale per row.
 """
 
 from __future__ import annotations
@@ -23,72 +25,91 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.utils import prune
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from omnisparse.artifact import (
-    Contents,
-    Extraction,
-    MappedState,
-    inspect_artifact,
-    read_artifact,
-    write_extractions,
-)
-from omnisparse.artifact.tensorfile import TensorFile
-from omnisparse.models import LasConfig, build_model
-from omnisparse.sparsity.budget import Budget
-from omnisparse.sparsity.space import SubnetSpec
-from omnisparse.sparsity.supernet import find_prunable
+# Every side imports what it uses itself: what is measured must not carry what others need.
 
 INPUT_DIM, VOCAB_SIZE = 240, 1000
-CONFIG = LasConfig(
-    encoder_layers=6,
-    encoder_dim=1312,
-    time_reduction=4,
-    attention_dim=512,
-    decoder_layers=2,
-    decoder_dim=1024,
-    embedding_dim=256,
-    dropout=0.0,
-)
+MODEL = {
+    "kind": "las",
+    "encoder_layers": 6,
+    "encoder_dim": 1312,
+    "time_reduction": 4,
+    "attention_dim": 512,
+    "decoder_layers": 2,
+    "decoder_dim": 1024,
+    "embedding_dim": 256,
+    "dropout": 0.0,
+}
 TEN_SIZES = tuple(f"{size}M" for size in (8, 10, 12, 14, 16, 18, 20, 24, 28, 32))
-SIDES = ("one", "ten", "peer", "check")
+SIDES = ("make", "one", "ten", "cli", "peer", "check")
+CHECKPOINT = Path("checkpoints", "step-00000000", "model.safetensors")
+
+COMMAND = """
+import sys
+from omnisparse.cli import verbs
+verbs.main(sys.argv[1:], standalone_mode=False)
+lines = open("/proc/self/status").read().splitlines()
+print(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+"""
+"""What the ``omnisparse`` script does, and then the peak memory of its process in KiB."""
 
 
-def make_checkpoint(path: Path) -> None:
-    """Save the net and bring it into the page cache."""
+def make_net() -> Any:
+    from omnisparse.models import LasConfig, build_model
+
+    return build_model(LasConfig(**MODEL), input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+
+
+def make_run(run: Path) -> None:
+    """Save the net as a run and bring it into the page cache."""
+    import torch
+
+    from omnisparse import runs
+    from omnisparse.sparsity.supernet import find_prunable
+    from omnisparse.training.checkpoint import save_checkpoint
+
     torch.manual_seed(0)
-    net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
-    save_file(net.state_dict(), path)
-    path.read_bytes()
+    net = make_net()
+    run.mkdir(parents=True)
+    save_checkpoint(run / "checkpoints", step=0, tensors={"model": net.state_dict()}, state={})
+    model = {**MODEL, "input_dim": INPUT_DIM, "vocab_size": VOCAB_SIZE}
+    description = runs.RunDescription(
+        model=model,
+        features={},
+        prunable=find_prunable(net),
+        parameters=[name for name, _ in net.named_parameters()],
+        method="none",
+    )
+    runs.write_description(run, description)
+    (run / "tokenizer.model").write_bytes(b"")
+    (run / "tokens.txt").write_text("")
+    (run / CHECKPOINT).read_bytes()
 
 
-def prunable_names() -> list[str]:
-    with torch.device("meta"):
-        net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
-    return find_prunable(net)
+def extract_many(run: Path, out: Path, sizes: tuple[str, ...]) -> None:
+    """Open the checkpoint and write an artifact of every size in one walk."""
+    from omnisparse import runs
+    from omnisparse.artifact import Contents, Extraction, write_extractions
+    from omnisparse.sparsity.budget import Budget
+    from omnisparse.sparsity.space import SubnetSpec
 
-
-def extract(checkpoint: Path, out: Path, sizes: tuple[str, ...], precision: str = "fp32") -> None:
-    """Open the checkpoint and write an artifact of every size."""
-    state = MappedState(checkpoint)
-    prunable = prunable_names()
-    budget = Budget({name: tensor.shape for name, tensor in state.items()}, prunable)
+    description = runs.read_description(run)
+    state, _ = runs.newest_weights(run)
+    budget = Budget({name: array.shape for name, array in state.items()}, description.prunable)
     contents = Contents(
-        model={**asdict(CONFIG), "input_dim": INPUT_DIM, "vocab_size": VOCAB_SIZE},
+        model=description.model,
         tokenizer=b"",
         tokens_txt="",
         features={},
         dense_parameters=budget.dense_parameters,
-        prunable=prunable,
+        prunable=description.prunable,
         source={},
-        precision=precision,
     )
     extractions = []
     for size in sizes:
@@ -100,11 +121,18 @@ def extract(checkpoint: Path, out: Path, sizes: tuple[str, ...], precision: str 
     write_extractions(state, extractions)
 
 
-def prune_with_torch(checkpoint: Path, out: Path, size: str) -> None:
+def prune_with_torch(run: Path, out: Path, size: str) -> None:
     """The peer: the same net, as many weights kept, ranked over all matrices together."""
-    net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
-    net.load_state_dict(load_file(checkpoint))
-    prunable = prunable_names()
+    import torch
+    from safetensors.torch import load_file
+    from torch.nn.utils import prune
+
+    from omnisparse import runs
+    from omnisparse.sparsity.budget import Budget
+
+    net = make_net()
+    net.load_state_dict(load_file(run / CHECKPOINT))
+    prunable = runs.read_description(run).prunable
     budget = Budget.of(net, prunable)
     amount = budget.prunable_parameters - budget.solve(size)
     targets = []
@@ -129,16 +157,16 @@ def peak_bytes() -> int:
     return 0
 
 
-def measure(run: Callable[[], None], repeats: int) -> dict[str, Any]:
-    """Seconds of every repeat, and peak memory after the first."""
+def measure(run: Callable[[], int | None], repeats: int) -> dict[str, Any]:
+    """Seconds of every repeat, and peak memory after the first (or as it says itself)."""
     before = peak_bytes()
     seconds, cpu, peak = [], [], 0
     for _ in range(repeats):
-        started, used = time.perf_counter(), time.process_time()
-        run()
+        started, used = time.perf_counter(), sum(os.times()[:4])
+        own_peak = run()
         seconds.append(time.perf_counter() - started)
-        cpu.append(time.process_time() - used)
-        peak = peak or peak_bytes()
+        cpu.append(sum(os.times()[:4]) - used)
+        peak = peak or own_peak or peak_bytes()
     return {
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
@@ -149,8 +177,10 @@ def measure(run: Callable[[], None], repeats: int) -> dict[str, Any]:
     }
 
 
-def logits(net: nn.Module, state: dict[str, Tensor]) -> Tensor:
+def logits(net: Any, state: dict[str, Tensor]) -> Tensor:
     """Log posteriors of a fixed batch with these weights."""
+    import torch
+
     net.load_state_dict(state)
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, 40, INPUT_DIM, generator=generator)
@@ -161,24 +191,30 @@ def logits(net: nn.Module, state: dict[str, Tensor]) -> Tensor:
     return posteriors
 
 
-def check(checkpoint: Path, out: Path, size: str) -> dict[str, Any]:
+def check(run: Path, out: Path, size: str) -> dict[str, Any]:
     """Counts, bytes and logits of what was written."""
+    from safetensors.torch import load_file
+
+    from omnisparse import runs, runs_extract
+    from omnisparse.artifact import inspect_artifact, read_artifact
+    from omnisparse.artifact.tensorfile import TensorFile
+    from omnisparse.sparsity.budget import Budget
     from omnisparse.sparsity.masks import apply_mask, mask_from_count
 
-    dense = load_file(checkpoint)
-    prunable = prunable_names()
+    dense = load_file(run / CHECKPOINT)
+    prunable = runs.read_description(run).prunable
     budget = Budget({name: tensor.shape for name, tensor in dense.items()}, prunable)
     kept = budget.allocate_uniform(budget.solve(size))
     squashed = {
         name: apply_mask(tensor, mask_from_count(tensor, kept[name])) if name in kept else tensor
         for name, tensor in dense.items()
     }
-    net = build_model(CONFIG, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+    net = make_net()
     expected = logits(net, squashed)
     result: dict[str, Any] = {}
     for precision, value_bytes in (("fp32", 4), ("fp16", 2), ("int8", 1)):
-        extract(checkpoint, out / precision, (size,), precision)
-        folder = out / precision / size
+        folder = out / precision
+        runs_extract.extract(run, size=size, out=folder, precision=precision)
         report = inspect_artifact(folder)
         formula = sum(budget.numel[n] / 8 + kept[n] * value_bytes for n in prunable)
         formula += sum(
@@ -203,13 +239,36 @@ def check(checkpoint: Path, out: Path, size: str) -> dict[str, Any]:
     return result
 
 
-def run_side(side: str, checkpoint: Path, out: Path, size: str, repeats: int) -> dict[str, Any]:
+def run_side(side: str, folder: Path, size: str, repeats: int, threads: int) -> dict[str, Any]:
+    run, out = folder / "run", folder / side
+    if side in ("make", "peer", "check"):
+        import torch
+
+        torch.set_num_threads(threads)
+    if side == "make":
+        make_run(run)
+        return {"bytes": (run / CHECKPOINT).stat().st_size, "torch": torch.__version__}
     if side == "check":
-        return check(checkpoint, out, size)
+        return check(run, out, size)
     if side == "peer":
-        return measure(lambda: prune_with_torch(checkpoint, out, size), repeats)
-    sizes = (size,) if side == "one" else TEN_SIZES
-    return measure(lambda: extract(checkpoint, out, sizes), repeats)
+        return measure(lambda: prune_with_torch(run, out, size), repeats)
+    if side == "cli":
+        options = ["extract", "--run", str(run), "--size", size, "--out", str(out), "--json"]
+        command = [sys.executable, "-c", COMMAND, *options]
+
+        def whole_command() -> int:
+            finished = subprocess.run(command, check=True, capture_output=True, text=True)
+            return int(finished.stdout.splitlines()[-1]) * 1024
+
+        return measure(whole_command, repeats)
+    from omnisparse import runs_extract
+
+    def one_size() -> None:
+        runs_extract.extract(run, size=size, out=out)
+
+    if side == "one":
+        return measure(one_size, repeats)
+    return measure(lambda: extract_many(run, out, TEN_SIZES), repeats)
 
 
 def main() -> None:
@@ -222,13 +281,10 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if arguments.side:
         repeats = arguments.peer_repeats if arguments.side == "peer" else arguments.repeats
-        folder = arguments.folder
-        checkpoint = folder / "checkpoint.safetensors"
         result = run_side(
-            arguments.side, checkpoint, folder / arguments.side, arguments.size, repeats
+            arguments.side, arguments.folder, arguments.size, repeats, arguments.threads
         )
         print(json.dumps(result))
         return
@@ -237,12 +293,7 @@ def main() -> None:
 
 
 def report(arguments: argparse.Namespace, folder: Path) -> None:
-    checkpoint = folder / "checkpoint.safetensors"
-    make_checkpoint(checkpoint)
-    results: dict[str, Any] = {
-        "checkpoint_bytes": checkpoint.stat().st_size,
-        "torch": torch.__version__,
-    }
+    results: dict[str, Any] = {}
     for side in SIDES:
         command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
         for name in ("size", "repeats", "peer_repeats", "threads"):
@@ -254,15 +305,15 @@ def report(arguments: argparse.Namespace, folder: Path) -> None:
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
-    total = results["checkpoint_bytes"]
+    total = results["make"]["bytes"]
     print("| side | median s | fastest | slowest | CPU s | peak / checkpoint | of it imports |")
     print("|---|---|---|---|---|---|---|")
-    for side in SIDES[:3]:
+    for side in SIDES[1:-1]:
         row = results[side]
+        imported = "" if side == "cli" else f"{row['imported_bytes'] / total:.2f}"
         print(
             f"| {side} | {row['seconds']:.2f} | {row['fastest']:.2f} | {row['slowest']:.2f} "
-            f"| {row['cpu_seconds']:.2f} | {row['peak_bytes'] / total:.2f} "
-            f"| {row['imported_bytes'] / total:.2f} |"
+            f"| {row['cpu_seconds']:.2f} | {row['peak_bytes'] / total:.2f} | {imported} |"
         )
     print(
         f"\npeer / one: {results['peer_over_one']:.1f}; ten / one: {results['ten_over_one']:.2f}\n"

@@ -1,4 +1,7 @@
-"""Packed model files: written atomically, sized exactly, read with suspicion."""
+"""Packed model files: written atomically, sized exactly, read with suspicion.
+
+Nothing here loads torch until a caller asks for tensors: extraction works on numpy arrays.
+"""
 
 from omnisparse.artifact.artifact import ArtifactInfo, planned_bytes, write_artifact
 from omnisparse.artifact.card import update_card
@@ -7,9 +10,17 @@ from omnisparse.artifact.extraction import Extraction, write_extractions
 from omnisparse.artifact.inspection import inspect_artifact
 from omnisparse.artifact.mapped import MappedState
 from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_range, read_nested
+from omnisparse.artifact.nested_inspection import (
+    band_sizes,
+    band_summary,
+    inspect_nested,
+    is_nested,
+)
 from omnisparse.artifact.nested_writer import NestedInfo, write_nested
 from omnisparse.artifact.precision import VALUE_BITS, parse_precision
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact, read_config
+from omnisparse.artifact.stored import StoredTensor, report_of
+from omnisparse.artifact.tensors import as_array, as_tensor
 
 __all__ = [
     "VALUE_BITS",
@@ -20,16 +31,24 @@ __all__ = [
     "MappedState",
     "NestedFile",
     "NestedInfo",
+    "StoredTensor",
+    "as_array",
+    "as_tensor",
+    "band_sizes",
+    "band_summary",
     "grow",
     "grow_from",
     "inspect_artifact",
+    "inspect_nested",
     "is_artifact",
+    "is_nested",
     "missing_range",
     "parse_precision",
     "planned_bytes",
     "read_artifact",
     "read_config",
     "read_nested",
+    "report_of",
     "update_card",
     "write_artifact",
     "write_extractions",

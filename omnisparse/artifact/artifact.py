@@ -12,15 +12,13 @@ bit-masks without blocks in fp32, fp16 or bf16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from itertools import repeat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from omnisparse.artifact import atomic
 from omnisparse.artifact.bitmask import Block
@@ -34,20 +32,23 @@ from omnisparse.artifact.contents import (
     Contents,
     Spec,
 )
-from omnisparse.artifact.layout import CountError, TensorPlan, count_kept, encode
+from omnisparse.artifact.packing import CountError, TensorPacker, count_kept
 from omnisparse.artifact.reading import Artifact, file_digest, is_artifact, read_artifact
-from omnisparse.artifact.tensorfile import TensorFileWriter
+from omnisparse.artifact.stored import StoredTensor
+from omnisparse.artifact.tensorfile import Array, TensorFileWriter
+from omnisparse.artifact.tensors import as_array
+from omnisparse.sparsity.report import SizeReport
+from omnisparse.sparsity.selection import Rows, kept_rows
 
-MAX_THREADS = 4
-"""Artifacts of one walk that are packed at the same time."""
+PACKING_THREADS = 2
+"""Tensors that are packed at the same time, and so in memory."""
 
-Walk = Iterable[tuple[str, Tensor, Sequence[Tensor] | None]]
-"""Tensors by name, with masks for a number of artifacts."""
+FINISHING_THREADS = 8
+"""Files that are hashed or brought to the disk at the same time, which is mostly waiting."""
 
 __all__ = [
     "Artifact",
     "ArtifactInfo",
-    "Walk",
     "is_artifact",
     "planned_bytes",
     "read_artifact",
@@ -58,20 +59,52 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """What was written. ``sparsity`` is the share of the prunable weights that is zero."""
+    """What was written, as the files hold it.
+
+    A weight that is exactly zero is not stored by a bit-mask and never counts as non-zero, whether
+    it was asked to be kept or not.
+
+    Attributes:
+        path: The directory.
+        bytes: All files but the card.
+        report: Counts of the whole net.
+        layers: What each tensor holds, buffers aside.
+    """
 
     path: Path
-    parameters: int
-    nonzero: int
-    sparsity: float
     bytes: int
+    report: SizeReport
+    layers: tuple[StoredTensor, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense net."""
+        return self.report.dense_parameters
+
+    @property
+    def nonzero(self) -> int:
+        """Non-zero prunable weights plus every parameter that is never pruned."""
+        return self.report.nonzero
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is zero."""
+        return self.report.sparsity
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON view."""
-        return {**asdict(self), "path": str(self.path)}
+        """JSON view; ``layers`` are those that :func:`inspect_artifact` recounts."""
+        return {
+            "path": str(self.path),
+            "parameters": self.parameters,
+            "nonzero": self.nonzero,
+            "sparsity": self.sparsity,
+            "bytes": self.bytes,
+            **self.report.summary(),
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
 
 
-def planned_bytes(state: Mapping[str, Tensor], num_kept: Mapping[str, int], **contents: Any) -> int:
+def planned_bytes(state: Mapping[str, Any], num_kept: Mapping[str, int], **contents: Any) -> int:
     """Exact bytes of the artifact that :func:`write_artifact` would write, from no weight.
 
     Args:
@@ -91,7 +124,7 @@ def planned_bytes(state: Mapping[str, Tensor], num_kept: Mapping[str, int], **co
 def write_artifact(
     out: Path,
     *,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Any],
     model: Mapping[str, Any],
     tokenizer: bytes,
     tokens_txt: str,
@@ -111,8 +144,9 @@ def write_artifact(
 
     Args:
         out: The directory. An existing artifact there is replaced; anything else there is an error.
-        state: The dense state dict, pruned weights exactly 0. Read one tensor at a time, so a
-            mapping that makes its tensors on demand keeps memory small.
+        state: The dense state dict, pruned weights exactly 0: tensors, or arrays (uint16: bits of
+            bfloat16). Two are asked for at a time, by two threads, so a mapping that makes its
+            tensors on demand keeps memory small.
         model: Configuration of the model (``kind``, its fields, ``input_dim``, ``vocab_size``), as
             JSON.
         tokenizer: The bytes of ``tokenizer.model``.
@@ -157,65 +191,78 @@ def write_artifact(
     )
     if num_kept is not None:
         try:
-            return write_plans([(Path(out), contents.plan(state, num_kept))], _walk(state))[0]
+            return write_plans([(Path(out), contents.plan(state, num_kept))], state)[0]
         except CountError:
             pass  # a kept weight happens to be zero: count again
     counts = {fqn: count_kept(state[fqn], block) for fqn in prunable if fqn in state}
-    return write_plans([(Path(out), contents.plan(state, counts))], _walk(state))[0]
+    return write_plans([(Path(out), contents.plan(state, counts))], state)[0]
 
 
-def _walk(state: Mapping[str, Tensor]) -> Walk:
-    return ((fqn, tensor, None) for fqn, tensor in state.items())
-
-
-def write_plans(jobs: Sequence[tuple[Path, ArtifactPlan]], walk: Walk) -> list[ArtifactInfo]:
+def write_plans(
+    jobs: Sequence[tuple[Path, ArtifactPlan]],
+    state: Mapping[str, Any],
+    select: Callable[[str, Array], Iterable[Rows]] | None = None,
+) -> list[ArtifactInfo]:
     """Write one or many artifacts in one walk over the weights.
 
     Args:
         jobs: Where, and what is planned.
-        walk: Every tensor of the state, with a mask for each job, or None where the tensor is to be
-            stored as it is.
+        state: Arrays or tensors by name; each is asked for once.
+        select: Given name and array, what the jobs keep of it, in their order; everything by
+            default.
 
     Raises:
         ValueError: If a weight cannot be stored.
         CountError: If a tensor does not have the planned number of non-zeros.
         OmnisparseError: If a place is taken by something else, or the disk refuses.
     """
+    plans = [{tensor.fqn: tensor for tensor in plan.tensors} for _, plan in jobs]
+    sizes = {fqn: math.prod(tensor.shape) for fqn, tensor in plans[0].items()}
     with ExitStack() as stack:
         folders = [
             stack.enter_context(atomic.replaced_directory(out, is_artifact)) for out, _ in jobs
         ]
-        plans = [{tensor.fqn: tensor for tensor in plan.tensors} for _, plan in jobs]
         writers = [
             stack.enter_context(
                 TensorFileWriter(
-                    folder / WEIGHTS, [field for tensor in plan.tensors for field in tensor.fields]
+                    folder / WEIGHTS,
+                    [field for tensor in plan.tensors for field in tensor.fields],
+                    plan.header_bytes,
                 )
             )
             for folder, (_, plan) in zip(folders, jobs, strict=True)
         ]
-        # Packing, writing, hashing and waiting for the disk hold no interpreter lock.
-        pool = stack.enter_context(ThreadPoolExecutor(min(len(jobs), MAX_THREADS)))
-        for fqn, tensor, masks in walk:
-            chosen = [plan[fqn] for plan in plans]
-            list(pool.map(_store, writers, chosen, repeat(tensor), masks or repeat(None)))
-        return list(pool.map(_finish, jobs, folders, writers))
+
+        def pack(fqn: str) -> None:
+            packers = [
+                TensorPacker(plan[fqn], writer) for plan, writer in zip(plans, writers, strict=True)
+            ]
+            array = as_array(state[fqn])
+            for rows in kept_rows(array) if select is None else select(fqn, array):
+                for index, packer in enumerate(packers):
+                    packer.add(rows, index)
+            for packer in packers:
+                packer.finish()
+
+        # Ranking, packing, writing, hashing and waiting for the disk hold no interpreter lock.
+        # The largest first, so that both threads end together.
+        with ThreadPoolExecutor(PACKING_THREADS) as pool:
+            list(pool.map(pack, sorted(sizes, key=lambda fqn: -sizes[fqn])))
+        with ThreadPoolExecutor(FINISHING_THREADS) as pool:
+            synced = [pool.submit(writer.finish) for writer in writers]
+            digests = [pool.submit(file_digest, folder / WEIGHTS) for folder in folders]
+            for future in synced:
+                future.result()
+            return list(pool.map(_finish, jobs, folders, [digest.result() for digest in digests]))
 
 
-def _store(writer: TensorFileWriter, plan: TensorPlan, tensor: Tensor, mask: Tensor | None) -> None:
-    for key, array in encode(plan, tensor, mask):
-        writer.write(key, array)
-
-
-def _finish(job: tuple[Path, ArtifactPlan], folder: Path, writer: TensorFileWriter) -> ArtifactInfo:
+def _finish(job: tuple[Path, ArtifactPlan], folder: Path, digest: str) -> ArtifactInfo:
     out, plan = job
-    writer.finish()
-    atomic.write_synced(folder / CONFIG, plan.config(file_digest(folder / WEIGHTS)))
+    atomic.write_synced(folder / CONFIG, plan.config(digest))
     atomic.write_synced(folder / TOKENIZER, plan.contents.tokenizer)
     atomic.write_synced(folder / TOKENS, plan.tokens)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    card = render_card(
-        plan.block(), parameters=plan.parameters, nonzero=plan.nonzero, size_bytes=size
-    )
+    report = plan.report()
+    card = render_card(plan.block(), report, size_bytes=size)
     atomic.write_synced(folder / "README.md", card.encode())
-    return ArtifactInfo(out, plan.parameters, plan.nonzero, plan.sparsity, size)
+    return ArtifactInfo(out, size, report, tuple(plan.layers()))

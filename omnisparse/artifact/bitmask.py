@@ -60,45 +60,13 @@ def _row_chunks(rows: int, columns: int) -> range:
     return range(0, rows, max(1, CHUNK_WEIGHTS // max(1, columns)))
 
 
-def pack_rows(
-    weight: FloatArray, num_nonzero: int, mask: npt.NDArray[np.bool_] | None = None
-) -> tuple[Bits, npt.NDArray[np.int64], FloatArray]:
-    """Mask bits, row counts and kept values of a matrix.
-
-    Args:
-        weight: [R, C] float32, finite.
-        num_nonzero: How many weights are expected to be non-zero. Where the row counts add up to
-            another number, the values are not to be used.
-        mask: [R, C], which weights to keep; None for those that are not zero.
-
-    Returns:
-        bits [R, ceil(C/8)], counts [R], values [num_nonzero].
-
-    Raises:
-        ValueError: If a kept weight is not finite.
-    """
-    rows, columns = weight.shape
-    bits = np.empty((rows, -(-columns // 8)), np.uint8)
-    values = np.empty(num_nonzero, np.float32)
-    at = 0
-    steps = _row_chunks(rows, columns)
-    for start in steps:
-        chunk = weight[start : start + steps.step]
-        kept = chunk != 0 if mask is None else mask[start : start + steps.step]
-        bits[start : start + steps.step] = np.packbits(kept, axis=1, bitorder="little")
-        # Indices, then take: several times faster than indexing by a mask.
-        places = np.flatnonzero(kept)
-        end = at + places.size
-        if end <= num_nonzero:
-            np.take(chunk.reshape(-1), places, out=values[at:end], mode="clip")
-        at = end
-    if not np.isfinite(values[:at]).all():
-        raise ValueError("a weight is not finite")
-    return bits, count_bits(bits), values
+def pack_mask(mask: npt.NDArray[np.bool_]) -> Bits:
+    """Mask bits of rows: [R, C] bool to [R, ceil(C/8)] uint8."""
+    return np.packbits(mask, axis=1, bitorder="little")
 
 
 def unpack_rows(bits: Bits, values: FloatArray, shape: tuple[int, int]) -> FloatArray:
-    """The dense matrix of :func:`pack_rows`.
+    """The dense matrix of :func:`pack_mask` and the kept values in row-major order.
 
     Raises:
         FormatError: If the bits do not match the shape or the number of values, or a pad bit is

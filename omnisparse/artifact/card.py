@@ -10,8 +10,10 @@ from typing import Any
 
 from omnisparse.artifact.atomic import replaced_file, write_synced
 from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
+from omnisparse.artifact.inspection import recount
 from omnisparse.artifact.reading import read_config
 from omnisparse.errors import FormatError, OmnisparseError
+from omnisparse.sparsity.report import SizeReport
 
 CARD = "README.md"
 _WER_ROW = re.compile(
@@ -44,25 +46,23 @@ def update_card(artifact: Path, name: str, wer: Mapping[str, float]) -> None:
     known = ours.get("wer") if isinstance(ours.get("wer"), dict) else {}
     known = {**(known or {}), **_rates_of(old or "")}
     try:
-        if old not in {None, _render(artifact, ours, known)}:
+        report = recount(artifact)
+        if old not in {None, _render(artifact, ours, report, known)}:
             raise OmnisparseError(
                 f"{path}: it was edited by hand, which a new card would lose; move it away first"
             )
-        text = _render(artifact, ours, {**known, _plain_name(name): dict(wer)})
+        text = _render(artifact, ours, report, {**known, _plain_name(name): dict(wer)})
     except (KeyError, TypeError, IndexError) as error:
         raise FormatError(f"{artifact}: config.json lacks what a card tells ({error})") from error
     with replaced_file(path) as partial:
         write_synced(partial, text.encode())
 
 
-def _render(artifact: Path, ours: Mapping[str, Any], wer: Mapping[str, Any]) -> str:
-    files = (CONFIG, WEIGHTS, TOKENIZER, TOKENS)
-    return render_card(
-        {**ours, "wer": wer},
-        parameters=ours["dense_parameters"],
-        nonzero=ours["num_nonzero"],
-        size_bytes=sum((artifact / file).stat().st_size for file in files),
-    )
+def _render(
+    artifact: Path, ours: Mapping[str, Any], report: SizeReport, wer: Mapping[str, Any]
+) -> str:
+    size = sum((artifact / file).stat().st_size for file in (CONFIG, WEIGHTS, TOKENIZER, TOKENS))
+    return render_card({**ours, "wer": wer}, report, size_bytes=size)
 
 
 def _plain_name(name: str) -> str:
@@ -117,15 +117,15 @@ def _metric_lines(wer: Mapping[str, Any], kind: str) -> list[str]:
     return lines if len(lines) > 3 else []
 
 
-def render_card(block: Mapping[str, Any], *, parameters: int, nonzero: int, size_bytes: int) -> str:
+def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int) -> str:
     """The text of the card.
 
     Args:
         block: The ``omnisparse`` block of ``config.json``.
-        parameters: Parameters of the dense net.
-        nonzero: Stored weights.
+        report: Counts of the net.
         size_bytes: Bytes of the artifact's files, this card not counted.
     """
+    largest = report.largest_layer
     kind = str(block["model"].get("kind", "speech"))
     wer = block.get("wer") or {}
     front = [
@@ -142,8 +142,10 @@ def render_card(block: Mapping[str, Any], *, parameters: int, nonzero: int, size
     ]
     rows = [
         ("model", kind),
-        ("non-zero parameters", f"{nonzero:,}"),
-        ("dense parameters", f"{parameters:,}"),
+        ("non-zero parameters", f"{report.nonzero:,}"),
+        ("with masks, in parameters' worth", f"{report.nonzero_with_mask:,.0f}"),
+        ("dense parameters", f"{report.dense_parameters:,}"),
+        ("largest layer", f"{largest.layer}: {largest.nonzero:,} non-zero"),
         ("bytes", f"{size_bytes:,}"),
         ("precision", str(block["precision"])),
         ("layout", f"{block['format']}, blocks {block['block'][0]}x{block['block'][1]}"),

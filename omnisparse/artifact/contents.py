@@ -1,4 +1,10 @@
-"""Everything of an artifact but its weights: a plan that knows the size of every file."""
+"""Everything of an artifact but its weights: a plan that knows the size of every file.
+
+The header of ``model.safetensors`` and ``config.json`` are padded with spaces to the longest that
+they can be for this net, precision, block and format. So an artifact is as large as the data of its
+tensors, up to a constant, and never shrinks when a matrix keeps more: the largest model that fits a
+number of bytes is found by bisection.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from omnisparse.artifact.bitmask import Block, check_block
-from omnisparse.artifact.layout import FORMATS, Format, Kept, TensorPlan, plan_tensor
-from omnisparse.artifact.precision import parse_precision
-from omnisparse.artifact.tensorfile import plan_layout
+from omnisparse.artifact.layout import (
+    FORMATS,
+    Format,
+    Kept,
+    TensorPlan,
+    candidate_plans,
+    plan_tensor,
+)
+from omnisparse.artifact.precision import VALUE_BITS, parse_precision
+from omnisparse.artifact.stored import StoredTensor, mask_bits, report_of
+from omnisparse.artifact.tensorfile import longest_header, plan_layout
+from omnisparse.sparsity.report import SizeReport
 from omnisparse.version import __version__
 
 FORMAT_VERSION = 1
@@ -23,6 +36,8 @@ TOKENIZER = "tokenizer.model"
 TOKENS = "tokens.txt"
 CONFIG = "config.json"
 NO_DIGEST = "0" * 64
+WIDEST_FLOAT = -2.2250738585072014e-308
+"""No number of a description is longer in JSON."""
 
 
 class Spec(Protocol):
@@ -57,11 +72,11 @@ class Contents:
         if self.format not in FORMATS:
             raise ValueError(f"format {self.format!r} is not one of {', '.join(FORMATS)}")
 
-    def plan(self, state: Mapping[str, Tensor], num_kept: Mapping[str, int | Kept]) -> ArtifactPlan:
+    def plan(self, state: Mapping[str, Any], num_kept: Mapping[str, int | Kept]) -> ArtifactPlan:
         """The plan of all files.
 
         Args:
-            state: Names, shapes and dtypes; no weight is looked at.
+            state: Arrays or tensors; names, shapes and dtypes count, no weight is looked at.
             num_kept: Kept weights of every prunable tensor; a number where blocks hold no zeros.
 
         Raises:
@@ -79,18 +94,19 @@ class Contents:
             fqn: Kept(count, count) if isinstance(count, int) else count
             for fqn, count in num_kept.items()
         }
-        tensors = tuple(
-            plan_tensor(
-                fqn,
-                tensor,
-                num_kept=kept.get(fqn),
-                precision=precision,
-                block=self.block,
-                format=format_,
-            )
-            for fqn, tensor in state.items()
-        )
-        plan = ArtifactPlan(self, tensors)
+        options: dict[str, Any] = {
+            "precision": precision,
+            "block": self.block,
+            "format": format_,
+        }
+        tensors, choices = [], []
+        for fqn, tensor in state.items():
+            count, numel = kept.get(fqn), math.prod(tensor.shape)
+            tensors.append(plan_tensor(fqn, tensor, num_kept=count, **options))
+            whole = None if count is None else Kept(numel, numel)
+            longest = candidate_plans(fqn, tensor, num_kept=whole, **options)
+            choices.append([candidate.fields for candidate in longest])
+        plan = ArtifactPlan(self, tuple(tensors), longest_header(choices))
         if plan.parameters != self.dense_parameters:
             raise ValueError(
                 f"dense_parameters is {self.dense_parameters}, but the state holds "
@@ -105,32 +121,45 @@ class ArtifactPlan:
 
     contents: Contents
     tensors: tuple[TensorPlan, ...]
+    header_bytes: int
+    """Of ``model.safetensors``, whatever the counts."""
 
     @property
     def tokens(self) -> bytes:
         """The bytes of ``tokens.txt``."""
         return self.contents.tokens_txt.encode()
 
-    def _counted(self) -> list[TensorPlan]:
+    def layers(self) -> list[StoredTensor]:
+        """What each tensor holds, buffers aside."""
         buffers = set(self.contents.buffers)
-        return [plan for plan in self.tensors if plan.fqn not in buffers]
+        return [
+            StoredTensor(
+                name=plan.fqn,
+                shape=plan.shape,
+                nonzero=plan.num_nonzero,
+                bytes=plan.num_bytes,
+                dtype=plan.dtype,
+                packing=plan.packing,
+                mask_bits=mask_bits(plan.packing, plan.shape, plan.block),
+                prunable=plan.prunable,
+            )
+            for plan in self.tensors
+            if plan.fqn not in buffers
+        ]
+
+    def report(self) -> SizeReport:
+        """Both counts, and the largest layer."""
+        return report_of(self.layers(), VALUE_BITS[parse_precision(self.contents.precision)])
 
     @property
     def parameters(self) -> int:
         """Parameters of the dense net."""
-        return sum(math.prod(plan.shape) for plan in self._counted())
+        return sum(layer.parameters for layer in self.layers())
 
     @property
     def nonzero(self) -> int:
-        """Kept prunable weights plus everything that is never pruned."""
-        return sum(plan.num_nonzero for plan in self._counted())
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the prunable weights that is zero."""
-        names = set(self.contents.prunable)
-        prunable = sum(math.prod(plan.shape) for plan in self.tensors if plan.fqn in names)
-        return (self.parameters - self.nonzero) / prunable if prunable else 0.0
+        """Non-zero prunable weights plus everything that is never pruned."""
+        return sum(layer.nonzero for layer in self.layers())
 
     def block(self) -> dict[str, Any]:
         """Our block of ``config.json``, checksums and counts aside."""
@@ -156,10 +185,15 @@ class ArtifactPlan:
 
     def weights_bytes(self) -> int:
         """Bytes of ``model.safetensors``."""
-        return plan_layout(field for plan in self.tensors for field in plan.fields).size_bytes
+        fields = (field for plan in self.tensors for field in plan.fields)
+        return plan_layout(fields, self.header_bytes).size_bytes
 
     def config(self, weights_digest: str = NO_DIGEST) -> bytes:
-        """The bytes of ``config.json``; their number does not depend on the digest."""
+        """The bytes of ``config.json``; their number depends neither on the digest nor on counts.
+
+        Raises:
+            ValueError: If a description is not JSON.
+        """
         ours = {
             **self.block(),
             "num_nonzero": self.nonzero,
@@ -170,35 +204,59 @@ class ArtifactPlan:
             },
             "config_sha256": NO_DIGEST,
         }
-        whole: dict[str, Any] = {"omnisparse": ours}
-        if self._is_interoperable():
-            whole = {"quantization_config": self._quantization(), **whole}
-        text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
+        widest = {**ours, "num_nonzero": self.parameters, "subnet": _widest(ours["subnet"])}
+        room = len(_render(widest, WIDEST_FLOAT if self._may_interoperate() else None))
+        sparsity = 1 - self.nonzero / self.parameters if self._is_interoperable() else None
+        text = _render(ours, sparsity).ljust(room) + "\n"
         digest = hashlib.sha256(text.encode()).hexdigest()
         head, tail = text.rsplit(NO_DIGEST, 1)
         return f"{head}{digest}{tail}".encode()
+
+    def _may_interoperate(self) -> bool:
+        """Whether some counts of this net could be read by compressed-tensors."""
+        return self.contents.format == "bitmask" and self.contents.precision != "int8"
 
     def _is_interoperable(self) -> bool:
         return any(plan.packing == "bitmask" for plan in self.tensors) and not any(
             plan.packing == "block" or plan.precision == "int8" for plan in self.tensors
         )
 
-    def _quantization(self) -> dict[str, Any]:
-        return {
-            "quant_method": "compressed-tensors",
-            "version": "0.14.0.1",
-            "sparsity_config": {
-                "format": "sparse-bitmask",
-                "global_sparsity": 1 - self.nonzero / self.parameters,
-                "sparsity_structure": "unstructured",
-                "targets": None,
-                "ignore": None,
-                "registry_requires_subclass": False,
-            },
-            "transform_config": {},
-        }
-
     def size_bytes(self) -> int:
         """Bytes of the artifact: all files but the card."""
         tokenizer = len(self.contents.tokenizer) + len(self.tokens)
         return self.weights_bytes() + len(self.config()) + tokenizer
+
+
+def _render(ours: Mapping[str, Any], global_sparsity: float | None) -> str:
+    """``config.json`` without its end; with a sparsity, as compressed-tensors wants it."""
+    whole: dict[str, Any] = {"omnisparse": ours}
+    if global_sparsity is not None:
+        whole = {"quantization_config": _quantization(global_sparsity), **whole}
+    return json.dumps(whole, indent=1, allow_nan=False)
+
+
+def _quantization(global_sparsity: float) -> dict[str, Any]:
+    return {
+        "quant_method": "compressed-tensors",
+        "version": "0.14.0.1",
+        "sparsity_config": {
+            "format": "sparse-bitmask",
+            "global_sparsity": global_sparsity,
+            "sparsity_structure": "unstructured",
+            "targets": None,
+            "ignore": None,
+            "registry_requires_subclass": False,
+        },
+        "transform_config": {},
+    }
+
+
+def _widest(value: Any) -> Any:
+    """A JSON document with every number replaced by the longest one."""
+    if isinstance(value, Mapping):
+        return {key: _widest(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_widest(item) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return WIDEST_FLOAT
+    return value

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from omnisparse.artifact import bitmask
+from omnisparse.artifact.bitmask import Block
 from omnisparse.artifact.layout import Packing, prefix_of
 from omnisparse.artifact.precision import FLOAT_DTYPES, FloatArray, restore_values
 from omnisparse.artifact.tensorfile import Array, Field, TensorFile
@@ -19,13 +18,17 @@ from omnisparse.errors import FormatError
 
 @dataclass(frozen=True)
 class Decoded:
-    """One tensor read back: ``packing``, the stored ``dtype`` tag, and the bytes of its fields."""
+    """One tensor read back: ``packing``, the stored ``dtype`` tag, and the bytes of its fields.
+
+    ``block`` is that of its mask, (1, 1) for a mask bit per weight and where there is no mask.
+    """
 
     fqn: str
-    tensor: Tensor
+    array: Array
     packing: Packing
     dtype: str
     num_bytes: int
+    block: Block = (1, 1)
 
 
 def keys_of(fqn: str, fields: Mapping[str, Field]) -> list[str]:
@@ -71,14 +74,25 @@ def decode(file: TensorFile, fqn: str) -> Decoded:
     try:
         if keys[0] == fqn:
             field = file.fields[fqn]
-            tensor = _decode_dense(file, field, scale)
-            return Decoded(fqn, tensor, "dense", field.dtype, num_bytes)
+            array = _decode_dense(file, field, scale)
+            return Decoded(fqn, array, "dense", field.dtype, num_bytes)
         field = file.fields[keys[2]]
         packing: Packing = "block" if keys[1].endswith(".block") else "bitmask"
-        array = _decode_packed(file, keys, packing, scale)
+        block = _read_block(file, keys[1]) if packing == "block" else (1, 1)
+        array = _decode_packed(file, keys, block if packing == "block" else None, scale)
     except FormatError as error:
         raise FormatError(f"{fqn}: {error}") from None
-    return Decoded(fqn, torch.from_numpy(array), packing, field.dtype, num_bytes)
+    return Decoded(fqn, array, packing, field.dtype, num_bytes, block)
+
+
+def _read_block(file: TensorFile, key: str) -> Block:
+    field = file.fields[key]
+    if field.dtype != "I64" or field.shape != (2,):
+        raise FormatError("block must be I64 [2]")
+    block = (int(file.array(key)[0]), int(file.array(key)[1]))
+    if min(block) < 1 or max(block) > 16 or math.prod(block) > 16:
+        raise FormatError("block is out of range")
+    return block
 
 
 def _read_scale(file: TensorFile, key: str, rows: int) -> FloatArray:
@@ -97,12 +111,12 @@ def _finite(values: FloatArray) -> FloatArray:
     return values
 
 
-def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Tensor:
+def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Array:
     array = file.array(field.key)
     if field.dtype not in FLOAT_DTYPES and scale is None:
         if field.dtype == "BOOL" and (array.view(np.uint8) > 1).any():
             raise FormatError("a truth value is neither 0 nor 1")
-        return torch.from_numpy(np.array(array))
+        return np.array(array)
     values = np.array(restore_values(array, field.dtype), np.float32)
     if scale is not None:
         if values.ndim < 2:
@@ -110,13 +124,13 @@ def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Tensor:
         scales = _read_scale(file, scale, field.shape[0])
         with np.errstate(over="ignore"):
             values *= scales.reshape(-1, *[1] * (values.ndim - 1))
-    return torch.from_numpy(_finite(values))
+    return _finite(values)
 
 
 def _decode_packed(
-    file: TensorFile, keys: Sequence[str], packing: Packing, scale: str | None
+    file: TensorFile, keys: Sequence[str], block: Block | None, scale: str | None
 ) -> FloatArray:
-    shape_field, second, values_field, mask_field = (file.fields[key] for key in keys[:4])
+    shape_field, _, values_field, mask_field = (file.fields[key] for key in keys[:4])
     if shape_field.dtype != "I64" or shape_field.shape != (2,):
         raise FormatError("shape must be I64 [2]")
     rows, columns = (int(size) for size in file.array(keys[0]))
@@ -130,14 +144,9 @@ def _decode_packed(
     bits = file.array(keys[3])
     stored = file.array(keys[2])
     values = _finite(restore_values(stored, values_field.dtype))
-    if packing == "bitmask":
+    if block is None:
         dense = _decode_bitmask(file, keys[1], bits, values, (rows, columns))
     else:
-        if second.dtype != "I64" or second.shape != (2,):
-            raise FormatError("block must be I64 [2]")
-        block = (int(file.array(keys[1])[0]), int(file.array(keys[1])[1]))
-        if min(block) < 1 or max(block) > 16 or math.prod(block) > 16:
-            raise FormatError("block is out of range")
         dense = bitmask.unpack_blocks(bits, values, (rows, columns), block)
     if scale is not None:
         with np.errstate(over="ignore"):

@@ -1,22 +1,27 @@
 """Artifacts of one or many sizes straight from dense weights, in one walk over them.
 
-The weights may be a memory-mapped checkpoint: beyond it, memory is that of its largest matrix. Each
-matrix is ranked once, however many sizes are cut from it, and no masked copy of it is made.
+The weights may be a memory-mapped checkpoint: beyond it, memory is that of its two largest
+matrices. Each matrix is read and ranked once, however many sizes are cut from it, and neither a
+masked copy of it nor a mask is ever made as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from omnisparse.artifact.artifact import ArtifactInfo, Walk, write_plans
+from omnisparse.artifact.artifact import ArtifactInfo, write_plans
 from omnisparse.artifact.contents import Contents
-from omnisparse.artifact.layout import CountError, Kept, count_kept
-from omnisparse.sparsity.masks import apply_mask, masked_tensors
-from omnisparse.sparsity.ranking import Norm
+from omnisparse.artifact.layout import Kept
+from omnisparse.artifact.packing import CountError, count_rows
+from omnisparse.artifact.tensorfile import Array
+from omnisparse.artifact.tensors import as_array
+from omnisparse.sparsity.keys import Norm
+from omnisparse.sparsity.selection import Rows, kept_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +34,18 @@ class Extraction:
 
 
 def write_extractions(
-    state: Mapping[str, Tensor], extractions: Sequence[Extraction], *, norm: Norm = "l1"
+    state: Mapping[str, Any], extractions: Sequence[Extraction], *, norm: Norm = "l1"
 ) -> list[ArtifactInfo]:
     """Extract subnets and write them, each atomically.
 
+    A kept weight may happen to be exactly zero, and blocks may not tile a matrix: then there are
+    fewer non-zero weights than were asked for. Every count in the files and in what is returned is
+    of the weights that are there; only ``Contents.spec`` says what was asked for, which is what
+    gives the same net again.
+
     Args:
-        state: The dense state dict.
-        extractions: What to write; all with the same block.
+        state: The dense state dict: tensors, or arrays (uint16: bits of bfloat16).
+        extractions: What to write; all with the same block, each to a place of its own.
         norm: Score of a block.
 
     Returns:
@@ -48,32 +58,51 @@ def write_extractions(
     blocks = {extraction.contents.block for extraction in extractions}
     if len(blocks) != 1:
         raise ValueError(f"extractions must share one block, got {sorted(blocks)}")
-    block = blocks.pop()
-    requests = [extraction.num_kept for extraction in extractions]
+    _check_places([extraction.out for extraction in extractions])
 
-    def write(walk: Walk, counts: Sequence[Mapping[str, int | Kept]]) -> list[ArtifactInfo]:
-        jobs = [
-            (extraction.out, extraction.contents.plan(state, count))
-            for extraction, count in zip(extractions, counts, strict=True)
-        ]
-        return write_plans(jobs, walk)
+    (block,) = blocks
 
-    def walk() -> Walk:
-        return masked_tensors(state, requests, block, norm)
+    def select(name: str, array: Array, *, drop_zeros: bool = False) -> Iterator[Rows]:
+        counts = [extraction.num_kept.get(name, array.size) for extraction in extractions]
+        return kept_rows(array, counts, block, norm, name, drop_zeros=drop_zeros)
 
     try:
-        return write(walk(), requests)
+        jobs = [(e.out, e.contents.plan(state, e.num_kept)) for e in extractions]
+        return write_plans(jobs, state, select)
     except CountError:
-        # A kept weight happens to be zero, or blocks do not tile a matrix: count what is there.
-        exact: list[dict[str, int | Kept]] = [{} for _ in extractions]
-        for fqn, tensor, masks in walk():
-            for index, extraction in enumerate(extractions):
-                if fqn in extraction.num_kept:
-                    kept = tensor if masks is None else apply_mask(tensor, masks[index])
-                    exact[index][fqn] = count_kept(kept, block)
-        return write(_without_zeros(walk()), exact)
+        pass  # count what is there
+    counts = _count(state, extractions, select)
+    jobs = [
+        (extraction.out, extraction.contents.plan(state, count))
+        for extraction, count in zip(extractions, counts, strict=True)
+    ]
+    return write_plans(jobs, state, partial(select, drop_zeros=True))
 
 
-def _without_zeros(walk: Walk) -> Iterator[tuple[str, Tensor, list[Tensor] | None]]:
-    for fqn, tensor, masks in walk:
-        yield fqn, tensor, None if masks is None else [mask & (tensor != 0) for mask in masks]
+def _check_places(places: Sequence[Path]) -> None:
+    """Refuse two artifacts in one place: the second would replace the first."""
+    taken: set[str] = set()
+    for place in places:
+        real = os.path.realpath(place)
+        if real in taken:
+            raise ValueError(f"out {place} is given twice; legal: a place of its own for each")
+        taken.add(real)
+
+
+def _count(
+    state: Mapping[str, Any],
+    extractions: Sequence[Extraction],
+    select: Callable[[str, Array], Iterator[Rows]],
+) -> list[dict[str, Kept]]:
+    """What each extraction really keeps of every prunable tensor."""
+    found: list[dict[str, Kept]] = [{} for _ in extractions]
+    block = extractions[0].contents.block
+    for fqn in extractions[0].num_kept:
+        array = as_array(state[fqn])
+        for counts in found:
+            counts[fqn] = Kept(0, 0)
+        for rows in select(fqn, array):
+            for index, counts in enumerate(found):
+                here = count_rows(rows, index, block if array.ndim == 2 else (1, 1))
+                counts[fqn] = counts[fqn].plus(here)
+    return found

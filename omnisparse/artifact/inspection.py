@@ -1,19 +1,26 @@
-"""What an artifact really holds, recounted from its bytes."""
+"""What an artifact really holds, recounted from its bytes and compared with what it says."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from omnisparse.artifact.bitmask import Block
 from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
-from omnisparse.artifact.decoding import decode
-from omnisparse.artifact.precision import VALUE_BITS
+from omnisparse.artifact.decoding import Decoded, decode
+from omnisparse.artifact.layout import Kept, plan_tensor
+from omnisparse.artifact.packing import count_kept
+from omnisparse.artifact.precision import VALUE_BITS, VALUE_DTYPES, Precision
 from omnisparse.artifact.reading import check_files, check_names, read_config
+from omnisparse.artifact.stored import StoredTensor, mask_bits, report_of
 from omnisparse.artifact.tensorfile import TensorFile
 from omnisparse.errors import FormatError
-from omnisparse.sparsity.budget import Budget
-from omnisparse.sparsity.ranking import BLOCKS
+from omnisparse.sparsity.report import SizeReport
+
+_PRECISIONS: dict[str, Precision] = {tag: name for name, tag in VALUE_DTYPES.items()}
 
 
 def inspect_artifact(path: Path) -> dict[str, Any]:
@@ -23,12 +30,14 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         path: Artifact directory.
 
     Returns:
-        ``kind`` (``"artifact"``), ``model_kind``, ``precision``, ``format``, ``block``,
-        ``parameters``, ``nonzero``, ``sparsity`` (share of zeros among the prunable weights),
-        ``bytes`` (all files but the card), ``layers`` (a dict per tensor: ``name, shape,
-        parameters, nonzero, sparsity, bytes, dtype, packing``; never-pruned tensors count in full;
-        buffers are not listed), the counts of ``SizeReport.summary`` over the matrices that are
-        packed, and ``problems``: whatever in the files contradicts itself, empty if sound.
+        ``kind`` (``"artifact"``) and ``model_kind``; as found in the tensors: ``precision`` (None
+        where it is mixed), ``format`` (``bitmask`` if any tensor is packed), ``block`` (of the
+        stored masks), ``parameters``, ``nonzero``, ``sparsity`` (share of zeros among the prunable
+        weights), the counts of ``SizeReport.summary`` with the masks that are stored, ``layers``
+        (a dict per tensor: ``name, shape, parameters, nonzero, sparsity, bytes, dtype, packing``;
+        never-pruned tensors count in full; buffers are not listed); ``bytes`` (all files but the
+        card); ``mismatches``, where ``config.json`` says something else than was found, and
+        ``problems``, these and whatever else in the files contradicts itself: empty if sound.
 
     Raises:
         FormatError: If the files cannot be understood at all.
@@ -41,65 +50,171 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         check_names(file, ours)
     except FormatError as error:
         problems.append(str(error))
-    layers: list[dict[str, Any]] = []
-    prunable = set(ours["prunable"])
-    buffers = set(ours["buffers"])
+    found = _Findings(ours)
     for fqn in ours["fqns"]:
         try:
-            decoded = decode(file, fqn)
+            found.add(decode(file, fqn))
         except FormatError as error:
             problems.append(str(error))
-            continue
-        if fqn in buffers:
-            continue
-        parameters = decoded.tensor.numel()
-        nonzero = int(decoded.tensor.count_nonzero()) if fqn in prunable else parameters
-        layers.append(
-            {
-                "name": fqn,
-                "shape": list(decoded.tensor.shape),
-                "parameters": parameters,
-                "nonzero": nonzero,
-                "sparsity": 1 - nonzero / parameters if parameters else 0.0,
-                "bytes": decoded.num_bytes,
-                "dtype": decoded.dtype,
-                "packing": decoded.packing,
-            }
-        )
-    parameters = sum(layer["parameters"] for layer in layers)
-    nonzero = sum(layer["nonzero"] for layer in layers)
-    pruned = sum(layer["parameters"] for layer in layers if layer["name"] in prunable)
-    for key, count in (("dense_parameters", parameters), ("num_nonzero", nonzero)):
-        if ours[key] != count:
-            problems.append(f"{CONFIG}: {key} is {ours[key]}, the files hold {count}")
+    report = report_of(found.layers, VALUE_BITS[found.precision] if found.precision else 32)
+    mismatches = found.mismatches()
     return {
         "kind": "artifact",
         "model_kind": ours["model"].get("kind"),
-        "precision": ours.get("precision"),
-        "format": ours.get("format"),
-        "block": ours.get("block"),
-        "parameters": parameters,
-        "nonzero": nonzero,
-        "sparsity": (parameters - nonzero) / pruned if pruned else 0.0,
+        "precision": found.precision,
+        "format": found.format,
+        "block": list(found.block),
+        "parameters": report.dense_parameters,
+        "nonzero": report.nonzero,
+        "sparsity": report.sparsity,
         "bytes": sum((path / name).stat().st_size for name in (CONFIG, WEIGHTS, TOKENIZER, TOKENS)),
-        **_summary(layers, ours, prunable),
-        "layers": layers,
-        "problems": problems,
+        **(report.summary() if report.layers else {}),
+        "layers": [layer.to_dict() for layer in found.layers],
+        "mismatches": mismatches,
+        "problems": problems + mismatches,
     }
 
 
-def _summary(
-    layers: list[dict[str, Any]], ours: dict[str, Any], prunable: set[str]
-) -> dict[str, Any]:
-    """The count with masks and the largest layer, of what the files were found to hold."""
-    kept = {layer["name"]: layer["nonzero"] for layer in layers if layer["name"] in prunable}
-    if not kept:
-        return {}
-    shapes = {layer["name"]: layer["shape"] for layer in layers}
+def recount(path: Path) -> SizeReport:
+    """The counts of an artifact's tensors.
+
+    Raises:
+        FormatError: If a tensor cannot be read.
+    """
+    ours, _ = read_config(path)
+    file = TensorFile(path / WEIGHTS)
+    found = _Findings(ours)
+    for fqn in ours["fqns"]:
+        found.add(decode(file, fqn))
+    return report_of(found.layers, VALUE_BITS[found.precision] if found.precision else 32)
+
+
+class _Findings:
+    """What the tensors show, one after the other; none of them is kept.
+
+    Args:
+        ours: Our block of ``config.json``: which tensors are prunable or buffers, and its claims.
+    """
+
+    def __init__(self, ours: Mapping[str, Any]) -> None:
+        self._ours = ours
+        self._prunable, self._buffers = set(ours["prunable"]), set(ours["buffers"])
+        self.layers: list[StoredTensor] = []
+        self._matrices: dict[Precision, str] = {}
+        self._vectors: dict[Precision, str] = {}
+        self._blocks: dict[Block, str] = {}
+        self._unfilled: str | None = None
+        self._unpacked: str | None = None
+
+    @property
+    def _precisions(self) -> dict[Precision, str]:
+        """Every precision, and the first tensor that has it."""
+        if set(self._matrices) == {"int8"} and set(self._vectors) <= {"fp32"}:
+            return self._matrices  # vectors of an int8 artifact stay float32
+        return {**self._vectors, **self._matrices}
+
+    @property
+    def precision(self) -> Precision | None:
+        """That of all tensors; None where they differ."""
+        return next(iter(self._precisions)) if len(self._precisions) == 1 else None
+
+    @property
+    def format(self) -> str:
+        """Whether any mask is stored."""
+        return "bitmask" if any(layer.mask_bits for layer in self.layers) else "dense"
+
+    @property
+    def block(self) -> Block:
+        """The largest block that a stored mask has; (1, 1) where there is none."""
+        return max(self._blocks, default=(1, 1), key=lambda block: block[0] * block[1])
+
+    def add(self, decoded: Decoded) -> None:
+        """Count a tensor, and note what it shows."""
+        fqn, array = decoded.fqn, decoded.array
+        if fqn in self._buffers:
+            return
+        prunable = fqn in self._prunable
+        layer = StoredTensor(
+            name=fqn,
+            shape=array.shape,
+            nonzero=int(np.count_nonzero(array)) if prunable else array.size,
+            bytes=decoded.num_bytes,
+            dtype=decoded.dtype,
+            packing=decoded.packing,
+            mask_bits=mask_bits(decoded.packing, array.shape, decoded.block),
+            prunable=prunable,
+        )
+        self.layers.append(layer)
+        if array.dtype != np.float32:
+            return
+        seen = self._matrices if array.ndim > 1 else self._vectors
+        seen.setdefault(_PRECISIONS[decoded.dtype], fqn)
+        if prunable and array.ndim == 2:
+            self._note_packing(decoded, layer)
+
+    def _note_packing(self, decoded: Decoded, layer: StoredTensor) -> None:
+        """Remember a block, and tensors that speak against the claimed block or format."""
+        claimed = _claimed_block(self._ours)
+        if decoded.packing != "dense":
+            self._blocks.setdefault(decoded.block, layer.name)
+            if claimed != (1, 1) and decoded.packing == "bitmask":
+                in_blocks = count_kept(decoded.array, claimed).in_blocks
+                if in_blocks > 2 * layer.nonzero:
+                    self._unfilled = self._unfilled or layer.name
+        elif self._ours.get("format") == "bitmask":
+            best = plan_tensor(
+                layer.name,
+                decoded.array,
+                num_kept=Kept(layer.nonzero, layer.nonzero),
+                precision=_PRECISIONS[decoded.dtype],
+            )
+            if best.packing != "dense":
+                self._unpacked = self._unpacked or layer.name
+
+    def mismatches(self) -> list[str]:
+        """Where ``config.json`` says something else than the tensors show, a line each."""
+        ours, lines = self._ours, []
+        counts = {
+            "dense_parameters": sum(layer.parameters for layer in self.layers),
+            "num_nonzero": sum(layer.nonzero for layer in self.layers),
+        }
+        lines += [
+            f"{CONFIG}: {key} is {ours[key]}, the files hold {count}"
+            for key, count in counts.items()
+            if ours[key] != count
+        ]
+        for precision, fqn in self._precisions.items():
+            if ours.get("precision") != precision:
+                lines.append(
+                    f"{CONFIG}: precision is {ours.get('precision')!s:.40}, "
+                    f"{fqn} is stored as {precision}"
+                )
+        return lines + self._layout_mismatches()
+
+    def _layout_mismatches(self) -> list[str]:
+        claimed, lines = self._ours.get("format"), []
+        if self._unpacked is not None:
+            lines.append(f"{CONFIG}: format is bitmask, {self._unpacked} is stored dense")
+        if claimed != "bitmask" and (self.format == "bitmask" or claimed != "dense"):
+            lines.append(f"{CONFIG}: format is {claimed!s:.40}, the files hold {self.format}")
+        block = _claimed_block(self._ours)
+        for stored, fqn in self._blocks.items():
+            if stored not in (block, (1, 1)):
+                lines.append(f"{CONFIG}: block is {_text(block)}, {fqn} has {_text(stored)}")
+        if self._unfilled is not None:
+            lines.append(
+                f"{CONFIG}: block is {_text(block)}, the zeros of {self._unfilled} are scattered"
+            )
+        return lines
+
+
+def _claimed_block(ours: Mapping[str, Any]) -> Block:
     block = ours.get("block")
-    whole = block if isinstance(block, list) and tuple(block) in BLOCKS else [1, 1]
-    if not all(math.prod(shape) for shape in shapes.values()):
-        return {}  # an empty tensor: nothing that can be counted as a matrix
-    budget = Budget(shapes, list(kept), block=(whole[0], whole[1]))
-    bits = next((b for name, b in VALUE_BITS.items() if name == ours.get("precision")), 32)
-    return budget.report(kept, bits=bits).summary()
+    sound = isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)
+    if not sound or not isinstance(block, list) or not all(0 < n <= 16 for n in block):
+        return (1, 1)
+    return (block[0], block[1])
+
+
+def _text(block: Sequence[int]) -> str:
+    return "x".join(map(str, block))

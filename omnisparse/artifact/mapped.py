@@ -1,23 +1,21 @@
-"""The tensors of a safetensors checkpoint, with at most one of them in memory."""
+"""The tensors of a safetensors checkpoint, with few of them in memory."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from omnisparse.artifact.tensorfile import TensorFile
+from omnisparse.artifact.tensorfile import Array, TensorFile
 from omnisparse.errors import FormatError
 
 
-class MappedState(Mapping[str, Tensor]):
-    """A safetensors file as a state dict whose tensors are views of the file.
+class MappedState(Mapping[str, Array]):
+    """A safetensors file as a state dict whose arrays are views of the file (BF16 as uint16 bits).
 
-    Asking for a tensor gives the memory of the one before back to the system, so a walk over a
-    checkpoint of any size needs the memory of its largest tensor. Tensors are to be read only:
-    what is written to one is lost.
+    Asking for a tensor gives the memory of the one that the same thread asked for before back to
+    the system, so a walk over a checkpoint of any size needs the memory of its largest tensor, or
+    of one per thread. Arrays are to be read only: what is written to one is lost.
 
     Args:
         path: The file.
@@ -34,14 +32,15 @@ class MappedState(Mapping[str, Tensor]):
         if missing:
             raise FormatError(f"{path}: it has no tensor {missing[0]!r}")
         self._names = tuple(dict.fromkeys([*order, *self._file.fields]))
-        self._last: str | None = None
+        self._before = threading.local()
 
-    def __getitem__(self, name: str) -> Tensor:
-        if self._last is not None and self._last != name:
-            self._file.release(self._last)
-        tensor = torch.from_numpy(self._file.array(name))
-        self._last = name
-        return tensor.view(torch.bfloat16) if self._file.fields[name].dtype == "BF16" else tensor
+    def __getitem__(self, name: str) -> Array:
+        array = self._file.array(name)
+        before = getattr(self._before, "name", name)
+        if before != name:
+            self._file.release(before)
+        self._before.name = name
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from omnisparse.artifact.atomic import replaced_file
 from omnisparse.artifact.gaps import CodedPositions, decode_positions, low_stream_bytes
@@ -55,7 +53,7 @@ class NestedFile:
         name = self.source.name
         length, digest = parse_preamble(bytes(self.source.read(0, PREAMBLE_BYTES)), name)
         text = bytes(self.source.read(PREAMBLE_BYTES, PREAMBLE_BYTES + length))
-        self.header = parse_header(text, digest, name)
+        self.header = parse_header(text, digest, name, self.source.size_bytes)
         self.header_digest = digest
         self.budget = self.header.budget()
         # Where sections end: the header first, then the base, then each band.
@@ -91,6 +89,26 @@ class NestedFile:
         raise ValueError(
             f"total_kept {total_kept} exceeds the {self.budget.prunable_parameters} weights"
         )
+
+    def meta_state(self) -> dict[str, Array]:
+        """The state of any size without its values (one zero for all): what a plan needs.
+
+        Raises:
+            FormatError: If the header describes tensors that no memory could hold.
+        """
+        try:
+            return {
+                field.key: np.broadcast_to(np.zeros((), self._dtype(field)), field.shape)
+                for field in self.header.tensors
+            }
+        except ValueError:
+            message = f"{self.source.name}: describes a net too large for its bytes"
+            raise FormatError(message) from None
+
+    def _dtype(self, field: Field) -> type[np.generic]:
+        if field.dtype in FLOAT_DTYPES or self.header.is_scaled(field):
+            return np.float32
+        return NUMPY_DTYPES[field.dtype]
 
     def read(self, size: Size | str | int) -> Artifact:
         """The net with ``size`` non-zeros in all; see :meth:`read_kept`."""
@@ -129,7 +147,7 @@ class NestedFile:
         sections = list(check_sections(data, header.sections[:needed]))
         arrays, tokenizer, tokens = _read_base(header, sections[0])
         bands = [_read_table(header, index, sections[index]) for index in range(1, needed)]
-        state: dict[str, Tensor] = {}
+        dense: dict[str, Array] = {}
         rows = {fqn: row for row, fqn in enumerate(header.prunable)}
         for field in header.tensors:
             fqn = field.key
@@ -137,25 +155,24 @@ class NestedFile:
             row = rows.get(fqn)
             if row is not None:
                 stored, kept = _read_matrix(field, [band[row] for band in bands])
-                weight = torch.from_numpy(_to_float(field, stored, scales))
-                _trim(fqn, weight, kept, counts[fqn])
-                state[fqn] = weight
+                dense[fqn] = _to_float(field, stored, scales)
+                _trim(fqn, dense[fqn], kept, counts[fqn])
             elif field.dtype in FLOAT_DTYPES or scales is not None:
-                state[fqn] = torch.from_numpy(_to_float(field, arrays[fqn], scales))
+                dense[fqn] = _to_float(field, arrays[fqn], scales)
             else:
                 if field.dtype == "BOOL" and (arrays[fqn].view(np.uint8) > 1).any():
                     raise FormatError(f"{fqn}: a truth value is neither 0 nor 1")
-                state[fqn] = torch.from_numpy(arrays[fqn])
+                dense[fqn] = arrays[fqn]
         config = {
             **header.config,
             "precision": header.precision,
-            "fqns": list(state),
+            "fqns": list(dense),
             "prunable": list(header.prunable),
             "buffers": list(header.buffers),
             "dense_parameters": self.budget.dense_parameters,
         }
         return Artifact(
-            config, state, tokenizer, tokens.decode(), config["features"], config["model"]
+            config, dense, tokenizer, tokens.decode(), config["features"], config["model"]
         )
 
 
@@ -231,15 +248,14 @@ def _read_table(header: Header, index: int, data: memoryview) -> list[_Piece]:
     return pieces
 
 
-def _trim(fqn: str, weight: Tensor, kept: Array, count: int) -> None:
+def _trim(fqn: str, weight: FloatArray, kept: Array, count: int) -> None:
     """Zero all but the ``count`` most important of the weights at the places ``kept``."""
     if kept.size < count:
         raise FormatError(f"{fqn} has {kept.size} of {count} weights")
     if kept.size > count:
         # Ranking only the kept ones, in index order, cuts ties as a ranking of all would.
-        flat = weight.view(-1)
-        places = torch.from_numpy(kept)
-        flat[places[~mask_from_count(flat[places], count)]] = 0
+        flat = weight.reshape(-1)  # a view: the weights are one run of memory
+        flat[kept[~mask_from_count(flat[kept], count)]] = 0
 
 
 def _read_matrix(field: Field, pieces: Iterable[_Piece]) -> tuple[Array, Array]:

@@ -48,6 +48,11 @@ PREAMBLE_BYTES = 48
 MAX_EXPANSION = 512
 """Most bytes of dense float32 net that a byte of the file may stand for; more is refused."""
 
+FREE_TENSORS = 256
+BYTES_PER_TENSOR = 256
+"""A file may list so many tensors, and one more for each of so many bytes that are there: sharing a
+size among millions would keep a reader busy for minutes. A header and its base section suffice."""
+
 TABLE = np.dtype([("count", "<u8"), ("low_bits", "u1"), ("unary", "<u8")])
 
 
@@ -133,15 +138,29 @@ def parse_preamble(data: bytes, what: str) -> tuple[int, bytes]:
     return length, data[16:]
 
 
-def parse_header(text: bytes, digest: bytes, what: str) -> Header:
+def max_tensors(file_bytes: int) -> int:
+    """Most tensors that a file, or prefix, of so many bytes may list."""
+    return FREE_TENSORS + file_bytes // BYTES_PER_TENSOR
+
+
+def parse_header(text: bytes, digest: bytes, what: str, file_bytes: int) -> Header:
     """The header, checked to be consistent in itself.
 
+    Args:
+        text: Its JSON.
+        digest: SHA-256 that it should have.
+        what: Name of the file, for messages.
+        file_bytes: Bytes of the file or prefix that are there.
+
     Raises:
-        FormatError: If it is not.
+        FormatError: If it is not, or lists more tensors than such a file may.
     """
     if hashlib.sha256(text).digest() != digest:
         raise FormatError(f"{what}: header checksum does not match")
     config = parse_json(text, what)
+    listed, most = config.get("tensors"), max_tensors(file_bytes)
+    if isinstance(listed, list) and len(listed) > most:
+        raise FormatError(f"{what}: lists {len(listed)} tensors; a file of its size at most {most}")
     try:
         header = _header_of(config)
         check_header(header)

@@ -14,12 +14,10 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from omnisparse.artifact import atomic
 from omnisparse.artifact.gaps import encode_positions
-from omnisparse.artifact.layout import as_float, plan_tensor
+from omnisparse.artifact.layout import plan_tensor
 from omnisparse.artifact.nested import Band, NestedFile
 from omnisparse.artifact.nested_format import (
     MAX_EXPANSION,
@@ -27,6 +25,7 @@ from omnisparse.artifact.nested_format import (
     Header,
     Section,
     check_header,
+    max_tensors,
 )
 from omnisparse.artifact.precision import (
     Precision,
@@ -36,6 +35,8 @@ from omnisparse.artifact.precision import (
     row_scales,
 )
 from omnisparse.artifact.tensorfile import Array, Field
+from omnisparse.artifact.tensors import as_array, tag_of
+from omnisparse.sparsity import arrays
 from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.ranking import rank
 
@@ -64,7 +65,7 @@ class NestedInfo:
 def write_nested(
     path: Path,
     *,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Any],
     model: Mapping[str, Any],
     tokenizer: bytes,
     tokens_txt: str,
@@ -80,7 +81,7 @@ def write_nested(
 
     Args:
         path: The file; an existing one is replaced.
-        state: The dense state dict, read one tensor at a time.
+        state: The dense state dict, tensors or arrays, read one at a time.
         model: As for :func:`omnisparse.artifact.write_artifact`, and so the rest.
         tokenizer: See there.
         tokens_txt: See there.
@@ -132,7 +133,7 @@ def write_nested(
         )
         header = replace(header, sections=sections)
         check_header(header)
-        _check_expansion(header, budget)
+        _check_readable(header, budget)
         with target.open("xb") as file:
             file.write(header.render())
             for head, spool in zip(heads, spools, strict=True):
@@ -145,8 +146,8 @@ def write_nested(
     )
 
 
-def _stored_field(fqn: str, tensor: Tensor, precision: Precision) -> Field:
-    if tensor.dtype == torch.int8:
+def _stored_field(fqn: str, tensor: Any, precision: Precision) -> Field:
+    if tag_of(tensor) == "I8":
         raise ValueError(f"{fqn} has dtype int8, which a nested file keeps for rounded weights")
     return plan_tensor(fqn, tensor, num_kept=None, precision=precision).fields[0]
 
@@ -161,7 +162,14 @@ def _band_totals(budget: Budget, densities: Sequence[float]) -> list[int]:
     return sorted(set(totals))
 
 
-def _check_expansion(header: Header, budget: Budget) -> None:
+def _check_readable(header: Header, budget: Budget) -> None:
+    """Refuses what readers would: they limit what they allocate and do for a file."""
+    smallest = len(header.render()) + header.sections[0].num_bytes
+    if len(header.tensors) > max_tensors(smallest):
+        raise ValueError(
+            f"{len(header.tensors)} tensors are too many for a file of small tensors; "
+            f"legal: {max_tensors(smallest)}"
+        )
     first = sum(section.num_bytes for section in header.sections[:2])
     if 4 * budget.dense_parameters > MAX_EXPANSION * first:
         raise ValueError(f"the first band is below 1/{MAX_EXPANSION} of the net; use more")
@@ -179,7 +187,7 @@ def _section(kept: int, head: bytes, spool: IO[bytes]) -> Section:
 
 def _write_sections(
     header: Header,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Any],
     counts: Sequence[Mapping[str, int]],
     spools: Sequence[IO[bytes]],
 ) -> list[npt.NDArray[Any]]:
@@ -188,12 +196,12 @@ def _write_sections(
     scales: list[Array] = []
     row = 0
     for field in header.tensors:
-        tensor = state[field.key]
+        array = as_array(state[field.key])
         if field.dtype not in ("F32", "F16", "BF16") and not header.is_scaled(field):
-            spools[0].write(tensor.detach().cpu().contiguous().numpy().tobytes())
+            spools[0].write(array.tobytes())
             continue
         try:
-            stored, scale = _rounded(field, tensor, header)
+            stored, scale = _rounded(field, array, header)
         except ValueError as error:
             raise ValueError(f"{field.key}: {error}") from None
         if scale is not None:
@@ -213,8 +221,8 @@ def _write_sections(
     return tables
 
 
-def _rounded(field: Field, tensor: Tensor, header: Header) -> tuple[Array, Array | None]:
-    weight = as_float(tensor)
+def _rounded(field: Field, array: Array, header: Header) -> tuple[Array, Array | None]:
+    weight = arrays.as_floats(array, "float32")
     if not np.isfinite(weight).all():
         raise ValueError("a weight is not finite")
     if not header.is_scaled(field):
@@ -238,8 +246,8 @@ def _bands(
     flat = stored.reshape(-1)
     free = np.arange(flat.size, dtype=np.int32 if flat.size < 2**31 else np.int64)
     result: list[tuple[tuple[int, int, int], list[Array]]] = []
-    for mask in rank(torch.from_numpy(restored), name=field.key).masks(list(totals)):
-        new = mask.numpy().reshape(-1)[free]
+    for mask in rank(restored, name=field.key).masks(list(totals)):
+        new = mask.reshape(-1)[free]
         places = np.flatnonzero(new)
         coded = encode_positions(places, free.size)
         entry = (places.size, coded.low_bits, coded.unary.size)

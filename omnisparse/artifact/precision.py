@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from omnisparse.artifact.tensorfile import Array
+from omnisparse.sparsity import arrays
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -75,8 +75,10 @@ def round_values(
             bits = np.ascontiguousarray(values.astype(np.float16)).view(np.uint16)
         infinite = np.uint16(0x7C00)
     else:
-        rounded = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
-        bits = rounded.view(torch.int16).numpy().view(np.uint16)
+        # To the nearest number with 16 bits less, halves to even.
+        whole = np.ascontiguousarray(values).view(np.uint32)
+        carry = np.uint32(0x7FFF) + ((whole >> np.uint32(16)) & np.uint32(1))
+        bits = ((whole + carry) >> np.uint32(16)).astype(np.uint16)
         infinite = np.uint16(0x7F80)
     if ((bits & infinite) == infinite).any():
         raise ValueError(f"a weight is too large for precision {precision}; use fp32")
@@ -87,6 +89,5 @@ def round_values(
 
 def restore_values(stored: Array, dtype: str) -> FloatArray:
     """Stored values of dtype tag ``dtype`` as float32; int8 values are not yet scaled."""
-    if dtype == "BF16":
-        return np.asarray((stored.astype(np.uint32) << np.uint32(16)).view(np.float32))
-    return np.asarray(stored, np.float32)
+    assert (dtype == "BF16") == (stored.dtype == np.uint16)
+    return np.asarray(arrays.as_floats(stored, "float32"))

@@ -6,10 +6,9 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from omnisparse.artifact.contents import (
     CONFIG,
@@ -20,9 +19,13 @@ from omnisparse.artifact.contents import (
     WEIGHTS,
 )
 from omnisparse.artifact.decoding import decode, keys_of
-from omnisparse.artifact.tensorfile import TensorFile, parse_json
+from omnisparse.artifact.tensorfile import Array, TensorFile, parse_json
+from omnisparse.artifact.tensors import as_tensor
 from omnisparse.errors import FormatError
 from omnisparse.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_CONFIG_BYTES = 16_000_000
 MAX_TOKENIZER_BYTES = 256_000_000
@@ -30,14 +33,19 @@ MAX_TOKENIZER_BYTES = 256_000_000
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact read back: ``config`` is our block, ``state`` dense (weights in float32)."""
+    """An artifact read back: ``config`` is our block, ``arrays`` dense (weights in float32)."""
 
     config: dict[str, Any]
-    state: dict[str, Tensor]
+    arrays: dict[str, Array]
     tokenizer: bytes
     tokens_txt: str
     features: dict[str, Any]
     model: dict[str, Any]
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The arrays as tensors that share their memory."""
+        return {fqn: as_tensor(array) for fqn, array in self.arrays.items()}
 
 
 def is_artifact(path: Path) -> bool:
@@ -176,10 +184,10 @@ def read_artifact(path: Path) -> Artifact:
     try:
         file = TensorFile(path / WEIGHTS)
         check_names(file, ours)
-        state = {fqn: decode(file, fqn).tensor for fqn in ours["fqns"]}
+        arrays = {fqn: decode(file, fqn).array for fqn in ours["fqns"]}
         tokens_txt = tokens.decode()
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
     except UnicodeDecodeError:
         raise FormatError(f"{path}: {TOKENS} is not UTF-8 text") from None
-    return Artifact(ours, state, tokenizer, tokens_txt, ours["features"], ours["model"])
+    return Artifact(ours, arrays, tokenizer, tokens_txt, ours["features"], ours["model"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Protocol
 
@@ -94,6 +91,11 @@ class HttpSource:
             FormatError: If the file ends before.
             OmnisparseError: If the server fails, or cannot answer range requests.
         """
+        # Not at the top: what these load takes longer than opening a local file.
+        import http.client
+        import urllib.error
+        import urllib.request
+
         if stop <= start:
             return memoryview(b"")
         request = urllib.request.Request(

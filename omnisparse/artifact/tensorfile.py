@@ -51,9 +51,14 @@ class Field:
     shape: tuple[int, ...]
 
     @property
+    def num_items(self) -> int:
+        """Items of the array."""
+        return math.prod(self.shape)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the data, header not counted."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return self.num_items * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,15 @@ class Layout:
     size_bytes: int
 
 
-def plan_layout(fields: Iterable[Field]) -> Layout:
+def plan_layout(fields: Iterable[Field], header_bytes: int = 0) -> Layout:
     """Header and offsets of a file holding ``fields``.
 
     Fields lie widest item first, so that each is aligned to its items without holes, as the format
     demands.
+
+    Args:
+        fields: What the file holds.
+        header_bytes: Least bytes of the header, length included; the rest of it is spaces.
     """
     ordered = sorted(fields, key=lambda field: -ITEM_BYTES[field.dtype])
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -77,66 +86,97 @@ def plan_layout(fields: Iterable[Field]) -> Layout:
     starts: dict[str, int] = {}
     for field in ordered:
         end = offset + field.num_bytes
-        entries[field.key] = {
-            "dtype": field.dtype,
-            "shape": list(field.shape),
-            "data_offsets": [offset, end],
-        }
+        entries[field.key] = _entry(field, offset, end)
         starts[field.key] = offset
         offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = _header_text(entries)
+    text += b" " * max(-len(text) % 8, header_bytes - 8 - len(text))
     header = len(text).to_bytes(8, "little") + text
     return Layout(
         header, {key: len(header) + at for key, at in starts.items()}, len(header) + offset
     )
 
 
+def _entry(field: Field, start: int, end: int) -> dict[str, object]:
+    return {"dtype": field.dtype, "shape": list(field.shape), "data_offsets": [start, end]}
+
+
+def _header_text(entries: Mapping[str, object]) -> bytes:
+    return json.dumps(entries, separators=(",", ":")).encode()
+
+
+def longest_header(choices: Iterable[Sequence[Sequence[Field]]]) -> int:
+    """Bytes of a header that has room for any choice of fields.
+
+    A file whose header is padded to it is as large as its data, up to a constant.
+
+    Args:
+        choices: Per tensor, the sets of fields that may hold it, each field as long as it gets.
+    """
+    alternatives = list(choices)
+    end = sum(max(sum(f.num_bytes for f in fields) for fields in c) for c in alternatives)
+
+    def room(fields: Sequence[Field]) -> int:
+        return len(_header_text({field.key: _entry(field, end, end) for field in fields}))
+
+    rest = len(_header_text({"__metadata__": {"format": "pt"}}))
+    text = rest + sum(max(room(fields) for fields in choice) for choice in alternatives)
+    return 8 + text + -text % 8
+
+
 class TensorFileWriter:
-    """Writes fields in any order at their planned places.
+    """Writes fields in any order at their planned places, each whole or piece by piece.
+
+    Different fields may be written by different threads.
 
     Args:
         path: File to create; it must not exist.
         fields: Everything the file will hold.
+        header_bytes: Least bytes of the header.
     """
 
-    def __init__(self, path: Path, fields: Sequence[Field]) -> None:
+    def __init__(self, path: Path, fields: Sequence[Field], header_bytes: int = 0) -> None:
         self._fields = {field.key: field for field in fields}
         if len(self._fields) != len(fields):
             raise ValueError("tensor names collide once packed; rename the parameters")
-        self._layout = plan_layout(fields)
-        self._missing = set(self._fields)
+        self._layout = plan_layout(fields, header_bytes)
+        self._written = dict.fromkeys(self._fields, 0)
         self._file = path.open("xb")
         self._file.truncate(self._layout.size_bytes)
         self._file.write(self._layout.header)
         self._file.flush()
 
-    def write(self, key: str, array: Array) -> None:
-        """Store one field.
+    def append(self, key: str, array: Array) -> None:
+        """Store the next items of a field, in row-major order.
 
         Raises:
-            ValueError: If the array is not what the plan says.
+            ValueError: If the dtype is not the planned one, or there are more items than planned.
         """
         field = self._fields[key]
-        if array.shape != field.shape or array.dtype != NUMPY_DTYPES[field.dtype]:
+        before = self._written[key]
+        if array.dtype != NUMPY_DTYPES[field.dtype] or before + array.nbytes > field.num_bytes:
             raise ValueError(
-                f"{key}: got {array.dtype} {array.shape}, planned {field.dtype} {field.shape}"
+                f"{key}: got {array.dtype} {array.shape} at byte {before}, "
+                f"planned {field.dtype} {field.shape}"
             )
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        at = self._layout.offsets[key]
+        at = self._layout.offsets[key] + before
         done = 0
         while done < len(data):
             done += os.pwrite(self._file.fileno(), data[done:], at + done)
-        self._missing.discard(key)
+        self._written[key] = before + len(data)
 
     def finish(self) -> None:
         """Demand that the file is complete, and bring it to the disk.
 
         Raises:
-            ValueError: If a field was never written.
+            ValueError: If a field was not written to its end.
         """
-        if self._missing:
-            raise ValueError(f"fields never written: {sorted(self._missing)[:3]}")
+        missing = [
+            key for key, done in self._written.items() if done != self._fields[key].num_bytes
+        ]
+        if missing:
+            raise ValueError(f"fields not written to their end: {missing[:3]}")
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> TensorFileWriter:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Forward, Loss, Method
 from omnisparse.methods.distillation import DistillationConfig
+from omnisparse.sparsity.allocation import allocate
 from omnisparse.sparsity.budget import Budget, parse_size
-from omnisparse.sparsity.masks import allocate, mask_from_count
+from omnisparse.sparsity.masks import mask_from_count
 from omnisparse.sparsity.supernet import find_prunable
 
 LSTM_MATRICES = (r"weight_(ih|hh|hr)_l\d+$",)

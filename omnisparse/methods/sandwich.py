@@ -26,7 +26,7 @@ from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Forward, Loss, forward_batch
 from omnisparse.methods.inplace import Teacher, scaled_dropout
 from omnisparse.sparsity.budget import parse_size
-from omnisparse.sparsity.ranking import parse_block
+from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
 

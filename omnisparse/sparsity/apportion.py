@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -41,24 +42,29 @@ def apportion(
     def last_unit(entry: int) -> tuple[Fraction, int]:
         return (2 * counts[entry] - 1) / exact[entry], entry
 
-    missing = total - sum(counts)
-    while True:
+    # A heap, not a search per unit: equal shares leave a unit missing for each of them.
+    waiting = [next_unit(entry) for entry in entries if counts[entry] < upper[entry]]
+    heapq.heapify(waiting)
+    for _ in range(total - sum(counts)):
+        entry = waiting[0][1]
+        counts[entry] += 1
+        if counts[entry] < upper[entry]:
+            heapq.heapreplace(waiting, next_unit(entry))
+        else:
+            heapq.heappop(waiting)
+    while True:  # units that the start, found in floating point, gave to the wrong entry
         first = min((next_unit(i) for i in entries if counts[i] < upper[i]), default=None)
         worst = max((last_unit(i) for i in entries if counts[i] > lower[i]), default=None)
-        if missing > 0 and first is not None:
-            counts[first[1]] += 1
-            missing -= 1
-        elif worst is not None and (missing < 0 or (first is not None and first < worst)):
-            counts[worst[1]] -= 1
-            missing += 1
-        else:
+        if first is None or worst is None or first > worst:
             return counts
+        counts[worst[1]] -= 1
+        counts[first[1]] += 1
 
 
 def _near(
     total: int, shares: Sequence[float], lower: Sequence[int], upper: Sequence[int]
 ) -> list[int]:
-    """Counts whose sum is within a few units of `total`: the start of the exact search."""
+    """Counts whose sum is a little below `total`, if not equal: the start of the exact search."""
 
     def at(scale: float) -> list[int]:
         return [

@@ -2,11 +2,14 @@
 
 Vocabulary: `dense` is every parameter of the model; `prunable` are the matrices a mask may
 thin; `unprunable` is the rest, which counts in full even where a bias is zero; `nonzero` is the
-kept prunable positions plus the unprunable part. A kept weight of exactly 0.0 counts as kept.
+kept prunable positions plus the unprunable part. In a request, and while training, a kept weight
+of exactly 0.0 counts as kept. A file does not store it, so no report on a file counts it: those
+are given the non-zero weights that are there.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +17,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
+from omnisparse.sparsity import arrays
 from omnisparse.sparsity.apportion import apportion
-from omnisparse.sparsity.report import LayerSize, SizeReport, layer_of
+from omnisparse.sparsity.arrays import Array
+from omnisparse.sparsity.report import SizeReport, TensorCount, size_report
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 SizeKind = Literal["nonzero", "bytes", "fraction", "sparsity"]
 
@@ -92,18 +97,18 @@ def parse_sparsity(value: float | str) -> Size:
     return Size("sparsity", share, str(value))
 
 
-def num_parameters(parameters: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> int:
-    """Number of values in named tensors (a state dict, or `model.named_parameters()`)."""
+def num_parameters(parameters: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> int:
+    """Number of values in named arrays (a state dict, or `model.named_parameters()`)."""
     pairs = parameters.items() if isinstance(parameters, Mapping) else parameters
-    return sum(tensor.numel() for _, tensor in pairs)
+    return sum(math.prod(array.shape) for _, array in pairs)
 
 
-def num_nonzero(state: Mapping[str, Tensor], prunable: Iterable[str]) -> int:
+def num_nonzero(state: Mapping[str, Array], prunable: Iterable[str]) -> int:
     """Recount a state dict: non-zero values of the prunable matrices plus all of the rest."""
     names = frozenset(prunable)
     return sum(
-        int(tensor.count_nonzero()) if fqn in names else tensor.numel()
-        for fqn, tensor in state.items()
+        arrays.count_nonzero(array) if fqn in names else math.prod(array.shape)
+        for fqn, array in state.items()
     )
 
 
@@ -258,16 +263,19 @@ class Budget:
         size_of: Callable[[Mapping[str, int]], int],
         allocate: Callable[[int], Mapping[str, int]] | None = None,
         *,
-        window: int = 32,
+        milestones: Sequence[int] = (),
     ) -> dict[str, int]:
         """Kept weights per prunable matrix of the largest model whose file fits.
 
+        Bisection over all totals, exact because neither function ever falls.
+
         Args:
             limit: Bytes: an int, or a `Size`/text of kind `bytes`.
-            size_of: Bytes of the file that would be written for given kept counts.
-            allocate: Kept counts for a total; the same sparsity in every matrix by default.
-            window: Totals tried above the bisection's answer: file sizes may shrink by a few
-                bytes between neighbours (a shorter number in a header).
+            size_of: Bytes of the file that would be written for given kept counts; must not fall
+                when a count grows (`artifact.planned_bytes` does not).
+            allocate: Kept counts for a total, none of which falls when the total grows; the same
+                sparsity in every matrix by default.
+            milestones: Rising totals to try first, where `allocate` is cheapest.
 
         Raises:
             ValueError: If the limit is outside what this model's files can be.
@@ -287,16 +295,15 @@ class Budget:
             )
         if most == largest:
             return dict(split(high))
-        while high - low > 1:
-            middle = (low + high) // 2
-            if size_of(split(middle)) <= most:
-                low = middle
-            else:
-                high = middle
-        for total in range(min(low + window, self.prunable_parameters), low, -1):
-            if size_of(split(total)) <= most:
-                return dict(split(total))
-        return dict(split(low))
+
+        def last_that_fits(totals: Sequence[int]) -> int:
+            """Number of leading totals whose file fits."""
+            return bisect.bisect_right(totals, most, key=lambda total: size_of(split(total)))
+
+        inner = [total for total in milestones if low < total < high]
+        fitting = last_that_fits(inner)
+        low, high = [low, *inner, high][fitting : fitting + 2]
+        return dict(split(low + last_that_fits(range(low + 1, high))))
 
     def allocate_uniform(self, total: int) -> dict[str, int]:
         """Spread `total` kept weights at one density over the prunable matrices, exactly."""
@@ -310,24 +317,12 @@ class Budget:
             ValueError: If `kept` names an unknown matrix.
         """
         check_names(kept, self.prunable, "kept")
-        layers: dict[str, tuple[int, int]] = {}
-        mask_bits = 0
+        counts = []
         for fqn, numel in self.numel.items():
             nonzero = kept.get(fqn, numel)
-            if nonzero < numel:
-                mask_bits += num_blocks(self.shapes[fqn], self.block)
-            before = layers.get(layer_of(fqn), (0, 0))
-            layers[layer_of(fqn)] = (before[0] + numel, before[1] + nonzero)
-        nonzero = sum(count for _, count in layers.values())
-        with_mask = nonzero + mask_bits / bits
-        return SizeReport(
-            dense_parameters=self.dense_parameters,
-            nonzero=nonzero,
-            sparsity=(self.dense_parameters - nonzero) / self.prunable_parameters,
-            nonzero_with_mask=with_mask,
-            compression_rate=self.dense_parameters / with_mask,
-            layers=tuple(LayerSize(name, *counts) for name, counts in layers.items()),
-        )
+            mask_bits = num_blocks(self.shapes[fqn], self.block) if nonzero < numel else 0
+            counts.append(TensorCount(fqn, numel, nonzero, mask_bits, fqn in self.prunable))
+        return size_report(counts, bits)
 
 
 def floors_of(
@@ -385,15 +380,10 @@ def allocate_proportional(
     size = block[0] * block[1]
     numel = {fqn: math.prod(shape) for fqn, shape in shapes.items()}
     floors = floors_of(numel, floor, block)
-    low, high = sum(floors.values()), sum(numel.values())
-    if not low <= total <= high:
-        raise ValueError(
-            f"total_kept {total} is out of range; legal: {low} to {high} prunable weights "
-            f"with floor {floor} and block {block[0]}x{block[1]}"
-        )
-    if total == high:
+    check_total(total, floors, numel, floor, block)
+    if total == sum(numel.values()):
         return numel
-    if any(shape[0] % block[0] or math.prod(shape[1:]) % block[1] for shape in shapes.values()):
+    if not all(is_tiled(shape, block) for shape in shapes.values()):
         # Matrices with partial blocks at their edges: masks keep what fits of these counts.
         sizes = list(numel.values())
         shares = [count * factors.get(fqn, 1.0) for fqn, count in numel.items()]
@@ -403,6 +393,32 @@ def allocate_proportional(
     shares = [count * factors.get(fqn, 1.0) for fqn, count in zip(shapes, most, strict=True)]
     counts = apportion(total // size, shares, [floors[fqn] // size for fqn in shapes], most)
     return {fqn: min(numel[fqn], count * size) for fqn, count in zip(shapes, counts, strict=True)}
+
+
+def check_total(
+    total: int,
+    floors: Mapping[str, int],
+    numel: Mapping[str, int],
+    floor: float,
+    block: tuple[int, int],
+) -> None:
+    """Refuse a number of kept weights that matrices with these floors and sizes cannot hold.
+
+    Raises:
+        ValueError: Naming the legal range.
+    """
+    low, high = sum(floors.values()), sum(numel.values())
+    if not low <= total <= high:
+        raise ValueError(
+            f"total_kept {total} is out of range; legal: {low} to {high} prunable weights "
+            f"with floor {floor} and block {block[0]}x{block[1]}"
+        )
+
+
+def is_tiled(shape: Sequence[int], block: tuple[int, int]) -> bool:
+    """Whether no block is cut by an edge of the matrix."""
+    rows, columns = matrix_shape(shape)
+    return rows % block[0] == 0 and columns % block[1] == 0
 
 
 def check_names(names: Iterable[str], legal: Iterable[str], what: str) -> None:

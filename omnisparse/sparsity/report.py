@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _RNN_PARAMETER = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(\d+(?:_reverse)?)")
 
@@ -16,6 +18,16 @@ def layer_of(fqn: str) -> str:
     module, _, name = fqn.rpartition(".")
     match = _RNN_PARAMETER.fullmatch(name)
     return ".".join(part for part in (module, f"l{match[1]}" if match else "") if part) or fqn
+
+
+class TensorCount(NamedTuple):
+    """Counts of one parameter; `mask_bits` is 0 where it is stored whole."""
+
+    fqn: str
+    parameters: int
+    nonzero: int
+    mask_bits: int
+    prunable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class SizeReport:
     Attributes:
         dense_parameters: Parameters of the dense net.
         nonzero: Kept prunable weights plus every parameter that is never pruned.
-        sparsity: Share of the prunable weights that is zero.
+        sparsity: Share of the prunable weights that is zero; 0 where nothing is prunable.
         nonzero_with_mask: `nonzero` plus the mask bits in units of one stored value; matrices
             that keep everything need no mask.
         compression_rate: `dense_parameters / nonzero_with_mask`.
@@ -80,3 +92,29 @@ class SizeReport:
             "compression_rate": self.compression_rate,
             "largest_layer": {"layer": largest.layer, "nonzero": largest.nonzero},
         }
+
+
+def size_report(counts: Iterable[TensorCount], bits: int) -> SizeReport:
+    """Adds the tensors of a model up, in model order.
+
+    Args:
+        counts: Every parameter.
+        bits: Width of a stored value.
+    """
+    layers: dict[str, tuple[int, int]] = {}
+    dense = nonzero = mask_bits = prunable = 0
+    for count in counts:
+        dense, nonzero = dense + count.parameters, nonzero + count.nonzero
+        mask_bits += count.mask_bits
+        prunable += count.parameters if count.prunable else 0
+        before = layers.get(layer_of(count.fqn), (0, 0))
+        layers[layer_of(count.fqn)] = (before[0] + count.parameters, before[1] + count.nonzero)
+    with_mask = nonzero + mask_bits / bits
+    return SizeReport(
+        dense_parameters=dense,
+        nonzero=nonzero,
+        sparsity=(dense - nonzero) / prunable if prunable else 0.0,
+        nonzero_with_mask=with_mask,
+        compression_rate=dense / with_mask if with_mask else 1.0,
+        layers=tuple(LayerSize(name, *sizes) for name, sizes in layers.items()),
+    )

@@ -9,9 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from omnisparse.sparsity.budget import (
     allocate_proportional,
@@ -20,6 +18,9 @@ from omnisparse.sparsity.budget import (
     floors_of,
 )
 from omnisparse.sparsity.groups import group_matrices
+
+if TYPE_CHECKING:
+    import torch
 
 Distribution = Literal["log_uniform", "uniform", "levels"]
 
@@ -111,6 +112,8 @@ def uniform_spec(numel: Mapping[str, int], total_kept: int, floor: float = 0.0) 
 
 def subnet_generator(seed: int, step: int, index: int) -> torch.Generator:
     """CPU generator of the `index`-th subnet of a step: equal in every process and resumed run."""
+    import torch
+
     digest = hashlib.blake2b(f"{seed} {step} {index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -253,6 +256,8 @@ class SparsitySpace:
 
     def sample(self, generator: torch.Generator) -> SubnetSpec:
         """Draw a subnet; a function of the generator's state only (see `subnet_generator`)."""
+        import torch
+
         index = int(torch.randint(len(self._choices), (1,), generator=generator))
         total = self.total_kept(self._choices[index])
         return self.spec(total, self.sample_offsets(generator) if self.per_layer else None)

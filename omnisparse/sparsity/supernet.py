@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.budget import Budget, Size, check_names, num_blocks, parse_sparsity
-from omnisparse.sparsity.masks import Scope, allocate, apply_mask, masked_tensors
-from omnisparse.sparsity.ranking import Block, Norm, block_sizes, check_block, expand_blocks, rank
+from omnisparse.sparsity.keys import Block, Norm, block_sizes, check_block, expand_blocks
+from omnisparse.sparsity.masks import apply_mask, masked_tensors
+from omnisparse.sparsity.ranking import rank
 from omnisparse.sparsity.space import SubnetSpec
 
 DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
@@ -277,7 +279,7 @@ class Supernet(nn.Module):
         Args:
             size: `16M`, `20MB`, `25%`, or a whole number of non-zeros of the model.
             sparsity: Instead of `size`: share of the prunable weights that is zero.
-            scope: How matrices share the total (see `masks.allocate`).
+            scope: How matrices share the total (see `allocation.Allocator`).
             floor: Least density of any matrix; the supernet's own by default.
             size_of: Bytes of the file for given counts; needed for sizes in bytes.
 
@@ -296,17 +298,13 @@ class Supernet(nn.Module):
             )
         if floor is not None:
             budget = Budget(budget.shapes, self.prunable, floor=floor, block=self.block)
-        weights = self.weights() if scope != "layer" else {}
-
-        def split(total: int) -> dict[str, int]:
-            if scope == "layer":
-                return budget.allocate_uniform(total)
-            return allocate(weights, total, scope, budget.floor, self.block, self.norm)
-
+        allocator = Allocator(self.weights(), scope, budget.floor, self.block, self.norm)
         if request.kind == "bytes" and size_of is not None:
-            counts = budget.solve_bytes(request, size_of, split)
+            counts = budget.solve_bytes(
+                request, size_of, allocator.counts, milestones=allocator.milestones
+            )
         else:
-            counts = split(budget.solve(request))
+            counts = allocator.counts(budget.solve(request))
         return SubnetSpec.from_counts(counts, budget.prunable)
 
     def nonzero(self, spec: SubnetSpec | None) -> int:
@@ -394,10 +392,10 @@ class Supernet(nn.Module):
         return mask
 
     def _num_blocks_kept(self, fqn: str, count: int, positions: Tensor) -> int:
-        sizes = block_sizes(self.budget.shapes[fqn], self.block, positions.device)
+        sizes = block_sizes(self.budget.shapes[fqn], self.block)
         if isinstance(sizes, int):
             return count // sizes
         # With partial blocks the prefix that fits depends on which blocks it holds.
-        in_order = torch.empty_like(sizes)
-        in_order[positions.long()] = sizes
+        in_order = torch.empty(len(sizes), dtype=torch.int64, device=positions.device)
+        in_order[positions.long()] = torch.from_numpy(sizes).to(positions.device)
         return int(torch.searchsorted(in_order.cumsum(0), count, right=True))

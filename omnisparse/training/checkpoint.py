@@ -15,14 +15,15 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from omnisparse.durable import sync_path
 from omnisparse.errors import FormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _STATE = "state.json"
 _FORMAT = 1
@@ -62,6 +63,8 @@ def save_checkpoint(
     Raises:
         OSError: If it cannot be written (disk full); earlier checkpoints are untouched.
     """
+    from safetensors.torch import save_file
+
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step-{step:08d}"
     partial = root / f".{final.name}.{os.getpid()}.partial"
@@ -185,6 +188,8 @@ def tensor_file(path: Path, name: str, document: Mapping[str, Any]) -> Path:
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:

@@ -25,7 +25,7 @@ from omnisparse.artifact import (
     read_artifact,
     write_artifact,
 )
-from omnisparse.artifact.layout import count_kept
+from omnisparse.artifact.packing import count_kept
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.sparsity.budget import num_nonzero
 from omnisparse.sparsity.space import SubnetSpec

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from omnisparse.artifact import (
     Contents,
     Extraction,
     MappedState,
+    as_tensor,
     inspect_artifact,
     read_artifact,
     write_extractions,
@@ -84,44 +85,13 @@ def test_a_mapped_checkpoint_gives_the_same_artifact(tmp_path, net):
     mapped = MappedState(tmp_path / "checkpoint.safetensors")
     assert set(mapped) == set(checkpoint)
     for _ in range(2):  # released and read again
-        for name, tensor in mapped.items():
-            assert tensor.dtype == checkpoint[name].dtype
-            assert torch.equal(tensor, checkpoint[name])
+        for name, array in mapped.items():
+            assert as_tensor(array).dtype == checkpoint[name].dtype
+            assert torch.equal(as_tensor(array), checkpoint[name])
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    mapped["joiner.weight"].zero_()
+    mapped["joiner.weight"].fill(0)
     del mapped
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_16m_of_110m_parameters_counted_by_an_independent_reader(tmp_path):
-    state = {}
-    for layer in range(13):
-        state[f"encoder.weight_ih_l{layer}"] = torch.randn(4096, 1024)
-        state[f"encoder.weight_hh_l{layer}"] = torch.randn(4096, 1024)
-        state[f"encoder.bias_ih_l{layer}"] = torch.zeros(4096)
-    state["output.weight"] = torch.randn(500, 1024)
-    prunable = [name for name in state if ".weight_" in name]
-    budget = Budget({name: tensor.shape for name, tensor in state.items()}, prunable)
-    contents = Contents(
-        model={},
-        tokenizer=b"",
-        tokens_txt="",
-        features={},
-        dense_parameters=budget.dense_parameters,
-        prunable=prunable,
-        source={},
-    )
-    kept = budget.allocate_uniform(budget.solve("16M"))
-    extraction = Extraction(out=tmp_path / "a", num_kept=kept, contents=contents)
-    (info,) = write_extractions(state, [extraction])
-    fields = load_file(tmp_path / "a" / "model.safetensors")
-    stored = {name: t for name, t in fields.items() if t.is_floating_point()}
-    assert sum(tensor.numel() for tensor in stored.values()) == info.nonzero == 16_000_000
-    assert all(tensor.all() for name, tensor in stored.items() if "compressed" in name)
-    size = (tmp_path / "a" / "model.safetensors").stat().st_size
-    formula = sum(budget.numel[name] / 8 for name in prunable) + 4 * 16_000_000
-    assert abs(size / formula - 1) < 0.005
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

@@ -1,16 +1,26 @@
-"""Damaged and forged files: a typed error or the right tensors, and no more memory than stated."""
+"""Damaged and forged files: a typed error or the right tensors, in bounded time and memory.
+
+Every case is held to :data:`MAX_EXPANSION` bytes of allocations per byte of file (traced, which
+covers numpy), a whole run to the same in resident memory (which covers torch), and every case to
+:data:`CPU_SECONDS`: a hang is a failure.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import signal
+import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,17 +28,28 @@ from torch import Tensor
 from omnisparse.artifact import (
     NestedFile,
     inspect_artifact,
+    inspect_nested,
     read_artifact,
     read_nested,
     write_nested,
 )
-from omnisparse.artifact.nested_format import PREAMBLE_BYTES
+from omnisparse.artifact.nested_format import MAX_EXPANSION, PREAMBLE_BYTES, max_tensors
 from omnisparse.errors import FormatError
+from omnisparse.sparsity.budget import Budget
 
 FILES = ("config.json", "model.safetensors", "tokenizer.model", "tokens.txt")
-MAX_EXPANSION = 512
 SLACK_BYTES = 8_000_000
 """What reading costs whatever the file: parsed headers, chunks, the interpreter's own."""
+
+RESIDENT_SLACK_BYTES = 96_000_000
+"""What a run of cases adds to resident memory whatever the files: arenas, caches, reports."""
+
+RESIDENT_IS_KNOWN = os.access("/proc/self/clear_refs", os.W_OK)
+"""Linux; elsewhere traced memory is all there is."""
+
+CPU_SECONDS = 5.0
+WALL_SECONDS = 120.0
+"""Limits of one case; it takes milliseconds. CPU time does not depend on what else is running."""
 
 NUMBERS = (-1, 0, 1, 7, 8, 255, 2**31 - 1, 2**31, 2**53, 2**63, 2**64, 10**30, 0.5, 1e308)
 JUNK = (*NUMBERS, None, True, "", "F32", "I8", "\x00", [], {}, [2**40, 2**40], [1, [2, [3]]])
@@ -120,11 +141,55 @@ def seal(folder: Path) -> None:
         pass  # the config itself is what was damaged
 
 
+class Hang(BaseException):
+    """A case took longer than its limit; no code under test catches it."""
+
+
+@contextmanager
+def limited_time(cpu: float = CPU_SECONDS, wall: float = WALL_SECONDS) -> Iterator[None]:
+    """Fails what takes longer than ``cpu`` seconds of processor time, or ``wall`` seconds."""
+
+    def stop(number: int, _: object) -> None:
+        raise Hang(f"stopped by {signal.Signals(number).name}")
+
+    clocks = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    before = {number: signal.signal(number, stop) for number in clocks}
+    try:
+        signal.setitimer(signal.ITIMER_PROF, cpu)
+        signal.setitimer(signal.ITIMER_REAL, wall)
+        yield
+    finally:
+        for number, clock in clocks.items():
+            signal.setitimer(clock, 0)
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def limited_memory() -> Iterator[list[int]]:
+    """Fails if resident memory grows by more than the files (listed by the body) may cost."""
+    largest = [0]
+    if not RESIDENT_IS_KNOWN:
+        yield largest
+        return
+
+    def resident(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith(key))
+        return int(line.split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = resident("VmRSS")
+    yield largest
+    grown = resident("VmHWM") - before
+    assert grown <= MAX_EXPANSION * max(largest) + RESIDENT_SLACK_BYTES
+
+
 def check(read: Callable[[], dict[str, Tensor]], original: dict[str, Tensor], files: int) -> bool:
     """Whether reading gave the original tensors; anything but that or FormatError fails."""
     tracemalloc.reset_peak()
     try:
-        state = read()
+        with limited_time():
+            state = read()
     except FormatError as error:
         message = str(error)
         state = None
@@ -144,8 +209,8 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     return read_artifact(folder).state
 
 
-def inspect(folder: Path) -> dict[str, Tensor]:
-    inspect_artifact(folder)
+def inspect(path: Path) -> dict[str, Tensor]:
+    inspect_artifact(path) if path.is_dir() else inspect_nested(path)
     return {}
 
 
@@ -160,6 +225,13 @@ def read_size(path: Path, size: int) -> dict[str, Tensor]:
 
 
 def fuzz_artifacts(tmp_path: Path, net_with: Callable[..., Any], cases: int, seed: int) -> None:
+    with limited_memory() as largest:
+        _fuzz_artifacts(tmp_path, net_with, cases, seed, largest)
+
+
+def _fuzz_artifacts(
+    tmp_path: Path, net_with: Callable[..., Any], cases: int, seed: int, largest: list[int]
+) -> None:
     chance = random.Random(seed)
     variants = [
         {"precision": "fp32"},
@@ -189,6 +261,7 @@ def fuzz_artifacts(tmp_path: Path, net_with: Callable[..., Any], cases: int, see
         if sealed:
             seal(folder)
         files = sum((folder / file).stat().st_size for file in FILES)
+        largest[0] = max(largest[0], files)
         intact = check(partial(read_state, folder), original, files)
         # Behind a false seal another sound net may stand; without one, nothing damaged passes.
         assert sealed or intact == (damaged == sound[name])
@@ -199,6 +272,13 @@ def fuzz_artifacts(tmp_path: Path, net_with: Callable[..., Any], cases: int, see
 
 
 def fuzz_nested(tmp_path: Path, net_with: Callable[..., Any], cases: int, seed: int) -> None:
+    with limited_memory() as largest:
+        _fuzz_nested(tmp_path, net_with, cases, seed, largest)
+
+
+def _fuzz_nested(
+    tmp_path: Path, net_with: Callable[..., Any], cases: int, seed: int, largest: list[int]
+) -> None:
     chance = random.Random(seed)
     keys = ("model", "tokenizer", "tokens_txt", "features", "prunable", "source", "buffers")
     precisions = ("fp32", "fp16", "int8")
@@ -219,9 +299,73 @@ def fuzz_nested(tmp_path: Path, net_with: Callable[..., Any], cases: int, seed: 
         path.write_bytes(damaged)
         size = chance.choice(sizes)
         used = nested.prefix_bytes(size)
+        largest[0] = max(largest[0], len(damaged))
         intact = check(partial(read_size, path, size), originals[size], len(damaged))
         assert damage is forge_nested or intact == (damaged[:used] == sound[:used])
+        check(partial(inspect, path), {}, len(damaged))
     tracemalloc.stop()
+
+
+def test_a_hang_would_be_seen():
+    def endless() -> dict[str, Tensor]:
+        while True:
+            hashlib.sha256(b"x")
+
+    with pytest.raises(Hang, match="SIGPROF"), limited_time(cpu=0.05):
+        endless()
+    with pytest.raises(Hang, match="SIGALRM"), limited_time(wall=0.05):
+        time.sleep(10)
+
+
+def test_too_much_memory_would_be_seen():
+    def hungry() -> dict[str, Tensor]:
+        return {"x": torch.from_numpy(np.ones(2_000_000))}
+
+    tracemalloc.start()
+    with pytest.raises(AssertionError):
+        check(hungry, {}, 1000)
+    tracemalloc.stop()
+
+
+@pytest.mark.skipif(not RESIDENT_IS_KNOWN, reason="resident memory cannot be read here")
+def test_too_much_resident_memory_would_be_seen():
+    with pytest.raises(AssertionError), limited_memory():
+        torch.ones(RESIDENT_SLACK_BYTES // 4 + 10_000_000)  # numpy's tracer does not see it
+
+
+def listing(num_tensors: int, padding: int = 0) -> bytes:
+    """A nested file of nothing but a header that lists tensors of one weight each."""
+    tensors = [[f"w{index}", "F32", [1]] for index in range(num_tensors)]
+    header = {
+        "model": {}, "features": {}, "source": {}, "precision": "fp32", "floor": 0.0,
+        "tensors": tensors, "prunable": [name for name, *_ in tensors], "buffers": [],
+        "tokenizer_bytes": 0, "tokens_bytes": 0,
+        "sections": [[0, 0, "0" * 64], [num_tensors, 4 * num_tensors, "0" * 64]],
+    }  # fmt: skip
+    text = json.dumps(header).encode() + b" " * padding
+    numbers = (1).to_bytes(4, "little") + len(text).to_bytes(4, "little")
+    return b"OMNINEST" + numbers + hashlib.sha256(text).digest() + text
+
+
+def test_a_header_lists_no_more_tensors_than_its_file_has_room_for(tmp_path):
+    (tmp_path / "n").write_bytes(listing(100_000))
+    with limited_time(), pytest.raises(FormatError, match="lists 100000 tensors"):
+        NestedFile(tmp_path / "n")
+    few = listing(256)
+    (tmp_path / "n").write_bytes(few)
+    assert max_tensors(len(few)) > 256
+    assert len(NestedFile(tmp_path / "n").header.tensors) == 256
+
+
+def test_as_many_equal_tensors_as_a_header_may_list_are_shared_out_in_time(tmp_path):
+    """Every tensor wants the next weight as much as any other: the worst case of the sharing."""
+    data = listing(4000, padding=1_000_000)
+    (tmp_path / "n").write_bytes(data)
+    with limited_time():
+        budget = NestedFile(tmp_path / "n").budget
+        assert sum(budget.allocate_uniform(4000).values()) == 4000
+        two = Budget({f"w{index}": (2,) for index in range(4000)}, list(budget.prunable))
+        assert sum(two.allocate_uniform(6001).values()) == 6001
 
 
 def test_a_few_damaged_artifacts(tmp_path, net_with):

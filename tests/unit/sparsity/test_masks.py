@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from strategies import BLOCKS, weights
 from torch import Tensor
 
-from omnisparse.sparsity.masks import allocate, apply_mask, mask_from_count, masked_tensors
+from omnisparse.sparsity import allocation
+from omnisparse.sparsity import keys as keys_module
+from omnisparse.sparsity.allocation import Allocator, allocate
+from omnisparse.sparsity.arrays import host
+from omnisparse.sparsity.budget import floors_of
+from omnisparse.sparsity.masks import apply_mask, mask_from_count, masked_tensors
 
 MATRICES = st.lists(weights(12), min_size=1, max_size=4).map(
     lambda drawn: {f"layer{index}": weight for index, weight in enumerate(drawn)}
@@ -23,6 +28,23 @@ def test_allocation_is_exact_and_keeps_every_layer_alive(
     counts = allocate(matrices, total, scope)
     assert sum(counts.values()) == total
     assert all(1 <= counts[fqn] <= weight.numel() for fqn, weight in matrices.items())
+
+
+@pytest.mark.parametrize("chunk", [3, 1 << 18])
+@given(MATRICES, SCOPES, st.sampled_from(BLOCKS), st.data())
+def test_numpy_and_torch_allocate_alike(
+    chunk: int, matrices: dict[str, Tensor], scope: str, block: tuple[int, int], data: st.DataObject
+) -> None:
+    arrays = {fqn: host(weight) for fqn, weight in matrices.items()}
+    sizes = {fqn: weight.numel() for fqn, weight in matrices.items()}
+    low = sum(floors_of(sizes, 0.1, block).values())
+    totals = data.draw(st.lists(st.integers(low, sum(sizes.values())), min_size=1, max_size=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys_module, "CHUNK_WEIGHTS", chunk)
+        patch.setattr(allocation, "CHUNK_WEIGHTS", chunk)
+        allocator = Allocator(arrays, scope, 0.1, block)
+        found = [allocator.counts(total) for total in totals]
+    assert found == [allocate(matrices, total, scope, 0.1, block) for total in totals]
 
 
 @given(MATRICES, SCOPES, st.data())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +10,11 @@ from hypothesis import strategies as st
 from strategies import BLOCKS, DTYPES, select_slowly, weights
 from torch import Tensor
 
-from omnisparse.sparsity.ranking import descending_order, find_cuts, rank
+from omnisparse.sparsity import keys as keys_module
+from omnisparse.sparsity.arrays import descending_order, host
+from omnisparse.sparsity.cuts import find_cuts
+from omnisparse.sparsity.keys import Keys
+from omnisparse.sparsity.ranking import rank
 
 NORMS = st.sampled_from(["l1", "l2"])
 
@@ -121,9 +126,37 @@ def test_block_and_count_must_be_legal() -> None:
 def test_several_matrices_share_one_ranking() -> None:
     pair = [torch.randn(30), torch.randn(50)]
     keys = [rank(part).keys for part in pair]
-    cut = find_cuts(keys, [1, 1], [33])[0]
+    cut = find_cuts([Keys(part) for part in keys], [33])[0]
     whole = next(rank(torch.cat(pair)).masks([33]))
     assert torch.equal(torch.cat(keys) > cut.threshold, whole)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+@given(weights(), st.sampled_from(BLOCKS), NORMS, st.data())
+def test_numpy_and_torch_rank_alike(
+    chunk: int, weight: Tensor, block: tuple[int, int], norm: str, data: st.DataObject
+) -> None:
+    """What extraction cuts from a file is what training masks, whatever the chunks."""
+    requests = data.draw(st.lists(st.integers(0, weight.numel()), min_size=1, max_size=5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys_module, "CHUNK_WEIGHTS", chunk)
+        ours, theirs = rank(host(weight), block, norm), rank(weight, block, norm)
+        assert ours.cuts(requests) == theirs.cuts(requests)
+        for mask, expected in zip(ours.masks(requests), theirs.masks(requests), strict=True):
+            assert np.array_equal(mask, expected.numpy())
+        assert np.array_equal(ours.positions(), theirs.positions().numpy())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+def test_numpy_refuses_what_torch_refuses(dtype: torch.dtype, value: float) -> None:
+    weight = torch.randn(16, 4).to(dtype)
+    weight[3, 2] = value
+    for block in ((1, 1), (8, 1)):
+        with pytest.raises(ValueError, match=r"a.weight hold NaN or infinite"):
+            rank(host(weight), block, "l2", name="a.weight")
+    with pytest.raises(ValueError, match="dtype int64"):
+        rank(np.ones(3, np.int64))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

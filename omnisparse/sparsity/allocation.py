@@ -1,0 +1,252 @@
+"""How a total of kept weights is shared by the matrices of a model.
+
+The weights are ranked once, whatever the number of totals that are then asked for: a search for a
+size in bytes asks for dozens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from omnisparse.sparsity import arrays
+from omnisparse.sparsity.arrays import Array, Host
+from omnisparse.sparsity.budget import allocate_uniform, check_total, floors_of, is_tiled
+from omnisparse.sparsity.cuts import Promoted, find_cuts, leading_histogram, members_of
+from omnisparse.sparsity.keys import (
+    CHUNK_WEIGHTS,
+    Block,
+    Keys,
+    Norm,
+    Sizes,
+    check_block,
+    not_finite,
+    score,
+)
+
+Scope = Literal["layer", "global", "lamp"]
+
+
+def allocate(
+    weights: Mapping[str, Array],
+    total_kept: int,
+    scope: Scope = "layer",
+    floor: float = 0.0,
+    block: Block = (1, 1),
+    norm: Norm = "l1",
+) -> dict[str, int]:
+    """Number of weights each matrix keeps, for one total: see :class:`Allocator`."""
+    return Allocator(weights, scope, floor, block, norm).counts(total_kept)
+
+
+class Allocator:
+    """Shares any number of totals among the matrices, from one ranking.
+
+    `layer` gives every matrix one density; `global` ranks all weights together by magnitude;
+    `lamp` by magnitude relative to the energy of the weights of the same matrix that are at least
+    as large. Counts never shrink when the total grows, so the models of two totals are nested.
+
+    Args:
+        weights: Prunable matrices by name, of torch or numpy. `layer` reads only those that blocks
+            do not tile.
+        scope: How matrices compete.
+        floor: Density that every matrix keeps at least; one weight (or block) in any case.
+        block: Block shape.
+        norm: Block score.
+
+    Raises:
+        ValueError: If an argument is illegal or a weight cannot be ranked.
+
+    Source: Lee et al. 2021 (arXiv:2010.07611), score u^2 / sum of v^2 over |v| >= |u|, for `lamp`.
+    Deviation: with blocks, `lamp` uses block scores for magnitudes; scores compare in float32.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Array],
+        scope: Scope = "layer",
+        floor: float = 0.0,
+        block: Block = (1, 1),
+        norm: Norm = "l1",
+    ) -> None:
+        if scope not in get_args(Scope):
+            raise ValueError(f"scope {scope!r} is not known; legal: {', '.join(get_args(Scope))}")
+        self._block = check_block(block)
+        self._norm: Norm = norm
+        self._floor = floor
+        self._shapes = {fqn: tuple(weight.shape) for fqn, weight in weights.items()}
+        self._numel = {fqn: math.prod(shape) for fqn, shape in self._shapes.items()}
+        self._floors = floors_of(self._numel, floor, block)
+        self._weights = weights
+        self._running: dict[str, Host] = {}
+        self._joint = None if scope == "layer" else self._rank_together(scope)
+
+    def counts(self, total: int) -> dict[str, int]:
+        """Kept weights of every matrix.
+
+        Returns:
+            Counts that add up to exactly `total`; with blocks, whole blocks: the most that the
+            masks can keep of it.
+
+        Raises:
+            ValueError: If the total cannot be met with this floor.
+        """
+        check_total(total, self._floors, self._numel, self._floor, self._block)
+        if self._joint is not None:
+            return dict(zip(self._shapes, self._joint.counts(total), strict=True))
+        counts = allocate_uniform(self._shapes, total, self._floor, self._block)
+        return {fqn: self._whole_blocks(fqn, count) for fqn, count in counts.items()}
+
+    @property
+    def milestones(self) -> list[int]:
+        """Totals whose counts are known without another look at the weights, rising."""
+        return [] if self._joint is None else self._joint.milestones
+
+    def _whole_blocks(self, fqn: str, count: int) -> int:
+        """What a mask keeps of `count`: the whole blocks that fit, in order of importance."""
+        numel, size = self._numel[fqn], self._block[0] * self._block[1]
+        if size == 1 or count == numel:
+            return count
+        if is_tiled(self._shapes[fqn], self._block):
+            return count // size * size
+        if fqn not in self._running:
+            keys = score(self._weights[fqn], self._block, self._norm, fqn)
+            self._running[fqn] = _in_order(*_whole(keys))[1].cumsum()
+        fitting = int(np.searchsorted(self._running[fqn], count, side="right"))
+        return int(self._running[fqn][fitting - 1]) if fitting else 0
+
+    def _rank_together(self, scope: Scope) -> _JointRanking:
+        # One dtype for all, so that keys of different matrices compare.
+        names = [arrays.dtype_name(weight) for weight in self._weights.values()]
+        common = "float64" if "float64" in names else "float32"
+        ranked = []
+        for fqn, weight in self._weights.items():
+            keys = score(weight, self._block, self._norm, fqn, common)
+            ranked.append(_lamp_keys(keys, self._numel[fqn], fqn) if scope == "lamp" else keys)
+        return _JointRanking(ranked, list(self._floors.values()))
+
+
+class _JointRanking:
+    """One ranking over all matrices in which every matrix's floor goes first.
+
+    A histogram per matrix of the leading 16 bits of the keys tells the counts wherever a prefix
+    ends between two bins; for any other total only the blocks of one bin are put in order.
+
+    Args:
+        keys: Of every matrix, all of one dtype.
+        floors: Weights of every matrix that come before all others.
+
+    Raises:
+        ValueError: If a weight is not finite.
+    """
+
+    def __init__(self, keys: Sequence[Keys], floors: Sequence[int]) -> None:
+        self._keys = [
+            Promoted(group, find_cuts([group], [floor])[0])
+            for group, floor in zip(keys, floors, strict=True)
+        ]
+        histograms = np.stack([leading_histogram([group]) for group in self._keys])
+        # Weights in a bin and all above it: [matrices, bins + 1].
+        inclusive = np.zeros((len(keys), histograms.shape[1] + 1), np.int64)
+        inclusive[:, :-1] = histograms[:, ::-1].cumsum(axis=1)[:, ::-1]
+        self._inclusive = inclusive
+        self._totals = inclusive.sum(axis=0)
+        self._bin = -1
+
+    @property
+    def milestones(self) -> list[int]:
+        return [int(total) for total in np.unique(self._totals)]
+
+    def counts(self, total: int) -> list[int]:
+        """Weights of each matrix in the longest prefix that holds at most `total`."""
+        bins = self._totals.size - 1
+        first = bins + 1 - int(np.searchsorted(self._totals[::-1], total, side="right"))
+        whole = self._inclusive[:, first]
+        if first == 0 or self._totals[first] == total:
+            return [int(count) for count in whole]
+        if self._bin != first - 1:
+            self._bin, self._members = first - 1, self._sorted_members(first - 1)
+        owners, sizes, running = self._members
+        fit = int(np.searchsorted(running, total - self._totals[first], side="right"))
+        more = np.bincount(owners[:fit], sizes[:fit], minlength=len(whole))
+        return [int(count) for count in whole + more.astype(np.int64)]
+
+    def _sorted_members(self, bin_: int) -> tuple[Host, Host, Host]:
+        """Matrix, weights and running weights of a bin's blocks, equals by matrix and index."""
+        found = [_whole(members_of(group, bin_)) for group in self._keys]
+        order, sizes = _in_order(
+            np.concatenate([keys for keys, _ in found]), np.concatenate([size for _, size in found])
+        )
+        owners = np.repeat(np.arange(len(found), dtype=np.int32), [keys.size for keys, _ in found])
+        return owners[order], sizes, sizes.cumsum()
+
+
+def _whole(keys: Keys) -> tuple[Host, npt.NDArray[np.int64]]:
+    """Keys on the host, and weights of each block."""
+    parts = [(arrays.host(part), sizes) for part, sizes in keys]
+    empty = np.empty(0, f"int{keys.bits}"), np.empty(0, np.int64)
+    return (
+        np.concatenate([empty[0], *(part for part, _ in parts)]),
+        np.concatenate([empty[1], *(np.broadcast_to(s, p.shape) for p, s in parts)]),
+    )
+
+
+def _in_order(keys: Host, sizes: Host) -> tuple[Host, Host]:
+    """Indices from the largest key to the smallest, equals by index, and sizes in this order."""
+    order: Host = arrays.descending_order(keys)
+    return order, sizes[order]
+
+
+def _lamp_keys(keys: Keys, num_weights: int, name: str) -> Keys:
+    """LAMP scores of one matrix as integer keys (bits of float32), from the largest on.
+
+    Only the counts matter here and scores fall with magnitude, so they stay in sorted order.
+
+    Raises:
+        ValueError: If a weight is not finite.
+    """
+    sizes: Sizes
+    if isinstance(keys.sizes, int):
+        # Negative, so that sorting in place puts the largest first; then the scores take their
+        # place, chunk by chunk.
+        sizes = keys.sizes
+        ordered = np.empty(num_weights // sizes, f"int{keys.bits}")
+        at = 0
+        for part, _ in keys:
+            np.negative(arrays.host(part), out=ordered[at : at + len(part)])
+            at += len(part)
+        ordered.sort()
+    else:
+        whole, each = _whole(keys)
+        order, sizes = _in_order(whole, each)
+        ordered = -whole[order]
+    return Keys(_lamp_scores(ordered, name), sizes)
+
+
+def _lamp_scores(negative_keys: Host, name: str) -> Host:
+    """Scores of a matrix whose magnitudes fall; keys of 32 bits are overwritten."""
+    is_wide = negative_keys.dtype == np.int64
+    floats = np.float64 if is_wide else np.float32
+    scores = np.empty(negative_keys.size, np.int32) if is_wide else negative_keys
+    largest = energy = 0.0
+    for start in range(0, negative_keys.size, CHUNK_WEIGHTS):
+        here = slice(start, start + CHUNK_WEIGHTS)
+        values = (-negative_keys[here]).view(floats).astype(np.float64)
+        largest = largest if start else float(values[0])
+        if not math.isfinite(largest):
+            raise not_finite(name)
+        if largest:
+            # Relative to the largest, so that squares neither overflow nor vanish together.
+            values = np.square(values / largest)
+            # One order of additions, whatever the chunk or device: the same counts everywhere.
+            sums = values.copy()
+            sums[0] += energy
+            sums = sums.cumsum()
+            energy = float(sums[-1])
+            values /= sums
+        scores[here] = values.astype(np.float32).view(np.int32)
+    return scores
