@@ -122,7 +122,7 @@ class SegmentAttention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        context = context.unflatten(0, (batch, num_segments)).transpose(1, 2)
+        context = context.view(batch, num_segments, *context.shape[1:]).transpose(1, 2)
         return self._leave(context.flatten(2, 3))
 
     def step(
