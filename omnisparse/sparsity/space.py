@@ -264,6 +264,8 @@ class SparsitySpace:
 
     def sample_offsets(self, generator: torch.Generator) -> dict[str, float]:
         """An offset for every group, each drawn evenly from its range."""
+        import torch
+
         draws = torch.rand(len(self.groups), generator=generator, dtype=torch.float64).tolist()
         levels = self.num_layer_levels
         if levels:  # each level with the same probability, the outermost included

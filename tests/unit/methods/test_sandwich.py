@@ -163,8 +163,8 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
         ({"alphas": (0.0, 1.0)}, "alphas is"),
         ({"alpha_clip": 0.5}, "alpha_clip is 0.5; at least 1"),
         ({"encoder_weight": -1.0}, "encoder_weight is -1.0"),
-        ({"block": "8"}, "block is '8'"),
-        ({"block": "0x1"}, "block is '0x1'"),
+        ({"block": "8"}, "block '8' is not known; legal: 1x1, 8x1"),
+        ({"block": "0x1"}, "block '0x1' is not known"),
     ],
 )
 def test_illegal_choices_are_named(options: dict[str, object], message: str) -> None:
