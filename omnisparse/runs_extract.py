@@ -139,8 +139,7 @@ def _splitter(
     """How a total is spread over the matrices."""
     if scope == "layer":
         return budget.allocate_uniform
-    prunable = {name: weights[name] for name in budget.prunable}
-    return Allocator(prunable, scope, block=block).counts
+    return Allocator(weights, scope, block=block, names=budget.prunable).counts
 
 
 def _solve_bytes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -104,11 +104,12 @@ class Allocator:
     as large. Counts never shrink when the total grows, so the models of two totals are nested.
 
     Args:
-        weights: Prunable matrices by name.
+        weights: Matrices by name, asked for one at a time.
         scope: How matrices compete.
         floor: Density that every matrix keeps at least; one weight (or block) in any case.
         block: Block shape.
         norm: Block score.
+        names: The prunable ones among `weights`; all by default.
 
     Raises:
         ValueError: If an argument is illegal, or a weight cannot be ranked.
@@ -124,21 +125,23 @@ class Allocator:
         floor: float = 0.0,
         block: Block = (1, 1),
         norm: Norm = "l1",
+        names: Iterable[str] | None = None,
     ) -> None:
         if scope not in get_args(Scope):
             raise ValueError(f"scope {scope!r} is not known; legal: {', '.join(get_args(Scope))}")
         self._block = check_block(block)
         self._floor = floor
-        self._shapes = {fqn: tuple(weight.shape) for fqn, weight in weights.items()}
+        prunable = list(weights if names is None else names)
+        self._shapes = {fqn: tuple(weights[fqn].shape) for fqn in prunable}
         numel = {fqn: math.prod(shape) for fqn, shape in self._shapes.items()}
         floors = floors_of(numel, floor, block)
         self._keys: dict[str, Keys] = {}
         if scope == "layer":
             return
         # One dtype for all, so that keys of different matrices compare.
-        wide = any(arrays.dtype_name(weight) == "float64" for weight in weights.values())
+        wide = any(arrays.dtype_name(weights[fqn]) == "float64" for fqn in prunable)
         common = "float64" if wide else "float32"
-        for fqn in weights:
+        for fqn in prunable:
             keys = score(weights[fqn], block, norm, fqn, common)
             if scope == "lamp":
                 keys = _lamp_keys(keys, numel[fqn])
