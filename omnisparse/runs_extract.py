@@ -74,8 +74,7 @@ def extract(
     shape = parse_block(description.block if block is None else block)
     budget = Budget(shapes, description.prunable, floor=floor, block=shape)
     contents = contents_of(run, weights, block=shape, precision=precision, format=format, wer=wer)
-    prunable = {name: weights[name] for name in budget.prunable}
-    allocator = Allocator(prunable, scope, floor, shape, norm)
+    allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
     kept = request.kept(budget, allocator, weights, contents)
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(),

@@ -7,7 +7,7 @@ size in bytes asks for dozens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -51,12 +51,13 @@ class Allocator:
     as large. Counts never shrink when the total grows, so the models of two totals are nested.
 
     Args:
-        weights: Prunable matrices by name, of torch or numpy. `layer` reads only those that blocks
-            do not tile.
+        weights: Matrices by name, of torch or numpy, asked for one at a time. `layer` reads only
+            those that blocks do not tile.
         scope: How matrices compete.
         floor: Density that every matrix keeps at least; one weight (or block) in any case.
         block: Block shape.
         norm: Block score.
+        names: The prunable ones among `weights`; all by default.
 
     Raises:
         ValueError: If an argument is illegal or a weight cannot be ranked.
@@ -72,13 +73,15 @@ class Allocator:
         floor: float = 0.0,
         block: Block = (1, 1),
         norm: Norm = "l1",
+        names: Iterable[str] | None = None,
     ) -> None:
         if scope not in get_args(Scope):
             raise ValueError(f"scope {scope!r} is not known; legal: {', '.join(get_args(Scope))}")
         self._block = check_block(block)
         self._norm: Norm = norm
         self._floor = floor
-        self._shapes = {fqn: tuple(weight.shape) for fqn, weight in weights.items()}
+        prunable = list(weights if names is None else names)
+        self._shapes = {fqn: tuple(weights[fqn].shape) for fqn in prunable}
         self._numel = {fqn: math.prod(shape) for fqn, shape in self._shapes.items()}
         self._floors = floors_of(self._numel, floor, block)
         self._weights = weights
@@ -121,11 +124,11 @@ class Allocator:
 
     def _rank_together(self, scope: Scope) -> _JointRanking:
         # One dtype for all, so that keys of different matrices compare.
-        names = [arrays.dtype_name(weight) for weight in self._weights.values()]
+        names = [arrays.dtype_name(self._weights[fqn]) for fqn in self._shapes]
         common = "float64" if "float64" in names else "float32"
         ranked = []
-        for fqn, weight in self._weights.items():
-            keys = score(weight, self._block, self._norm, fqn, common)
+        for fqn in self._shapes:
+            keys = score(self._weights[fqn], self._block, self._norm, fqn, common)
             ranked.append(_lamp_keys(keys, self._numel[fqn], fqn) if scope == "lamp" else keys)
         return _JointRanking(ranked, list(self._floors.values()))
 
