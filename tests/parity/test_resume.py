@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from omnisparse.config import RunConfig, config_to_yaml
-from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline import train
 from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.trainer import InterruptedTrainingError
@@ -121,18 +120,23 @@ def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
 def test_a_run_has_one_training_at_a_time(
     tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    config = tiny_config(max_steps=2)
-    refused: list[str] = []
+    config = tiny_config(max_steps=30, checkpoint_every=4)
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    command = [sys.executable, "-m", "omnisparse.cli", "train", "config.yaml", "--out", "run"]
 
-    def start_another(step: int, max_steps: int, metrics: object) -> None:
-        with pytest.raises(OmnisparseError) as caught:
-            train(config, out=tmp_path / "run")
-        refused.append(str(caught.value))
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
-    assert train(config, out=tmp_path / "run", on_progress=start_another).steps == 2
-    assert len(refused) == 2
-    assert "run: another process is training there" in refused[0]
-    assert train(config, out=tmp_path / "run").steps == 2  # the lock went with its holder
+    first = start()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "run" / "config.yaml").exists():
+        time.sleep(0.01)
+    second = start()
+    told = [process.communicate(timeout=300)[1] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], told
+    assert "waiting for another process that trains" in told[1]
+    train(config, out=tmp_path / "straight")
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
 def test_a_second_interrupt_does_not_wait(
