@@ -88,7 +88,7 @@ def measure_nested(
     started, used = time.perf_counter(), time.process_time()
     info = write_nested(folder / "net.omni", state=state, precision=precision, **contents)
     write_seconds, write_cpu = time.perf_counter() - started, time.process_time() - used
-    whole = {name: state[name].numel() for name in contents["prunable"]}
+    whole = {name: state[name].size for name in contents["prunable"]}
     options = {**contents, "precision": precision, "dense_parameters": info.parameters}
     dense_bytes = planned_bytes(state, whole, format="dense", **options)
 
@@ -97,7 +97,7 @@ def measure_nested(
     nested = NestedFile(source)
     artifact = nested.read(size)
     read_seconds = time.perf_counter() - started
-    made = write_artifact(folder / "model", state=artifact.state, **options)
+    made = write_artifact(folder / "model", state=artifact.arrays, **options)
     return {
         "parameters": info.parameters,
         "dense_bytes": dense_bytes,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from omnisparse.sparsity import arrays
 from omnisparse.sparsity.arrays import Array, Host
-from omnisparse.sparsity.budget import matrix_shape
+from omnisparse.sparsity.budget import is_tiled, matrix_shape
 
 Block = tuple[int, int]
 Norm = Literal["l1", "l2"]
@@ -180,9 +180,9 @@ def check_block(block: Block) -> Block:
 
 def block_sizes(shape: Sequence[int], block: Block) -> Sizes:
     """Weights per block: one number if all are whole, else int64 `[num_blocks]`."""
-    extents = matrix_shape(shape)
-    if extents[0] % block[0] == 0 and extents[1] % block[1] == 0:
+    if is_tiled(shape, block):
         return block[0] * block[1]
+    extents = matrix_shape(shape)
     sides = [
         np.minimum(extent - np.arange(0, extent, step), step)
         for extent, step in zip(extents, block, strict=True)
