@@ -83,8 +83,7 @@ def extract(
         wer=wer,
         buffers=[name for name in weights if name not in shapes],
     )
-    prunable = {name: weights[name] for name in budget.prunable}
-    allocator = Allocator(prunable, scope, floor, shape, norm)
+    allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
     kept = request.kept(budget, allocator, weights, contents)
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(),

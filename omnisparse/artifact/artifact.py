@@ -249,11 +249,14 @@ def write_plans(
         with ThreadPoolExecutor(PACKING_THREADS) as pool:
             list(pool.map(pack, sorted(sizes, key=lambda fqn: -sizes[fqn])))
         with ThreadPoolExecutor(FINISHING_THREADS) as pool:
-            synced = [pool.submit(writer.finish) for writer in writers]
-            digests = [pool.submit(file_digest, folder / WEIGHTS) for folder in folders]
-            for future in synced:
-                future.result()
-            return list(pool.map(_finish, jobs, folders, [digest.result() for digest in digests]))
+            # In pairs: one thread waits for the disk while another hashes.
+            pairs = [
+                (pool.submit(writer.finish), pool.submit(file_digest, folder / WEIGHTS))
+                for writer, folder in zip(writers, folders, strict=True)
+            ]
+            for synced, _ in pairs:
+                synced.result()
+            return list(pool.map(_finish, jobs, folders, [digest.result() for _, digest in pairs]))
 
 
 def _finish(job: tuple[Path, ArtifactPlan], folder: Path, digest: str) -> ArtifactInfo:

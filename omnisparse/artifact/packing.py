@@ -83,7 +83,11 @@ class TensorPacker:
     def _add_bitmask(self, rows: Rows, index: int, precision: Precision) -> None:
         bits = bitmask.pack_mask(rows.mask(index))
         values = arrays.as_floats(rows.values(index), "float32")
-        self._count(values)
+        if rows.is_sound(index):
+            self._count(values.size, values.size)
+        else:
+            self._count(values.size, int(np.count_nonzero(values)))
+            _finite(values)
         per_value = None
         if precision == "int8" or self._plan.fqn.endswith(".weight"):
             counts = bitmask.count_bits(bits)
@@ -92,7 +96,7 @@ class TensorPacker:
             scales = row_scales(rows.masked(index))
             per_value = np.repeat(scales, counts)
             self._writer.append(f"{self._prefix}.scale", scales)
-        stored = round_values(_finite(values), precision, per_value)
+        stored = round_values(values, precision, per_value)
         self._writer.append(f"{self._prefix}.bitmask", bits)
         self._writer.append(f"{self._prefix}.compressed", stored)
 
@@ -107,19 +111,18 @@ class TensorPacker:
         if VALUE_DTYPES[precision] == "BF16":
             stored = np.where(stored == 0x8000, np.uint16(0), stored)  # -0.0 is no value
         if plan.packing == "dense":
-            self._count(stored)
+            self._count(stored.size, int(np.count_nonzero(stored)))
             self._writer.append(plan.fqn, stored)
             return
         bits, stored = bitmask.pack_blocks(stored, plan.block)
-        self._count(stored)
+        self._count(stored.size, int(np.count_nonzero(stored)))
         self._writer.append(f"{self._prefix}.block_bitmask", bits)
         self._writer.append(f"{self._prefix}.compressed", stored)
 
-    def _count(self, values: Array) -> None:
+    def _count(self, num_values: int, num_nonzero: int) -> None:
         plan = self._plan
-        self._num_values += values.size
-        if plan.prunable:
-            self._num_nonzero += int(np.count_nonzero(values))
+        self._num_values += num_values
+        self._num_nonzero += num_nonzero
         is_short = plan.packing == "bitmask" and self._num_nonzero < self._num_values
         if is_short or self._num_values > plan.num_values:
             raise CountError(f"{plan.num_nonzero} non-zero weights expected")

@@ -140,6 +140,7 @@ class TensorFileWriter:
         if len(self._fields) != len(fields):
             raise ValueError("tensor names collide once packed; rename the parameters")
         self._layout = plan_layout(fields, header_bytes)
+        self._num_bytes = {field.key: field.num_bytes for field in fields}
         self._written = dict.fromkeys(self._fields, 0)
         self._file = path.open("xb")
         self._file.truncate(self._layout.size_bytes)
@@ -154,7 +155,7 @@ class TensorFileWriter:
         """
         field = self._fields[key]
         before = self._written[key]
-        if array.dtype != NUMPY_DTYPES[field.dtype] or before + array.nbytes > field.num_bytes:
+        if array.dtype != NUMPY_DTYPES[field.dtype] or before + array.nbytes > self._num_bytes[key]:
             raise ValueError(
                 f"{key}: got {array.dtype} {array.shape} at byte {before}, "
                 f"planned {field.dtype} {field.shape}"
@@ -172,9 +173,7 @@ class TensorFileWriter:
         Raises:
             ValueError: If a field was not written to its end.
         """
-        missing = [
-            key for key, done in self._written.items() if done != self._fields[key].num_bytes
-        ]
+        missing = [key for key, done in self._written.items() if done != self._num_bytes[key]]
         if missing:
             raise ValueError(f"fields not written to their end: {missing[:3]}")
         os.fsync(self._file.fileno())

@@ -24,13 +24,18 @@ Host: TypeAlias = npt.NDArray[Any]
 
 _INTEGERS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
+# What numpy says itself takes as long as a pass over a chunk.
+_NAMES: dict[np.dtype[Any], str] = {
+    np.dtype(name): name for name in ("float16", "float32", "float64")
+}
+_NAMES[np.dtype(np.uint16)] = "bfloat16"
+
 
 def dtype_name(array: Array) -> str:
     """Name of the dtype, whoever's it is; `bfloat16` for numpy's uint16."""
-    name = str(array.dtype)
-    if name.startswith("torch."):
-        return name.removeprefix("torch.")
-    return "bfloat16" if name == "uint16" else name
+    if isinstance(array, np.ndarray):
+        return _NAMES.get(array.dtype) or str(array.dtype)
+    return str(array.dtype).removeprefix("torch.")
 
 
 def integer_bits(array: Array) -> int:

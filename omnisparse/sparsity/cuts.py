@@ -226,5 +226,5 @@ def _members(keys: Sequence[Keys], bins: Sequence[int], shift: int) -> Iterator[
     each = np.concatenate(pool_sizes) if size is None else size
     digits = _digits(members, shift)
     for bin_ in bins:
-        inside = digits == bin_
+        inside = arrays.find(digits == bin_)
         yield bin_, Keys(members[inside], each if isinstance(each, int) else each[inside])

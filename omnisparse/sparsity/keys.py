@@ -52,7 +52,7 @@ class Keys:
 
     def __iter__(self) -> Iterator[tuple[Array, Sizes]]:
         step = CHUNK_WEIGHTS if isinstance(self._whole, np.ndarray) else len(self._whole)
-        for start in range(0, len(self._whole), max(1, step)):
+        for start in range(0, max(1, len(self._whole)), max(1, step)):
             part, sizes = slice(start, start + step), self.sizes
             yield self._whole[part], sizes if isinstance(sizes, int) else sizes[part]
 
@@ -79,7 +79,7 @@ class Magnitudes(Keys):
         return np.asarray(magnitudes(self._flat[start:stop], self._dtype))
 
     def __iter__(self) -> Iterator[tuple[Host, Sizes]]:
-        for start in range(0, self._flat.size, CHUNK_WEIGHTS):
+        for start in range(0, max(1, self._flat.size), CHUNK_WEIGHTS):
             yield self.between(start, start + CHUNK_WEIGHTS), 1
 
 

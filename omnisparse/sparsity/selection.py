@@ -45,6 +45,12 @@ class Rows:
         """The weights as float32."""
         return np.asarray(arrays.as_floats(self.weights, "float32"))
 
+    def is_sound(self, index: int) -> bool:
+        """Whether what a subnet keeps is known to be finite and nowhere zero, in float32."""
+        threshold = self._thresholds[index] if self._masks is not None else None
+        # The ranking refused what is not finite, and only a key of zero is a zero.
+        return threshold is not None and threshold >= 0 and self.weights.dtype != np.float64
+
     def mask(self, index: int) -> Host:
         """Weights that a subnet keeps; those that are not zero where it keeps all."""
         return self.floats != 0 if self._masks is None else self._masks[index]

@@ -66,6 +66,31 @@ def test_blocks_must_agree(tmp_path, net):
         write_extractions(net.state, extractions)
 
 
+def test_one_place_for_two_artifacts_is_refused(tmp_path, net):
+    kept = {name: 5 for name in net.contents["prunable"]}
+    contents = Contents(**net.contents)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for other in (tmp_path / "a", tmp_path / "b" / ".." / "a", tmp_path / "link"):
+        extractions = [
+            Extraction(out=out, num_kept=kept, contents=contents) for out in (tmp_path / "a", other)
+        ]
+        with pytest.raises(ValueError, match="given twice"):
+            write_extractions(net.state, extractions)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_counts_are_those_of_the_file(tmp_path, net_with):
+    net = net_with(sparsity=0.0)
+    weight = net.state["encoder.lstm.weight_hh_l0"]
+    weight[:, :30] = 0
+    kept = {name: net.state[name].numel() for name in net.contents["prunable"]}
+    extraction = Extraction(out=tmp_path / "a", num_kept=kept, contents=Contents(**net.contents))
+    (info,) = write_extractions(net.state, [extraction])
+    held = {layer.name: layer.nonzero for layer in info.layers if layer.prunable}
+    assert held == {**kept, "encoder.lstm.weight_hh_l0": 48 * 34}
+    assert info.nonzero == net.contents["dense_parameters"] - 48 * 30
+
+
 def test_a_weight_that_is_not_finite_is_named(tmp_path, net):
     net.state["joiner.weight"][3, 3] = torch.inf
     extraction = Extraction(

@@ -105,6 +105,12 @@ def test_block_scores_may_exceed_the_weights_range() -> None:
     assert int(next(rank(weight, (8, 1), "l2").masks([16])).sum()) == 16
 
 
+def test_an_empty_tensor_has_an_empty_ranking() -> None:
+    for weight in (torch.empty(0, 3), np.empty((0, 3), np.float32)):
+        assert next(rank(weight).masks([0])).shape == (0, 3)
+        assert len(rank(weight).positions()) == 0
+
+
 def test_views_and_higher_ranks() -> None:
     weight = torch.randn(6, 4, 3).transpose(0, 1)
     mask = next(rank(weight).masks([20]))
