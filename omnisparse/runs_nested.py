@@ -129,7 +129,7 @@ def extract_nested(
         source=header.config["source"],
     )
     state = nested.meta_state()
-    allocator = Allocator({fqn: state[fqn] for fqn in budget.prunable}, "layer", budget.floor)
+    allocator = Allocator(state, "layer", budget.floor, names=budget.prunable)
     if request.kind == "bytes":
         counts = solve_bytes(budget, request, state, contents, allocator)
     else:

@@ -7,7 +7,7 @@ size in bytes asks for dozens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -80,13 +80,13 @@ class Allocator:
         self._block = check_block(block)
         self._norm: Norm = norm
         self._floor = floor
-        prunable = list(weights if names is None else names)
+        prunable = weights if names is None else names
         self._shapes = {fqn: tuple(weights[fqn].shape) for fqn in prunable}
         self._numel = {fqn: math.prod(shape) for fqn, shape in self._shapes.items()}
         self._floors = floors_of(self._numel, floor, block)
         self._weights = weights
         self._running: dict[str, Host] = {}
-        self._joint = None if scope == "layer" else self._rank_together(scope)
+        self._joint = None if scope == "layer" else _JointRanking(self._competitors(scope))
 
     def counts(self, total: int) -> dict[str, int]:
         """Kept weights of every matrix.
@@ -122,15 +122,14 @@ class Allocator:
         fitting = int(np.searchsorted(self._running[fqn], count, side="right"))
         return int(self._running[fqn][fitting - 1]) if fitting else 0
 
-    def _rank_together(self, scope: Scope) -> _JointRanking:
+    def _competitors(self, scope: Scope) -> Iterator[tuple[Keys, int]]:
+        """Keys and floor of every matrix."""
         # One dtype for all, so that keys of different matrices compare.
-        names = [arrays.dtype_name(self._weights[fqn]) for fqn in self._shapes]
-        common = "float64" if "float64" in names else "float32"
-        ranked = []
-        for fqn in self._shapes:
+        dtypes = {arrays.dtype_name(self._weights[fqn]) for fqn in self._shapes}
+        common = "float64" if "float64" in dtypes else "float32"
+        for fqn, floor in self._floors.items():
             keys = score(self._weights[fqn], self._block, self._norm, fqn, common)
-            ranked.append(_lamp_keys(keys, self._numel[fqn], fqn) if scope == "lamp" else keys)
-        return _JointRanking(ranked, list(self._floors.values()))
+            yield _lamp_keys(keys, self._numel[fqn], fqn) if scope == "lamp" else keys, floor
 
 
 class _JointRanking:
@@ -140,24 +139,23 @@ class _JointRanking:
     ends between two bins; for any other total only the blocks of one bin are put in order.
 
     Args:
-        keys: Of every matrix, all of one dtype.
-        floors: Weights of every matrix that come before all others.
+        competitors: Of every matrix the keys, all of one dtype, and the weights that come before
+            all others. A matrix is done with before the next one is asked for.
 
     Raises:
         ValueError: If a weight is not finite.
     """
 
-    def __init__(self, keys: Sequence[Keys], floors: Sequence[int]) -> None:
-        self._keys = [
-            Promoted(group, find_cuts([group], [floor])[0])
-            for group, floor in zip(keys, floors, strict=True)
-        ]
-        histograms = np.stack([leading_histogram([group]) for group in self._keys])
+    def __init__(self, competitors: Iterable[tuple[Keys, int]]) -> None:
+        self._keys: list[Keys] = []
+        inclusive: list[Host] = []
+        for keys, floor in competitors:
+            self._keys.append(Promoted(keys, find_cuts([keys], [floor])[0]))
+            histogram = leading_histogram(self._keys[-1:])
+            inclusive.append(np.append(histogram[::-1].cumsum()[::-1], 0))
         # Weights in a bin and all above it: [matrices, bins + 1].
-        inclusive = np.zeros((len(keys), histograms.shape[1] + 1), np.int64)
-        inclusive[:, :-1] = histograms[:, ::-1].cumsum(axis=1)[:, ::-1]
-        self._inclusive = inclusive
-        self._totals = inclusive.sum(axis=0)
+        self._inclusive = np.stack(inclusive)
+        self._totals = self._inclusive.sum(axis=0)
         self._bin = -1
 
     @property
@@ -191,11 +189,8 @@ class _JointRanking:
 def _whole(keys: Keys) -> tuple[Host, npt.NDArray[np.int64]]:
     """Keys on the host, and weights of each block."""
     parts = [(arrays.host(part), sizes) for part, sizes in keys]
-    empty = np.empty(0, f"int{keys.bits}"), np.empty(0, np.int64)
-    return (
-        np.concatenate([empty[0], *(part for part, _ in parts)]),
-        np.concatenate([empty[1], *(np.broadcast_to(s, p.shape) for p, s in parts)]),
-    )
+    each = [np.broadcast_to(sizes, part.shape) for part, sizes in parts]
+    return np.concatenate([part for part, _ in parts]), np.concatenate(each)
 
 
 def _in_order(keys: Host, sizes: Host) -> tuple[Host, Host]:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from omnisparse import runs
-from omnisparse.sparsity.masks import Allocator, apply_mask, mask_from_count
+from omnisparse.sparsity.allocation import Allocator
+from omnisparse.sparsity.masks import apply_mask, mask_from_count
 from omnisparse.training.checkpoint import save_checkpoint
 
 MATRICES = {"a.weight_ih_l0": (64, 40), "a.weight_hh_l0": (64, 32), "b.weight": (48, 24)}
@@ -32,6 +33,9 @@ SCRIPT = textwrap.dedent(
         whole = ["extract", *options, "--out", place, "--json"]
         result = CliRunner().invoke(verbs, whole if "--from" in options else [*whole, "--run", run])
         assert result.exit_code == 0, result.output
+        result = CliRunner().invoke(verbs, ["inspect", place])
+        assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(verbs, ["inspect", run]).exit_code == 0
     assert "torch" not in sys.modules, "torch was loaded"
     """
 )
@@ -89,6 +93,9 @@ def test_the_command_loads_no_torch_and_keeps_what_torch_ranks_first(tmp_path, d
         ["--spec", str(tmp_path / "spec.json")],
         ["--nested"],
         ["--from", nested, *size],
+        ["--from", nested, "--size", "12kB"],
+        [*size, "--block", "4x4", "--norm", "l2"],
+        ["--size", "12kB", "--scope", "lamp", "--floor", "0.1"],
     ]
     extract(run, tmp_path, requests)
     weights = {name: state[name].float() for name in MATRICES}

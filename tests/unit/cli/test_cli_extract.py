@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,36 +329,6 @@ def test_zeros_among_the_weights_are_in_no_count(
         assert report["layers"] == found["layers"]
         assert found["problems"] == []
     assert run_json("inspect", folder)["nonzero"] == DENSE - 500
-
-
-def test_extraction_does_not_load_torch(small_run: Path, tmp_path: Path) -> None:
-    """Loading it takes longer than an extraction."""
-    run, nested = ["--run", str(small_run)], str(tmp_path / "net.omni")
-    commands = [
-        ["extract", *run, "--size", "40%", "--block", "4x4", "--norm", "l2", "--precision", "int8"],
-        ["extract", *run, "--size", "100KB", "--scope", "lamp", "--floor", "0.1"],
-        ["extract", *run, "--sparsity", "0.9", "--scope", "global", "--format", "dense"],
-        ["extract", *run, "--nested", "--precision", "bf16", "--out", nested],
-        ["extract", "--from", nested, "--size", "100KB", "--out", str(tmp_path / "b")],
-        ["inspect", nested],
-        ["inspect", str(tmp_path / "b")],
-        ["inspect", str(small_run)],
-    ]
-    for index, command in enumerate(commands[:3]):
-        command += ["--out", str(tmp_path / str(index))]
-    script = (
-        "import json, sys\n"
-        "from click.testing import CliRunner\n"
-        "from omnisparse.cli import verbs\n"
-        "for command in json.loads(sys.argv[1]):\n"
-        "    result = CliRunner().invoke(verbs, command)\n"
-        "    assert result.exit_code == 0, (command, result.output, result.exception)\n"
-        "    assert 'torch' not in sys.modules, command\n"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(commands)], capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stderr
 
 
 def test_a_run_reports_the_checkpoint_that_was_read(
