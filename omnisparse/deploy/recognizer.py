@@ -208,7 +208,6 @@ class Recognizer:
         on_partial: Callable[[str], None] | None,
     ) -> Transcript:
         """Recognises one recording chunk by chunk."""
-        chunks: Iterator[FloatArray]
         if isinstance(audio, np.ndarray):
             name, rate = "samples", self._rate_of(sampling_rate)
             _check_samples(audio, name)
