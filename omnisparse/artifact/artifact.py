@@ -219,18 +219,20 @@ def write_plans(
     plans = [{tensor.fqn: tensor for tensor in plan.tensors} for _, plan in jobs]
     sizes = {fqn: math.prod(tensor.shape) for fqn, tensor in plans[0].items()}
     with ExitStack() as stack:
+        places = [stack.enter_context(ExitStack()) for _ in jobs]
         folders = [
-            stack.enter_context(atomic.replaced_directory(out, is_artifact)) for out, _ in jobs
+            place.enter_context(atomic.replaced_directory(out, is_artifact))
+            for place, (out, _) in zip(places, jobs, strict=True)
         ]
         writers = [
-            stack.enter_context(
+            place.enter_context(
                 TensorFileWriter(
                     folder / WEIGHTS,
                     [field for tensor in plan.tensors for field in tensor.fields],
                     plan.header_bytes,
                 )
             )
-            for folder, (_, plan) in zip(folders, jobs, strict=True)
+            for place, folder, (_, plan) in zip(places, folders, jobs, strict=True)
         ]
 
         def pack(fqn: str) -> None:
@@ -256,7 +258,11 @@ def write_plans(
             ]
             for synced, _ in pairs:
                 synced.result()
-            return list(pool.map(_finish, jobs, folders, [digest.result() for _, digest in pairs]))
+            digests = [digest.result() for _, digest in pairs]
+            written = list(pool.map(_finish, jobs, folders, digests))
+            # All are complete: let each take its place, which again is waiting for the disk.
+            list(pool.map(ExitStack.close, places))
+        return written
 
 
 def _finish(job: tuple[Path, ArtifactPlan], folder: Path, digest: str) -> ArtifactInfo:
