@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omnisparse.durable import start_sync
 from omnisparse.errors import FormatError
 
 Array = npt.NDArray[Any]
@@ -36,6 +37,9 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "I32": np.int32,
     "I64": np.int64,
 }
+
+SYNC_BYTES = 16_000_000
+"""Bytes after which a file begins to go to the disk, while the rest of it is still being packed."""
 
 MAX_HEADER_BYTES = 8_000_000
 MAX_DIMENSION = 2**31 - 1
@@ -142,6 +146,7 @@ class TensorFileWriter:
         self._layout = plan_layout(fields, header_bytes)
         self._num_bytes = {field.key: field.num_bytes for field in fields}
         self._written = dict.fromkeys(self._fields, 0)
+        self._waiting = 0
         self._file = path.open("xb")
         self._file.truncate(self._layout.size_bytes)
         self._file.write(self._layout.header)
@@ -166,6 +171,10 @@ class TensorFileWriter:
         while done < len(data):
             done += os.pwrite(self._file.fileno(), data[done:], at + done)
         self._written[key] = before + len(data)
+        self._waiting += len(data)
+        if self._waiting > SYNC_BYTES:
+            self._waiting = 0
+            start_sync(self._file.fileno())
 
     def finish(self) -> None:
         """Demand that the file is complete, and bring it to the disk.
