@@ -45,7 +45,8 @@ def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path: Path) -> None:
     records = list((tmp_path / "wandb").glob("offline-run-*"))
     identity = (tmp_path / "wandb-id").read_text()
     assert records
-    assert {path.name.rsplit("-", 1)[1] for path in records} == {identity}
+    # offline-run-<second>-<run>, and "-1" behind it where both began in one second
+    assert {path.name.split("-")[3] for path in records} == {identity}
 
 
 @pytest.mark.parametrize(
