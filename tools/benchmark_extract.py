@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -157,11 +158,15 @@ def peak_bytes() -> int:
     return 0
 
 
-def measure(run: Callable[[], int | None], repeats: int) -> dict[str, Any]:
-    """Seconds of every repeat, and peak memory after the first (or as it says itself)."""
+def measure(run: Callable[[], int | None], out: Path, repeats: int) -> dict[str, Any]:
+    """Seconds of every repeat, and peak memory after the first (or as it says itself).
+
+    Every repeat writes to a new place: deleting what was there before is not extracting.
+    """
     before = peak_bytes()
     seconds, cpu, peak = [], [], 0
     for _ in range(repeats):
+        shutil.rmtree(out, ignore_errors=True)
         started, used = time.perf_counter(), sum(os.times()[:4])
         own_peak = run()
         seconds.append(time.perf_counter() - started)
@@ -251,7 +256,7 @@ def run_side(side: str, folder: Path, size: str, repeats: int, threads: int) -> 
     if side == "check":
         return check(run, out, size)
     if side == "peer":
-        return measure(lambda: prune_with_torch(run, out, size), repeats)
+        return measure(lambda: prune_with_torch(run, out, size), out, repeats)
     if side == "cli":
         options = ["extract", "--run", str(run), "--size", size, "--out", str(out), "--json"]
         command = [sys.executable, "-c", COMMAND, *options]
@@ -260,15 +265,15 @@ def run_side(side: str, folder: Path, size: str, repeats: int, threads: int) -> 
             finished = subprocess.run(command, check=True, capture_output=True, text=True)
             return int(finished.stdout.splitlines()[-1]) * 1024
 
-        return measure(whole_command, repeats)
+        return measure(whole_command, out, repeats)
     from omnisparse import runs_extract
 
     def one_size() -> None:
         runs_extract.extract(run, size=size, out=out)
 
     if side == "one":
-        return measure(one_size, repeats)
-    return measure(lambda: extract_many(run, out, TEN_SIZES), repeats)
+        return measure(one_size, out, repeats)
+    return measure(lambda: extract_many(run, out, TEN_SIZES), out, repeats)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from omnisparse.artifact.contents import (
     Spec,
 )
 from omnisparse.artifact.packing import CountError, TensorPacker, count_kept
-from omnisparse.artifact.reading import Artifact, file_digest, is_artifact, read_artifact
+from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact
 from omnisparse.artifact.stored import StoredTensor
 from omnisparse.artifact.tensorfile import Array, TensorFileWriter
 from omnisparse.artifact.tensors import as_array
@@ -252,10 +252,7 @@ def write_plans(
             list(pool.map(pack, sorted(sizes, key=lambda fqn: -sizes[fqn])))
         with ThreadPoolExecutor(FINISHING_THREADS) as pool:
             # In pairs: one thread waits for the disk while another hashes.
-            pairs = [
-                (pool.submit(writer.finish), pool.submit(file_digest, folder / WEIGHTS))
-                for writer, folder in zip(writers, folders, strict=True)
-            ]
+            pairs = [(pool.submit(writer.finish), pool.submit(writer.digest)) for writer in writers]
             for synced, _ in pairs:
                 synced.result()
             digests = [digest.result() for _, digest in pairs]

@@ -7,6 +7,7 @@ is then written matrix by matrix, never held in memory as a whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -40,6 +41,9 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
 
 SYNC_BYTES = 16_000_000
 """Bytes after which a file begins to go to the disk, while the rest of it is still being packed."""
+
+WINDOW_BYTES = 1024 * mmap.ALLOCATIONGRANULARITY
+"""Bytes of a file mapped at once for hashing."""
 
 MAX_HEADER_BYTES = 8_000_000
 MAX_DIMENSION = 2**31 - 1
@@ -147,7 +151,7 @@ class TensorFileWriter:
         self._num_bytes = {field.key: field.num_bytes for field in fields}
         self._written = dict.fromkeys(self._fields, 0)
         self._waiting = 0
-        self._file = path.open("xb")
+        self._file = path.open("x+b")
         self._file.truncate(self._layout.size_bytes)
         self._file.write(self._layout.header)
         self._file.flush()
@@ -165,13 +169,14 @@ class TensorFileWriter:
                 f"{key}: got {array.dtype} {array.shape} at byte {before}, "
                 f"planned {field.dtype} {field.shape}"
             )
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        data = np.ascontiguousarray(array)
         at = self._layout.offsets[key] + before
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._file.fileno(), data[done:], at + done)
-        self._written[key] = before + len(data)
-        self._waiting += len(data)
+        done = os.pwrite(self._file.fileno(), data.data, at) if data.size else 0
+        while done < data.nbytes:
+            rest = data.reshape(-1).view(np.uint8)[done:]
+            done += os.pwrite(self._file.fileno(), rest.data, at + done)
+        self._written[key] = before + done
+        self._waiting += done
         if self._waiting > SYNC_BYTES:
             self._waiting = 0
             start_sync(self._file.fileno())
@@ -186,6 +191,19 @@ class TensorFileWriter:
         if missing:
             raise ValueError(f"fields not written to their end: {missing[:3]}")
         os.fsync(self._file.fileno())
+
+    def digest(self) -> str:
+        """SHA-256 of the file as it is now, in hex."""
+        digest = hashlib.sha256()
+        size = self._layout.size_bytes
+        for start in range(0, size, WINDOW_BYTES):
+            length = min(WINDOW_BYTES, size - start)
+            # Mapped: a copy of every byte would be a fifth of what hashing costs.
+            with mmap.mmap(
+                self._file.fileno(), length, access=mmap.ACCESS_READ, offset=start
+            ) as window:
+                digest.update(window)
+        return digest.hexdigest()
 
     def __enter__(self) -> TensorFileWriter:
         return self

@@ -21,7 +21,7 @@ Block = tuple[int, int]
 Norm = Literal["l1", "l2"]
 BLOCKS: tuple[Block, ...] = ((1, 1), (8, 1), (16, 1), (4, 4))
 
-CHUNK_WEIGHTS = 1 << 18
+CHUNK_WEIGHTS = 1 << 19
 """Weights of a numpy array handled at once: temporaries stay in the cache."""
 
 Sizes: TypeAlias = "int | npt.NDArray[np.int64]"
