@@ -6,6 +6,10 @@ that of the base configuration, so that rows differ in nothing but the compressi
 The order of a combination is the paper's: the net is factored, the factored net is distilled, and
 what is distilled is pruned, still under the teacher.
 
+Every row takes as many utterance passes (one utterance, forward and backward, through any net) as
+the dense net: a supernet, whose subnets see utterances too, makes fewer steps. ``supernet_double``
+is a supernet of twice that budget, still one training for all sizes.
+
 Choice: the paper does not say how large the net is that F+D+S prunes. Here its parameters are the
 geometric mean of the dense net's and the target, so that factorization and pruning compress by the
 same factor each.
@@ -41,8 +45,11 @@ BaselineMethod = Literal[
     "factored_distilled",
     "factored_distilled_pruned",
     "supernet",
+    "supernet_double",
 ]
 BASELINE_METHODS: tuple[str, ...] = get_args(BaselineMethod)
+SUPERNET_BUDGETS = {"supernet": 1.0, "supernet_double": 2.0}
+"""Rows of every size, and their utterance passes in those of the dense net."""
 
 
 def baseline_config(
@@ -61,7 +68,7 @@ def baseline_config(
             Where its ``method`` is of the kind that the row trains, its choices are kept.
         method: One of ``BASELINE_METHODS``.
         size: ``25%`` (of the dense net) or ``16M``, as ``--size`` takes it; None keeps the shape
-            of ``base`` (and is the only legal value for ``supernet``, which has every size, while
+            of ``base`` (and is the only legal value for supernets, which have every size, while
             the rows with ``pruned`` in their name need one).
         teacher: Run or artifact that is distilled; needed by the rows with ``distilled`` in their
             name, optional for ``pruned``, refused by the others.
@@ -94,21 +101,32 @@ def baseline_config(
             family = with_projections(family, decoder=decoder)
         widest = _widest(method, target, dense)
         model: ModelConfig = family
-        if (widest is not None or limit is not None) and method != "supernet":
+        if (widest is not None or limit is not None) and method not in SUPERNET_BUDGETS:
             model = solve_model(family, parameters=widest, layer_limit=limit, **dimensions)
     except ValueError as error:
         raise OmnisparseError(f"{method} of size {size}: {error}") from error
     if teacher is not None:
         trained = count_parameters(model, **dimensions)
         _check_teacher(teacher, trained if target is None else target)
+    trained_by = _method(base.method, method, size, target, teacher)
+    if isinstance(trained_by, SandwichConfig):
+        base = scale_length(base, SUPERNET_BUDGETS[method] / trained_by.mean_passes)
     return replace(
         base,
         name=_name(base.name, method, size, max_layer_parameters),
         model=model,
-        method=_method(base.method, method, size, target, teacher),
+        method=trained_by,
         init=None if init is None else str(init),
         max_layer_parameters=max_layer_parameters,
     )
+
+
+def scale_length(base: RunConfig, share: float) -> RunConfig:
+    """``base`` with ``share`` times its steps."""
+    training = base.training
+    steps = None if training.max_steps is None else round(share * training.max_steps)
+    training = replace(training, epochs=share * training.epochs, max_steps=steps)
+    return replace(base, training=training)
 
 
 def layer_limit_configs(base: RunConfig, limit: str, *, teacher: Path) -> dict[str, RunConfig]:
@@ -148,7 +166,7 @@ def _check_arguments(
 ) -> None:
     if method not in BASELINE_METHODS:
         raise OmnisparseError(f"method {method!r} is unknown; legal: {', '.join(BASELINE_METHODS)}")
-    if method == "supernet" and size is not None:
+    if method in SUPERNET_BUDGETS and size is not None:
         raise OmnisparseError(f"a supernet has every size; size {size} belongs to its extraction")
     if method.endswith("pruned") and size is None:
         raise OmnisparseError(f"method {method} needs a size to prune to, such as 25% or 16M")
@@ -156,7 +174,7 @@ def _check_arguments(
         raise OmnisparseError(f"method {method} needs a teacher: a run or artifact directory")
     if teacher is not None and "distilled" not in method and method != "pruned":
         raise OmnisparseError(f"method {method} has no use for a teacher, and {teacher} is given")
-    if max_layer_parameters is not None and method == "supernet":
+    if max_layer_parameters is not None and method in SUPERNET_BUDGETS:
         raise OmnisparseError("a limit per layer is for the separate nets, not for a supernet")
 
 
@@ -199,7 +217,7 @@ def _method(
     given: MethodConfig, method: str, size: str | None, target: int | None, teacher: Path | None
 ) -> MethodConfig:
     """The training method of a row, with the choices of ``given`` where the kinds agree."""
-    if method == "supernet":
+    if method in SUPERNET_BUDGETS:
         return given if isinstance(given, SandwichConfig) else SandwichConfig()
     distillation = None
     if teacher is not None:

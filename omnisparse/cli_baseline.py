@@ -77,7 +77,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
     Raises:
         ConfigError: If the method is unknown or a value is not legal.
     """
-    from omnisparse.baselines import BASELINE_METHODS
+    from omnisparse.baselines import BASELINE_METHODS, SUPERNET_BUDGETS
     from omnisparse.config import ConfigError
 
     found: dict[str, str] = {}
@@ -95,7 +95,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
     given = {key: value for key, value in found.items() if value not in NONE}
     return Request(
         method=method,
-        size=None if method == "supernet" else given.get("size"),  # a supernet has every size
+        size=None if method in SUPERNET_BUDGETS else given.get("size"),  # it has every size
         teacher=Path(given["teacher"]) if "teacher" in given else None,
         init=Path(given["init"]) if "init" in given else None,
         pretrain=_share(found.get("pretrain", PRETRAIN)),
@@ -126,6 +126,7 @@ def plan_baseline(
         ConfigError: If a key is unknown or a value is not legal.
         OmnisparseError: If the row cannot be made at this size.
     """
+    from omnisparse.baselines import scale_length
     from omnisparse.config import load_config
 
     request = parse_request(overrides)
@@ -145,7 +146,7 @@ def plan_baseline(
         if request.pretrains:
             report.heading(f"initialisation: {request.pretrain:.0%} of the steps on labels")
             start = replace(request, method=WITHOUT_TEACHER[request.method], teacher=None, own=())
-            part = scale_length(base, request.pretrain, name=f"{base.name}-part")
+            part = _first_part(base, request.pretrain)
             chosen = replace(chosen, init=_train_first(report, part, start))
             shared = scale_length(base, 1 - request.pretrain)
         final = row if chosen is request else configure(shared, chosen)
@@ -171,17 +172,13 @@ def configure(base: RunConfig, request: Request) -> RunConfig:
     return override_config(config, [f"name={config.name}-s{base.seed}", *request.own])
 
 
-def scale_length(base: RunConfig, share: float, *, name: str | None = None) -> RunConfig:
-    """``base`` with a share of its steps.
+def _first_part(base: RunConfig, share: float) -> RunConfig:
+    """The first steps of ``base`` as a run: an early checkpoint, its learning rate kept up."""
+    from omnisparse.baselines import scale_length
 
-    A first part (with a ``name``) keeps its learning rate up: it is an early checkpoint, not a
-    finished net.
-    """
-    training = base.training
-    steps = None if training.max_steps is None else round(share * training.max_steps)
-    schedule = training.schedule if name is None else "constant"
-    training = replace(training, epochs=share * training.epochs, max_steps=steps, schedule=schedule)
-    return replace(base, name=name or base.name, training=training)
+    part = scale_length(base, share)
+    training = replace(part.training, schedule="constant")
+    return replace(part, name=f"{base.name}-part", training=training)
 
 
 def _train_first(report: Report, base: RunConfig, request: Request) -> Path:

@@ -22,7 +22,7 @@ from omnisparse.config import RunConfig, load_config
 from omnisparse.data.corpora import load_manifest, manifest_name
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
-from omnisparse.evaluation.method_table import ROWS, SUPERNET, Measurement, RowCost
+from omnisparse.evaluation.method_table import ROWS, SUPERNET, SUPERNETS, Measurement, RowCost
 from omnisparse.evaluation.wer import ErrorCounts, word_errors
 from omnisparse.pipeline import list_test_manifests
 from omnisparse.runs_account import RunRecord, read_record, total_cost
@@ -62,7 +62,7 @@ class Candidate:
     @property
     def is_supernet(self) -> bool:
         """Whether models of any size can be extracted from it."""
-        return self.row == SUPERNET
+        return self.row in SUPERNETS
 
 
 @dataclass(frozen=True, kw_only=True)

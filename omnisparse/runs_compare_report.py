@@ -12,6 +12,7 @@ from omnisparse.cli_output import Console
 from omnisparse.evaluation.compare import write_records
 from omnisparse.evaluation.method_plot import plot_comparison
 from omnisparse.evaluation.method_table import (
+    ROWS,
     Cell,
     Measurement,
     RowCost,
@@ -105,7 +106,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 def _verdicts(cells: Sequence[Cell]) -> list[str]:
     """What the paired bootstrap says about supernet and gradual pruning, in words."""
     return [
-        f"{cell.size}: supernet minus sparsity (S) {cell.difference:+.2f} points "
+        f"{cell.size}: {ROWS[cell.row].lower()} minus sparsity (S) {cell.difference:+.2f} points "
         f"({cell.difference_low:+.2f} to {cell.difference_high:+.2f}), p = {cell.p_value:.3f}"
         for cell in cells
         if cell.difference is not None

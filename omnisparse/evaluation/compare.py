@@ -19,11 +19,11 @@ COLUMN_TITLES = {
     "wer": "WER %",
     "interval": "95 % interval",
 }
-COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774", "#c9a400")
+COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774", "#c9a400", "#1b1b1b")
 """Colours of curves, bars and points, by number."""
 
 _LEAST_TICK_RATIO = 1.2
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 class SizedResult(Protocol):

@@ -26,10 +26,13 @@ ROWS = {
     "factored_distilled": "F + D",
     "factored_distilled_pruned": "F + D + S",
     "supernet": "Supernet",
+    "supernet_double": "Supernet, twice the budget",
 }
 """Rows of the table in their order, and what people call them."""
 
 SUPERNET, RIVAL = "supernet", "pruned"
+SUPERNETS = (SUPERNET, "supernet_double")
+"""Rows whose models of all sizes come from one training."""
 SIGNIFICANT = 0.05
 
 
@@ -147,7 +150,7 @@ def make_cells(measurements: Sequence[Measurement]) -> list[Cell]:
     cells = []
     for test, row, size in sorted(groups, key=lambda k: (k[0], names.index(k[1]), order[k[2]])):
         group = groups[test, row, size]
-        rival = groups.get((test, RIVAL, size)) if row == SUPERNET else None
+        rival = groups.get((test, RIVAL, size)) if row in SUPERNETS else None
         cells.append(_cell(group, None if rival is None else _difference(rival, group)))
     return cells
 
@@ -307,6 +310,7 @@ def _size_lines(cells: Sequence[Cell]) -> list[str]:
 def _significance_lines(cells: Sequence[Cell]) -> list[str]:
     rows = [
         [
+            ROWS[cell.row],
             cell.size,
             f"{cell.difference:+.2f}",
             f"{cell.difference_low:+.2f} to {cell.difference_high:+.2f}",
@@ -317,7 +321,7 @@ def _significance_lines(cells: Sequence[Cell]) -> list[str]:
     ]
     if not rows:
         return []
-    columns = ["supernet minus sparsity (S)", "WER points", "95 % interval", "p"]
+    columns = ["minus sparsity (S)", "size", "WER points", "95 % interval", "p"]
     return [*_table(columns, rows), ""]
 
 

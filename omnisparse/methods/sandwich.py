@@ -93,6 +93,18 @@ class SandwichConfig:
     """Regular expressions of parameter names to prune, whatever they are part of; empty means LSTM,
     projection and feed-forward matrices, no attention."""
 
+    @property
+    def member_period(self) -> int:
+        """A subnet sees one of so many utterances of a batch (unless ``full_batch``)."""
+        members = 1 + self.num_random_subnets
+        return max(members, round(members / self.member_share))
+
+    @property
+    def mean_passes(self) -> float:
+        """Passes, forward and backward, that an utterance costs: mean over a run, at least 1."""
+        share = 1.0 if self.full_batch else 1 / self.member_period
+        return 1 + (1 - self.warmup_fraction) * (1 + self.num_random_subnets) * share
+
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
         if self.num_random_subnets < 0:
@@ -243,8 +255,8 @@ class Sandwich:
         """
         if self.config.full_batch:
             return torch.arange(len(batch.ids), device=batch.positions.device), True
-        period = max(self.num_subnets, round(self.num_subnets / self.config.member_share))
-        rows = torch.nonzero((batch.positions + step) % period == index).flatten()
+        turns = (batch.positions + step) % self.config.member_period
+        rows = torch.nonzero(turns == index).flatten()
         if rows.numel() == 0:
             return torch.zeros(1, dtype=torch.long, device=batch.positions.device), False
         return rows, True

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from omnisparse import baselines, runs
-from omnisparse.baselines import BASELINE_METHODS, baseline_config, layer_limit_configs
+from omnisparse.baselines import (
+    BASELINE_METHODS,
+    SUPERNET_BUDGETS,
+    baseline_config,
+    layer_limit_configs,
+)
 from omnisparse.baselines_widths import (
     count_parameters,
     parameter_shapes,
@@ -113,16 +118,17 @@ def test_every_row_is_of_its_size_and_kind(teacher: Path) -> None:
         "base": DenseConfig, "factored": DenseConfig, "distilled": DistillationConfig,
         "factored_distilled": DistillationConfig, "pruned": GradualPruningConfig,
         "factored_distilled_pruned": GradualPruningConfig, "supernet": SandwichConfig,
+        "supernet_double": SandwichConfig,
     }  # fmt: skip
     assert set(kinds) == set(BASELINE_METHODS)
     for method, kind in kinds.items():
-        size = None if method == "supernet" else "50%"
+        size = None if method in SUPERNET_BUDGETS else "50%"
         config = row(method, size, teacher if "distilled" in method else None)
         assert type(config.method) is kind
         assert isinstance(config.model, LasConfig)
         assert (config.model.encoder_projection is not None) == method.startswith("factored")
         count = count_parameters(config.model, **DIMENSIONS)
-        if method in ("pruned", "supernet"):
+        if method in ("pruned", *SUPERNET_BUDGETS):
             assert config.model == BASE.model
         elif method == "factored_distilled_pruned":
             assert 0.98 * math.sqrt(target * DENSE) < count <= math.sqrt(target * DENSE)
@@ -130,10 +136,14 @@ def test_every_row_is_of_its_size_and_kind(teacher: Path) -> None:
             assert 0.98 * target < count <= target
         if isinstance(config.method, GradualPruningConfig):
             assert config.method.size == str(target)
+        if isinstance(config.method, SandwichConfig):
+            passes = config.training.epochs * config.method.mean_passes / BASE.training.epochs
+            assert passes == pytest.approx(SUPERNET_BUDGETS[method])
+            config = replace(config, training=replace(config.training, epochs=BASE.training.epochs))
         assert (config.training, config.data) == (BASE.training, BASE.data)
         assert "%" not in config.name
     names = {row(method, "50%", teacher if "distilled" in method else None).name
-             for method in kinds if method != "supernet"}  # fmt: skip
+             for method in kinds if method not in SUPERNET_BUDGETS}  # fmt: skip
     assert len(names) == 6
 
 
@@ -240,7 +250,7 @@ def shipped(name: str) -> tuple[RunConfig, dict[str, int]]:
     return config, {"input_dim": features.num_bins * features.stack, "vocab_size": pieces}
 
 
-@pytest.mark.parametrize("method", [m for m in BASELINE_METHODS if m not in ("base", "supernet")])
+@pytest.mark.parametrize("method", sorted(set(BASELINE_METHODS) - {"base", *SUPERNET_BUDGETS}))
 def test_the_shipped_rows_have_the_size_they_say(method: str) -> None:
     base, dimensions = shipped("las_assistant.yaml")
     dense = count_parameters(base.model, **dimensions)

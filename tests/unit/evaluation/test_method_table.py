@@ -11,6 +11,7 @@ from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.method_plot import plot_comparison
 from omnisparse.evaluation.method_table import (
     ROWS,
+    SUPERNETS,
     Measurement,
     RowCost,
     make_cells,
@@ -100,7 +101,7 @@ def test_markdown_has_the_figures_and_marks_what_differs() -> None:
     small = cells[3]
     assert f"{small.wer:.2f} ({small.wer_low:.2f} - {small.wer_high:.2f}) *" in row
     assert any(line.startswith("| Sparsity (S) | - | ") and "36.0k" in line for line in lines)
-    assert any(line.startswith(f"| 25% | {small.difference:+.2f} | ") for line in lines)
+    assert any(line.startswith(f"| Supernet | 25% | {small.difference:+.2f} | ") for line in lines)
     assert "| Supernet | 1,000 / 4,000 | 250 / 1,000 | 1 |" in lines
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     for table in tables:
@@ -128,7 +129,7 @@ def test_the_papers_tables_agree_with_each_other_and_with_our_rows() -> None:
     third = {
         row[0]: dict(zip(tables[3].columns[1:], row[1:], strict=True)) for row in tables[3].rows
     }
-    assert list(third) == [row for row in ROWS if row != "supernet"]
+    assert list(third) == [row for row in ROWS if row not in SUPERNETS]
     first = {row[0]: row[1] for row in tables[1].rows}
     assert third["base"]["16M"] == first["no distillation"]
     assert third["distilled"]["16M"] == first["top beam + student init."]

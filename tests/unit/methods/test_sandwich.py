@@ -97,6 +97,21 @@ def test_a_process_without_rows_of_a_member_weighs_nothing() -> None:
         assert loss.value_sum.requires_grad
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"num_random_subnets": 3}, {"member_share": 1.0}, {"full_batch": True}]
+)
+def test_a_run_costs_the_passes_that_the_config_says(options: dict[str, object]) -> None:
+    method = make_method(LAS, warmup_fraction=0.25, **options)
+    utterances, steps = 2 * method.config.member_period, 8
+    batch = make_batch(utterances)
+    method.prepare(make_model(LAS), max_steps=steps)
+    passes = 0
+    for step in range(steps):
+        loss = list(method.losses(method.supernet, batch, step))
+        passes += sum(part.utterances for part in loss)
+    assert passes == pytest.approx(method.config.mean_passes * steps * utterances)
+
+
 def test_the_warm_up_trains_the_dense_net_only() -> None:
     method = make_method(LAS, warmup_fraction=0.3)
     assert [method.num_losses(step) for step in (0, 29, 30)] == [1, 1, 3]
