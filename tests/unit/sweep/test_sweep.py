@@ -140,14 +140,17 @@ def test_every_shipped_sweep_is_one() -> None:
         assert sweep.points()
 
 
-def test_the_comparison_asks_for_what_exists() -> None:
-    from omnisparse.cli_baseline import KEYS, parse_request
+@pytest.mark.parametrize("name", ["compare", "compare_librispeech", "headline"])
+def test_a_comparison_asks_for_what_exists(name: str) -> None:
+    from omnisparse.cli_baseline import KEYS, parse_request, plan_baseline
     from omnisparse.evaluation.method_table import ROWS
 
-    sweep = load_sweep(ROOT / "recipes/sweeps/compare.yaml")
-    point = sweep.points()[0]
-    line = sweep.command_line(point, {})
-    assert (ROOT / line[line.index("--config") + 1]).is_file()
+    sweep = load_sweep(ROOT / "recipes/sweeps" / f"{name}.yaml")
     assert set(sweep.parameters) <= {*KEYS, "seed"}
     assert set(sweep.parameters["method"]["values"]) <= set(ROWS)
-    assert parse_request(line[-len(point) :]).size == point["size"]
+    for point in (point for point in sweep.points() if not point.get("seed")):
+        line = sweep.command_line(point, {})
+        config = ROOT / line[line.index("--config") + 1]
+        overrides = line[-len(point) :]
+        assert parse_request(overrides).size in (point["size"], None)
+        plan_baseline(config, overrides)  # the row can be made at this size
