@@ -27,6 +27,7 @@ from omnisparse.methods.base import Forward, Loss, forward_batch
 from omnisparse.methods.inplace import Teacher, scaled_dropout
 from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.keys import parse_block
+from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
 
@@ -56,6 +57,9 @@ class SandwichConfig:
     """With ``per_layer``: grid of the densities, an odd number; 0 draws from the whole range."""
     warmup_fraction: float = 0.15
     """Share of the run's steps, at its start, that train the dense net only."""
+    shrink_fraction: float = 0.0
+    """Share of the run's steps, behind the warm-up, over which the smallest subnet shrinks from the
+    dense net to ``min_size``, as fast as gradual pruning does; no subnet is smaller. 0: at once."""
     member_share: float = 0.3
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     With ``full_batch`` each subnet sees everything and this is ignored."""
@@ -109,8 +113,10 @@ class SandwichConfig:
         """Check ranges; sizes are checked against the model in ``prepare``."""
         if self.num_random_subnets < 0:
             raise ValueError(f"num_random_subnets is {self.num_random_subnets}; at least 0")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise ValueError(f"warmup_fraction is {self.warmup_fraction}; from 0 to 1")
+        left = 1 - self.warmup_fraction
+        for name, most in (("warmup_fraction", 1.0), ("shrink_fraction", left)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {most:g}")
         if not 0 < self.member_share <= 1:
             raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
         if self.refresh_every < 1:
@@ -142,7 +148,7 @@ class Sandwich:
         self.supernet: Supernet
         self.space: SparsitySpace
         self.smallest: SubnetSpec
-        self.warmup_steps = 0
+        self.warmup_steps = self.shrunk_steps = 0
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> Supernet:
         """Wrap ``model`` into a supernet and fix the range of subnets.
@@ -171,6 +177,7 @@ class Sandwich:
             block=block,
         )
         self.warmup_steps = round(config.warmup_fraction * max_steps)
+        self.shrunk_steps = self.warmup_steps + round(config.shrink_fraction * max_steps)
         return self.supernet
 
     def _density(self, size: str) -> float:
@@ -208,14 +215,35 @@ class Sandwich:
     def _weight_sum(self) -> float:
         return 1.0 + self.config.subnet_weight * self.num_subnets
 
+    def least_density(self, step: int) -> float:
+        """Density of the smallest subnet while it shrinks, in (0, 1]; 0 when it is ``min_size``.
+
+        It changes when the weights are ranked anew, so that masks last as long.
+
+        Source: the cubic of Zhu & Gupta 2017, eq. 1; that subnets get smaller as training goes on
+        is progressive shrinking (Cai et al. 2020, Once-for-All).
+        """
+        if step >= self.shrunk_steps:
+            return 0.0
+        turn = self.config.refresh_every
+        ranked = step - (step - self.warmup_steps) % turn
+        return 1.0 - sparsity_at(
+            min(ranked + turn, self.shrunk_steps),
+            begin=self.warmup_steps,
+            end=self.shrunk_steps,
+            initial=0.0,
+            final=1.0 - self._density(self.config.min_size),
+        )
+
     def _subnet_loss(
         self, forward: Forward, batch: Batch, teacher: Teacher, step: int, index: int, scale: float
     ) -> Loss:
+        least = self.least_density(step)
         if index == 0:
-            name, spec = "smallest", self.smallest
+            name, spec = "smallest", self.space.at(least) if least else self.smallest
         else:
             name = f"random_{index - 1}"
-            spec = self.space.sample(subnet_generator(self.seed, step, index))
+            spec = self.space.sample(subnet_generator(self.seed, step, index), least)
         rows, present = self._member_rows(batch, step, index)
         part = batch.select(rows)
         self.supernet.activate(spec)

@@ -254,12 +254,17 @@ class SparsitySpace:
         """The smallest subnet of the space."""
         return self.at(self.densities[0])
 
-    def sample(self, generator: torch.Generator) -> SubnetSpec:
-        """Draw a subnet; a function of the generator's state only (see `subnet_generator`)."""
+    def sample(self, generator: torch.Generator, least: float = 0.0) -> SubnetSpec:
+        """Draw a subnet; a function of the generator's state only (see `subnet_generator`).
+
+        Args:
+            generator: Its state is used up.
+            least: A lower density that is drawn becomes this one.
+        """
         import torch
 
         index = int(torch.randint(len(self._choices), (1,), generator=generator))
-        total = self.total_kept(self._choices[index])
+        total = self.total_kept(max(least, self._choices[index]))
         return self.spec(total, self.sample_offsets(generator) if self.per_layer else None)
 
     def sample_offsets(self, generator: torch.Generator) -> dict[str, float]:

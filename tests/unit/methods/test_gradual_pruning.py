@@ -20,9 +20,9 @@ from omnisparse.methods import (
     build_method,
     distillation_of,
 )
-from omnisparse.methods.gradual_pruning import sparsity_at
 from omnisparse.models import LasConfig, SpeechModel, TransducerConfig
 from omnisparse.sparsity.budget import compression_rate, num_nonzero
+from omnisparse.sparsity.schedule import sparsity_at
 
 Config = LasConfig | TransducerConfig
 

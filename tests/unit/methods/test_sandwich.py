@@ -16,6 +16,7 @@ from omnisparse.methods import Sandwich, SandwichConfig
 from omnisparse.methods.base import Loss, distillation_sum, forward_batch
 from omnisparse.methods.inplace import scaled_dropout
 from omnisparse.models import LasConfig, TransducerConfig, build_model
+from omnisparse.sparsity.space import SubnetSpec
 
 
 def make_method(config: LasConfig | TransducerConfig, **options: object) -> Sandwich:
@@ -95,6 +96,38 @@ def test_a_process_without_rows_of_a_member_weighs_nothing() -> None:
     for loss in losses[1:]:
         assert (loss.value_sum.item(), loss.num_units.item(), loss.utterances) == (0.0, 0.0, 0)
         assert loss.value_sum.requires_grad
+
+
+def test_the_smallest_subnet_shrinks_from_the_dense_net_to_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = make_method(
+        LAS, warmup_fraction=0.1, shrink_fraction=0.5, refresh_every=5, min_size="60%"
+    )
+    numel, batch = method.supernet.budget.prunable, make_batch()
+    activated: list[float] = []
+    activate = method.supernet.activate
+
+    def record(spec: SubnetSpec | None) -> None:
+        kept = (spec or SubnetSpec({})).counts(numel)
+        activated.append(sum(kept.values()) / sum(numel.values()))
+        activate(spec)
+
+    monkeypatch.setattr(method.supernet, "activate", record)
+    smallest = []
+    for step in range(10, 63):
+        activated.clear()
+        list(method.losses(method.supernet, batch, step))
+        assert activated[0] == activated[-1] == 1
+        assert activated[2] >= activated[1]  # the random one
+        smallest.append(activated[1])
+    assert smallest == sorted(smallest, reverse=True)
+    assert len(set(smallest)) == 10  # one for each ranking
+    end = sum(method.smallest.counts(numel).values()) / sum(numel.values())
+    assert smallest[0] == pytest.approx(end + (1 - end) * 0.9**3, abs=0.01)
+    assert smallest[45:] == pytest.approx([end] * 8)
+    assert method.least_density(59) == pytest.approx(end)
+    assert method.least_density(60) == 0  # by the spec itself from now on
 
 
 @pytest.mark.parametrize(
