@@ -111,24 +111,22 @@ class SandwichConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
-        if self.num_random_subnets < 0:
-            raise ValueError(f"num_random_subnets is {self.num_random_subnets}; at least 0")
+        least = {"num_random_subnets": 0, "refresh_every": 1, "alpha_clip": 1}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least {bound}")
         left = 1 - self.warmup_fraction
         for name, most in (("warmup_fraction", 1.0), ("shrink_fraction", left)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {most:g}")
         if not 0 < self.member_share <= 1:
             raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
-        if self.refresh_every < 1:
-            raise ValueError(f"refresh_every is {self.refresh_every}; at least 1")
         weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
         for name in (*weights, "layer_spread"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; a number of at least 0")
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
             raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
-        if not self.alpha_clip >= 1:
-            raise ValueError(f"alpha_clip is {self.alpha_clip}; at least 1")
         parse_block(self.block)
         for size in (self.min_size, *self.levels):
             parse_size(size)
