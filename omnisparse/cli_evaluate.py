@@ -69,6 +69,10 @@ def evaluate(
 
 @click.command()
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--by", type=click.Choice(["method", "configuration"]), default="method", show_default=True,
+    help="What a row is; of configurations, the first RUN's is the reference.",
+)  # fmt: skip
 @click.option("--out", type=PATH, default=Path("comparison"), show_default=True)
 @click.option(
     "--manifest", "manifests", type=PATH, multiple=True,
@@ -87,21 +91,29 @@ def evaluate(
 )  # fmt: skip
 @reports
 def compare(
-    report: Report, paths: tuple[Path, ...], out: Path, manifests: tuple[Path, ...],
+    report: Report, paths: tuple[Path, ...], by: Any, out: Path, manifests: tuple[Path, ...],
     sizes: str | None, beam: int, reference: str | None, wandb: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Set runs side by side: method against size, with intervals and what each row cost.
 
-    A supernet gives all sizes by extraction, any other run its own. Recognised text is kept in the
-    runs, so a second comparison is quick. Writes compare.md, .csv, .json and .png into OUT.
+    A supernet gives all sizes by extraction, any other run its own. Runs of one row that differ in
+    their seed are averaged. With --by configuration, rows are what the runs were trained as, such
+    as the arms of an ablation, each labelled by what differs from the reference. Recognised text
+    is kept in the runs, so a second comparison is quick. Writes compare.md, .csv, .json and .png
+    into OUT.
     """
     from omnisparse import runs_compare
     from omnisparse.runs_compare_report import write_comparison
+    from omnisparse.runs_compare_rows import read_candidates
 
-    candidates = [runs_compare.read_candidate(path) for path in dict.fromkeys(paths)]
+    if reference is not None and by != "method":
+        raise click.UsageError("--reference goes with --by method: a paper's rows are methods")
+    candidates, rows = read_candidates(paths, by=by)
     tests = runs_compare.list_manifests(candidates, manifests)
     columns = [size.strip() for size in sizes.split(",")] if sizes else []
     models = runs_compare.plan_models(candidates, columns, report.warn)
     found = runs_compare.measure(models, tests, beam=beam, progress=report.progress)
-    costs = runs_compare.cost_of_rows(models)
-    return write_comparison(out, found, costs, reference=reference, wandb=wandb, console=report)
+    costs = runs_compare.cost_of_rows(models, rows)
+    return write_comparison(
+        out, found, costs, rows=rows, reference=reference, wandb=wandb, console=report
+    )

@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from omnisparse import runs
 from omnisparse.artifact.atomic import replaced_file
-from omnisparse.config import RunConfig, load_config
 from omnisparse.data.corpora import load_manifest, manifest_name
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
-from omnisparse.evaluation.method_table import ROWS, SUPERNET, SUPERNETS, Measurement, RowCost
+from omnisparse.evaluation.method_rows import TableRows
+from omnisparse.evaluation.method_table import Measurement, RowCost
 from omnisparse.evaluation.wer import ErrorCounts, word_errors
 from omnisparse.pipeline import list_test_manifests
-from omnisparse.runs_account import RunRecord, read_record, total_cost
+from omnisparse.runs_account import total_cost
+from omnisparse.runs_compare_rows import Candidate, read_config
 from omnisparse.runs_extract import extract
 from omnisparse.sparsity.arrays import count_nonzero
-from omnisparse.sparsity.budget import num_nonzero, num_parameters, parse_size
+from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.space import SubnetSpec
 from omnisparse.version import __version__
 
@@ -50,22 +51,6 @@ Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A run, and what it is in the table."""
-
-    path: Path
-    record: RunRecord
-    row: str
-    parameters: int
-    nonzero: int
-
-    @property
-    def is_supernet(self) -> bool:
-        """Whether models of any size can be extracted from it."""
-        return self.row in SUPERNETS
-
-
-@dataclass(frozen=True, kw_only=True)
 class Model:
     """One model to measure: a column, and how it is made from its run."""
 
@@ -73,56 +58,6 @@ class Model:
     size: str
     request: str | None
     """What to extract, as ``--size``; None for what the run holds."""
-
-
-def read_candidate(path: Path) -> Candidate:
-    """Read what a run is.
-
-    Raises:
-        OmnisparseError: If ``path`` is not a run, or it cannot be told to which row it belongs.
-    """
-    runs.require_directory(path)
-    path = path.resolve()
-    description = runs.read_description(path)
-    record = read_record(path)
-    state = {name: tensor for name, tensor in runs.newest_weights(path)[0].items()
-             if name in set(description.parameters)}  # fmt: skip
-    row = record.row or derive_row(read_config(path))
-    if row not in ROWS:
-        raise OmnisparseError(f"{path}: row {row!r} is unknown; legal: {', '.join(ROWS)}")
-    return Candidate(
-        path=path,
-        record=record,
-        row=row,
-        parameters=num_parameters(state),
-        nonzero=num_nonzero(state, description.prunable),
-    )
-
-
-def read_config(run: Path) -> RunConfig:
-    """The configuration of a run.
-
-    Raises:
-        ConfigError: If it cannot be read.
-    """
-    return load_config(run / "config.yaml")
-
-
-def derive_row(config: RunConfig) -> str:
-    """The row of a run that was trained without naming one, from its configuration."""
-    kind: str = config.method.kind
-    if kind == "sandwich":
-        return SUPERNET
-    shape = config.model
-    factored = any(getattr(shape, f"{part}_projection", 0) for part in ("encoder", "decoder"))
-    pruned = "pruning" in kind
-    distilled = kind == "distillation" or bool(getattr(config.method, "distillation", None))
-    words = [
-        word
-        for word, present in (("factored", factored), ("distilled", distilled), ("pruned", pruned))
-        if present
-    ]
-    return "_".join(words) or "base"
 
 
 def plan_models(
@@ -353,10 +288,10 @@ def _counts(utterances: Sequence[Sequence[str]]) -> tuple[ErrorCounts, ...]:
     return tuple(word_errors([line[1] for line in utterances], [line[2] for line in utterances]))
 
 
-def cost_of_rows(models: Sequence[Model]) -> list[RowCost]:
+def cost_of_rows(models: Sequence[Model], rows: TableRows) -> list[RowCost]:
     """What each row cost in all, in the order of the table."""
     costs = []
-    for row in [row for row in ROWS if any(model.candidate.row == row for model in models)]:
+    for row in rows.those_of(model.candidate.row for model in models):
         chosen = [model for model in models if model.candidate.row == row]
         own = {model.candidate.record.training for model in chosen}
         named = {identity.identity for identity in own}

@@ -10,20 +10,23 @@ from typing import Any, Literal
 from omnisparse.artifact.atomic import replaced_file
 from omnisparse.cli_output import Console
 from omnisparse.evaluation.compare import write_records
+from omnisparse.evaluation.method_markdown import relative_text, to_markdown, wer_table
 from omnisparse.evaluation.method_plot import plot_comparison
+from omnisparse.evaluation.method_rows import TableRows
 from omnisparse.evaluation.method_table import (
-    ROWS,
     Cell,
+    MeanDifference,
     Measurement,
     RowCost,
     make_cells,
-    to_markdown,
-    wer_table,
+    mean_differences,
 )
 from omnisparse.evaluation.reference import load_reference
 from omnisparse.training.tracking import TrackingConfig, log_comparison
 
 NAME = "compare"
+_MANY_LINES = 12
+"""More differences than that are left to the files; the means over sizes are shown."""
 
 
 def write_comparison(
@@ -31,6 +34,7 @@ def write_comparison(
     measurements: Sequence[Measurement],
     costs: Sequence[RowCost],
     *,
+    rows: TableRows,
     reference: str | None,
     wandb: Literal["auto", "online", "offline", "off"],
     console: Console,
@@ -42,17 +46,19 @@ def write_comparison(
             seed), ``compare.json``, ``compare.png`` (several test sets: ``compare-<name>.png``).
         measurements: What was measured.
         costs: The cost of every row.
+        rows: The rows of the table.
         reference: A paper whose figures stand beside ours; None for none.
         wandb: Whether W&B gets table and plot.
         console: Where people read it.
 
     Returns:
-        ``rows`` (cells), ``models`` (every seed), ``costs`` (rows' totals), ``files``.
+        ``rows`` (cells), ``models`` (every seed), ``costs`` (rows' totals), ``means`` (rows against
+        their rival over all sizes), ``files``.
 
     Raises:
         ValueError: If the models of a test set were not measured on the same utterances.
     """
-    cells = make_cells(measurements)
+    cells, means = make_cells(measurements, rows), mean_differences(measurements, rows)
     paper = None if reference is None else load_reference(reference)
     out.mkdir(parents=True, exist_ok=True)
     by_test = {
@@ -62,22 +68,26 @@ def write_comparison(
     plots = []
     for test, chosen in by_test.items():
         path = out / (f"{NAME}.png" if len(by_test) == 1 else f"{NAME}-{test}.png")
-        plot_comparison(chosen, costs, path, title=f"WER against size, {test}", reference=paper)
+        plot_comparison(chosen, costs, path, test=test, rows=rows, reference=paper)
         plots.append(path)
     document = {
         "rows": [cell.to_dict() for cell in cells],
         "models": [item.to_dict() for item in measurements],
         "costs": [cost.to_dict() for cost in costs],
+        "means": [mean.to_dict() for mean in means],
     }
     write_records([_flat(row) for row in document["rows"]], out / f"{NAME}.csv")
     write_records(document["models"], out / f"{NAME}_models.csv")
-    _write(out / f"{NAME}.md", f"# Comparison\n\n{to_markdown(cells, costs, reference=paper)}")
+    text = to_markdown(cells, costs, rows=rows, means=means, reference=paper)
+    _write(out / f"{NAME}.md", f"# Comparison\n\n{text}")
     _write(out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
     for test, chosen in by_test.items():
-        columns, lines = wer_table(chosen, costs)
+        columns, lines = wer_table(chosen, costs, rows)
         console.table(columns, lines, title=test)
-        for line in _verdicts(chosen):
+        for line in _verdicts(chosen, [mean for mean in means if mean.test == test], rows):
             console.note(line)
+    if rows.note:
+        console.note(rows.note)
     log_comparison(
         TrackingConfig(wandb=wandb),
         name=out.resolve().name,
@@ -103,11 +113,21 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _verdicts(cells: Sequence[Cell]) -> list[str]:
-    """What the paired bootstrap says about supernet and gradual pruning, in words."""
-    return [
-        f"{cell.size}: {ROWS[cell.row].lower()} minus sparsity (S) {cell.difference:+.2f} points "
-        f"({cell.difference_low:+.2f} to {cell.difference_high:+.2f}), p = {cell.p_value:.3f}"
+def _verdicts(cells: Sequence[Cell], means: Sequence[MeanDifference], rows: TableRows) -> list[str]:
+    """What the paired bootstrap says about rows and their rival, in words."""
+    rival = rows.spoken(rows.rival)
+    lines = [
+        f"{cell.size}: {rows.spoken(cell.row)} minus {rival} {cell.difference:+.2f} points "
+        f"({cell.difference_low:+.2f} to {cell.difference_high:+.2f}), p = {cell.p_value:.3f}, "
+        f"relative {relative_text(cell.relative)}"
         for cell in cells
         if cell.difference is not None
+    ]
+    if means and len(lines) > _MANY_LINES:
+        lines = []
+    return lines + [
+        f"mean over {', '.join(mean.sizes)}: {rows.spoken(mean.row)} minus {rival} "
+        f"{relative_text(mean.relative)} relative ({mean.relative_low:+.1f} to "
+        f"{mean.relative_high:+.1f}), p = {mean.p_value:.3f}"
+        for mean in means
     ]

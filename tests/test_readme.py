@@ -12,7 +12,7 @@ import pytest
 from omnisparse.cli import verbs
 from omnisparse.cli_baseline import KEYS
 from omnisparse.config import load_config
-from omnisparse.evaluation.method_table import ROWS
+from omnisparse.evaluation.method_rows import ROWS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

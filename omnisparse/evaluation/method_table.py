@@ -1,4 +1,4 @@
-"""Methods against sizes: the view of Pang et al. 2018, table 3, with intervals and costs."""
+"""Rows against sizes: models put together into cells, and rows compared with one of them."""
 
 from __future__ import annotations
 
@@ -8,32 +8,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from omnisparse.evaluation.account import TrainingAccount
-from omnisparse.evaluation.compare import format_count
-from omnisparse.evaluation.reference import Reference, ReferenceTable
+from omnisparse.evaluation.method_rows import METHODS, TableRows
 from omnisparse.evaluation.wer import (
     ErrorCounts,
     PairedDifference,
     bootstrap_interval,
     corpus_wer,
+    mean_relative_difference,
     paired_bootstrap,
 )
 
-ROWS = {
-    "base": "Base",
-    "factored": "Factorization (F)",
-    "distilled": "Distillation (D)",
-    "pruned": "Sparsity (S)",
-    "factored_distilled": "F + D",
-    "factored_distilled_pruned": "F + D + S",
-    "supernet": "Supernet",
-    "supernet_double": "Supernet, twice the budget",
-}
-"""Rows of the table in their order, and what people call them."""
-
-SUPERNET, RIVAL = "supernet", "pruned"
-SUPERNETS = (SUPERNET, "supernet_double")
-"""Rows whose models of all sizes come from one training."""
 SIGNIFICANT = 0.05
+"""A smaller probability is called a difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +27,7 @@ class Measurement:
     """One model of one run on one test set."""
 
     row: str
-    """One of ``ROWS``."""
+    """Row of the table that it belongs to."""
     size: str
     """Column: the size asked for."""
     test: str
@@ -75,9 +61,11 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """A method at a size on a test set, over all seeds; rates in percent."""
+    """A row at a size on a test set, over all seeds; rates in percent."""
 
     row: str
+    label: str
+    """What people call the row."""
     size: str
     test: str
     nonzero: int
@@ -100,11 +88,13 @@ class Cell:
     teacher_utterance_passes: float
     teacher_device_seconds: float
     difference: float | None = None
-    """Supernet only: WER minus that of gradual pruning at this size, in points."""
+    """WER minus that of the rival row at this size, in points; None where not compared."""
     difference_low: float | None = None
     difference_high: float | None = None
+    relative: float | None = None
+    """``difference`` in percent of the rival's WER; None also where that is 0."""
     p_value: float | None = None
-    """Two-sided paired bootstrap probability that equal methods differ so clearly."""
+    """Two-sided paired bootstrap probability that equal rows differ so clearly."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -133,8 +123,32 @@ class RowCost:
         return asdict(self)
 
 
-def make_cells(measurements: Sequence[Measurement]) -> list[Cell]:
-    """Put the seeds of a cell together, and compare the supernet with gradual pruning.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanDifference:
+    """A row against the rival on a test set, over all sizes that both have."""
+
+    row: str
+    label: str
+    test: str
+    sizes: tuple[str, ...]
+    relative: float
+    """Mean over sizes of the relative difference in WER, in percent."""
+    relative_low: float
+    """Lower end of the 95 % interval over utterances, the same ones at every size."""
+    relative_high: float
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+
+def make_cells(measurements: Sequence[Measurement], rows: TableRows = METHODS) -> list[Cell]:
+    """Put the seeds of a cell together, and compare rows with their rival.
+
+    Args:
+        measurements: What was measured.
+        rows: The rows of the table.
 
     Returns:
         Cells by test set, row and size, the largest first.
@@ -142,17 +156,68 @@ def make_cells(measurements: Sequence[Measurement]) -> list[Cell]:
     Raises:
         ValueError: If the models of one test set were not measured on the same utterances.
     """
+    groups = _groups(measurements)
+    order = {size: number for number, size in enumerate(sizes_of(measurements))}
+    cells = []
+    for test, row, size in sorted(
+        groups, key=lambda key: (key[0], rows.number(key[1]), order[key[2]])
+    ):
+        rival = groups.get((test, rows.rival, size)) if row in rows.compared else None
+        cells.append(_cell(rows.labels[row], groups[test, row, size], rival))
+    return cells
+
+
+def mean_differences(
+    measurements: Sequence[Measurement], rows: TableRows = METHODS
+) -> list[MeanDifference]:
+    """Compare rows with their rival over all sizes together, where they share several.
+
+    Args:
+        measurements: What was measured.
+        rows: The rows of the table.
+
+    Raises:
+        ValueError: If the models of one test set were not measured on the same utterances.
+    """
+    groups = _groups(measurements)
+    sizes = sizes_of(measurements)
+    means = []
+    for test in sorted({item.test for item in measurements}):
+        for row in [row for row in rows.labels if row in rows.compared]:
+            shared = [
+                size
+                for size in sizes
+                if (test, row, size) in groups and (test, rows.rival, size) in groups
+            ]
+            if len(shared) < 2:
+                continue
+            pairs = [(groups[test, rows.rival, s], groups[test, row, s]) for s in shared]
+            found = mean_relative_difference(_paired(pairs))
+            if found is None:
+                continue
+            means.append(
+                MeanDifference(
+                    row=row,
+                    label=rows.labels[row],
+                    test=test,
+                    sizes=tuple(shared),
+                    relative=found.difference,
+                    relative_low=found.low,
+                    relative_high=found.high,
+                    p_value=found.p_value,
+                )
+            )
+    return means
+
+
+def _groups(
+    measurements: Sequence[Measurement],
+) -> dict[tuple[str, str, str], list[Measurement]]:
+    """The seeds by test set, row and size."""
     groups: dict[tuple[str, str, str], list[Measurement]] = {}
     for item in measurements:
         groups.setdefault((item.test, item.row, item.size), []).append(item)
-    order = {size: number for number, size in enumerate(sizes_of(measurements))}
-    names = list(ROWS)
-    cells = []
-    for test, row, size in sorted(groups, key=lambda k: (k[0], names.index(k[1]), order[k[2]])):
-        group = groups[test, row, size]
-        rival = groups.get((test, RIVAL, size)) if row in SUPERNETS else None
-        cells.append(_cell(group, None if rival is None else _difference(rival, group)))
-    return cells
+    return groups
 
 
 def sizes_of(measurements: Iterable[Measurement | Cell]) -> list[str]:
@@ -163,20 +228,13 @@ def sizes_of(measurements: Iterable[Measurement | Cell]) -> list[str]:
     return sorted(largest, key=lambda size: (-largest[size], size))
 
 
-def _cell(group: Sequence[Measurement], found: PairedDifference | None) -> Cell:
+def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement] | None) -> Cell:
     counts = pool([item.counts for item in group])
     low, high = bootstrap_interval(counts)
     accounts = [item.account for item in group]
-    compared = {}
-    if found is not None:
-        compared = {
-            "difference": found.difference,
-            "difference_low": found.low,
-            "difference_high": found.high,
-            "p_value": found.p_value,
-        }
     return Cell(
         row=group[0].row,
+        label=label,
         size=group[0].size,
         test=group[0].test,
         nonzero=max(item.nonzero for item in group),
@@ -193,7 +251,7 @@ def _cell(group: Sequence[Measurement], found: PairedDifference | None) -> Cell:
         search_evaluations=sum(account.search_evaluations for account in accounts),
         teacher_utterance_passes=sum(account.teacher_utterance_passes for account in accounts),
         teacher_device_seconds=sum(account.teacher_device_seconds for account in accounts),
-        **compared,
+        **({} if rival is None else _compared(rival, group)),
     )
 
 
@@ -221,113 +279,27 @@ def pool(parts: Sequence[Sequence[ErrorCounts]], *, times: int = 1) -> list[Erro
     ]
 
 
-def _difference(first: Sequence[Measurement], second: Sequence[Measurement]) -> PairedDifference:
-    """WER of the second minus that of the first, paired by utterance, means over seeds."""
-    common = math.lcm(len(first), len(second))
-    return paired_bootstrap(
-        *(pool([m.counts for m in part], times=common // len(part)) for part in (first, second))
-    )
+def _compared(rival: Sequence[Measurement], group: Sequence[Measurement]) -> dict[str, Any]:
+    """WER minus that of the rival, paired by utterance, means over seeds."""
+    [(first, second)] = _paired([(rival, group)])
+    found: PairedDifference = paired_bootstrap(first, second)
+    wer = corpus_wer(first)
+    return {
+        "difference": found.difference,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "relative": 100.0 * found.difference / wer if wer else None,
+        "p_value": found.p_value,
+    }
 
 
-def to_markdown(
-    cells: Sequence[Cell], costs: Sequence[RowCost], *, reference: Reference | None = None
-) -> str:
-    """The tables of all test sets, with what they cost, and the paper's beside them if asked."""
-    parts = []
-    for test in dict.fromkeys(cell.test for cell in cells):
-        chosen = [cell for cell in cells if cell.test == test]
-        parts += [f"## {test}", "", *_wer_lines(chosen, costs), "", *_size_lines(chosen), ""]
-        parts += _significance_lines(chosen)
-    parts += [
-        "WER in %; in brackets the 95 % bootstrap interval over utterances. Several seeds: their "
-        "mean. Training cost is that of the whole row, every training counted once, teachers and "
-        "initialisations included; an utterance pass is one utterance forward and backward. "
-        "`*`: differs from Sparsity (S) of the same size, paired bootstrap, p < 0.05.",
-        "",
-    ]
-    if reference is not None:
-        parts += [f"## {reference.title}", "", "Other data, other sizes: orderings compare.", ""]
-        for table in reference.tables.values():
-            parts += [*_reference_lines(table), ""]
-    return "\n".join(parts)
+def _paired(
+    pairs: Sequence[tuple[Sequence[Measurement], Sequence[Measurement]]],
+) -> list[tuple[list[ErrorCounts], list[ErrorCounts]]]:
+    """The errors of rows, their seeds pooled, as if all of them had equally many."""
+    common = math.lcm(*(len(part) for pair in pairs for part in pair))
 
+    def pooled(part: Sequence[Measurement]) -> list[ErrorCounts]:
+        return pool([item.counts for item in part], times=common // len(part))
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(columns)} |",
-        f"|---|{'---:|' * (len(columns) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
-def _by_place(cells: Sequence[Cell]) -> dict[tuple[str, str], Cell]:
-    return {(cell.row, cell.size): cell for cell in cells}
-
-
-def wer_table(cells: Sequence[Cell], costs: Sequence[RowCost]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table of one test set, as text.
-
-    Args:
-        cells: The cells of one test set.
-        costs: The cost of every row.
-    """
-    sizes, places = sizes_of(cells), _by_place(cells)
-    known = {cost.row: cost for cost in costs}
-    rows = []
-    for row in [row for row in ROWS if any(cell.row == row for cell in cells)]:
-        line = [ROWS[row]]
-        for size in sizes:
-            cell = places.get((row, size))
-            line.append("-" if cell is None else _wer_text(cell))
-        cost = known.get(row)
-        line += ["-"] * 3 if cost is None else [
-            f"{cost.trainings}", format_count(cost.utterance_passes), f"{cost.device_seconds:,.0f}"
-        ]  # fmt: skip
-        rows.append(line)
-    return ["method", *sizes, "trainings", "utterance passes", "device s"], rows
-
-
-def _wer_text(cell: Cell) -> str:
-    star = " *" if cell.p_value is not None and cell.p_value < SIGNIFICANT else ""
-    return f"{cell.wer:.2f} ({cell.wer_low:.2f} - {cell.wer_high:.2f}){star}"
-
-
-def _wer_lines(cells: Sequence[Cell], costs: Sequence[RowCost]) -> list[str]:
-    return _table(*wer_table(cells, costs))
-
-
-def _size_lines(cells: Sequence[Cell]) -> list[str]:
-    sizes, places = sizes_of(cells), _by_place(cells)
-    rows = []
-    for row in [row for row in ROWS if any(cell.row == row for cell in cells)]:
-        found = [places.get((row, size)) for size in sizes]
-        texts = ["-" if c is None else f"{c.nonzero:,} / {c.bytes:,}" for c in found]
-        seeds = next(len(c.seeds) for c in found if c is not None)
-        rows.append([ROWS[row], *texts, f"{seeds}"])
-    return _table(["non-zeros / bytes", *sizes, "seeds"], rows)
-
-
-def _significance_lines(cells: Sequence[Cell]) -> list[str]:
-    rows = [
-        [
-            ROWS[cell.row],
-            cell.size,
-            f"{cell.difference:+.2f}",
-            f"{cell.difference_low:+.2f} to {cell.difference_high:+.2f}",
-            f"{cell.p_value:.3f}",
-        ]
-        for cell in cells
-        if cell.difference is not None
-    ]
-    if not rows:
-        return []
-    columns = ["minus sparsity (S)", "size", "WER points", "95 % interval", "p"]
-    return [*_table(columns, rows), ""]
-
-
-def _reference_lines(table: ReferenceTable) -> list[str]:
-    rows = [
-        ["-" if cell is None else ROWS.get(str(cell), str(cell)) for cell in row]
-        for row in table.rows
-    ]
-    return [f"Table {table.number}: {table.title}", "", *_table(table.columns, rows)]
+    return [(pooled(first), pooled(second)) for first, second in pairs]

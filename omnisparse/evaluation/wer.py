@@ -53,10 +53,10 @@ class ErrorCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedDifference:
-    """How two systems differ on the same utterances; rates in percent."""
+    """How two systems differ on the same utterances: in points of WER or, relatively, percent."""
 
     difference: float
-    """WER of the second system minus WER of the first: negative where the second is better."""
+    """Of the second system to the first: negative where the second is better."""
 
     low: float
     """Lower end of the 95 % interval of the difference."""
@@ -195,15 +195,79 @@ def paired_bootstrap(
     errors = np.array([[count.errors for count in counts] for counts in (counts_a, counts_b)])
     words = np.array([count.words for count in counts_a])
     rates = _resampled_rates(errors, words, samples=samples, seed=seed)
-    differences = rates[1] - rates[0]
+    return _paired_difference(difference, rates[1] - rates[0])
+
+
+def mean_relative_difference(
+    pairs: Sequence[tuple[Sequence[ErrorCounts], Sequence[ErrorCounts]]],
+    *,
+    samples: int = NUM_BOOTSTRAP_SAMPLES,
+    seed: int = 0,
+) -> PairedDifference | None:
+    """Compares several pairs of systems at once: the mean of ``(WER(b) - WER(a)) / WER(a)``.
+
+    All systems are resampled with the same utterances: models of one training err alike at every
+    size, so the mean over sizes is less certain than as many independent results would make it.
+
+    Args:
+        pairs: Errors of a first and a second system per utterance; the same utterances, in the
+            same order, everywhere.
+        samples: Number of resampled corpora; where a first system makes no error, none counts.
+        seed: Seed of the resampling.
+
+    Returns:
+        The mean relative difference in percent; None where a first system makes no error at all.
+
+    Raises:
+        ValueError: If there is no pair, the systems were not measured on the same utterances, hold
+            no word, or ``samples`` is below 1.
+
+    Source: as :func:`paired_bootstrap`.
+    """
+    systems = [counts for pair in pairs for counts in pair]
+    if len({tuple(count.words for count in counts) for counts in systems}) != 1:
+        raise ValueError(f"pairs: expected the same utterances in each, got {len(pairs)} pairs")
+    if not all(corpus_wer(first) for first, _ in pairs):
+        return None
+    errors = np.array([[count.errors for count in counts] for counts in systems])
+    words = np.array([count.words for count in systems[0]])
+    rates = _resampled_rates(errors, words, samples=samples, seed=seed)
+    rates = rates[:, (rates[0::2] > 0).all(axis=0)]
+    if rates.shape[1] == 0:
+        return None
+    whole = 100.0 * errors.sum(axis=1, keepdims=True) / words.sum()
+    return _paired_difference(float(_mean_relative(whole)[0]), _mean_relative(rates))
+
+
+def _mean_relative(rates: FloatArray) -> FloatArray:
+    """Mean relative difference of pairs, in percent.
+
+    Args:
+        rates: [2P, N] float64, the rates of first and second systems in turn, the first above 0.
+
+    Returns:
+        [N] float64.
+    """
+    first, second = rates[0::2], rates[1::2]
+    mean: FloatArray = (100.0 * (second - first) / first).mean(axis=0)
+    return mean
+
+
+def _paired_difference(difference: float, resampled: FloatArray) -> PairedDifference:
+    """A difference, its interval and its probability.
+
+    Args:
+        difference: Of the whole corpora.
+        resampled: [N] float64, of the resampled ones.
+    """
     # One is added so that a finite number of samples never claims a probability of zero.
-    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum())) + 1
-    low, high = _interval(differences)
+    tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum())) + 1
+    low, high = _interval(resampled)
     return PairedDifference(
         difference=difference,
         low=low,
         high=high,
-        p_value=min(1.0, 2.0 * tail / (len(differences) + 1)),
+        p_value=min(1.0, 2.0 * tail / (len(resampled) + 1)),
     )
 
 

@@ -12,6 +12,7 @@ from omnisparse.evaluation.wer import (
     ErrorCounts,
     bootstrap_interval,
     corpus_wer,
+    mean_relative_difference,
     paired_bootstrap,
     total_errors,
     word_errors,
@@ -118,3 +119,42 @@ def test_paired_bootstrap_of_equal_systems_is_not_significant() -> None:
 def test_paired_bootstrap_wants_the_same_utterances() -> None:
     with pytest.raises(ValueError, match="counts_b"):
         paired_bootstrap([ErrorCounts(words=3)], [ErrorCounts(words=4)])
+
+
+def binomial(rate: float, seed: int, size: int = 300) -> list[ErrorCounts]:
+    generator = np.random.default_rng(seed)
+    return [ErrorCounts(substitutions=int(generator.binomial(9, rate)), words=9)] + [
+        ErrorCounts(substitutions=int(generator.binomial(10, rate)), words=10) for _ in range(size)
+    ]
+
+
+def test_mean_relative_difference_is_the_mean_over_the_same_resampled_utterances() -> None:
+    pairs = [(binomial(0.2, 1), binomial(0.15, 2)), (binomial(0.1, 3), binomial(0.1, 4))]
+    result = mean_relative_difference(pairs, samples=200)
+    expected = np.mean([100 * (corpus_wer(b) / corpus_wer(a) - 1) for a, b in pairs])
+    assert result.difference == pytest.approx(expected)
+    generator, means = np.random.default_rng(0), []
+    for _ in range(200):
+        drawn = generator.integers(301, size=301)
+        rates = [[corpus_wer([c[i] for i in drawn]) for c in pair] for pair in pairs]
+        means.append(np.mean([100 * (b - a) / a for a, b in rates]))
+    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    assert result.p_value == pytest.approx(2 * (sum(mean >= 0 for mean in means) + 1) / 201)
+
+
+def test_mean_relative_difference_of_one_pair_has_the_sign_and_p_of_the_points() -> None:
+    first, second = binomial(0.2, 1), binomial(0.18, 2)
+    relative, points = mean_relative_difference([(first, second)]), paired_bootstrap(first, second)
+    assert relative.p_value == points.p_value
+    assert relative.difference == pytest.approx(100 * points.difference / corpus_wer(first))
+
+
+def test_mean_relative_difference_needs_errors_and_the_same_utterances() -> None:
+    perfect = [ErrorCounts(words=10)] * 5
+    some = [ErrorCounts(substitutions=1, words=10)] * 5
+    assert mean_relative_difference([(some, perfect), (perfect, some)]) is None
+    assert mean_relative_difference([(some, perfect)]).difference == -100.0
+    with pytest.raises(ValueError, match="same utterances in each, got 1"):
+        mean_relative_difference([(some, some[:-1])])
+    with pytest.raises(ValueError, match="got 0 pairs"):
+        mean_relative_difference([])

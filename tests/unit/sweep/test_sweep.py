@@ -143,7 +143,7 @@ def test_every_shipped_sweep_is_one() -> None:
 @pytest.mark.parametrize("name", ["compare", "compare_librispeech", "headline"])
 def test_a_comparison_asks_for_what_exists(name: str) -> None:
     from omnisparse.cli_baseline import KEYS, parse_request, plan_baseline
-    from omnisparse.evaluation.method_table import ROWS
+    from omnisparse.evaluation.method_rows import ROWS
 
     sweep = load_sweep(ROOT / "recipes/sweeps" / f"{name}.yaml")
     assert set(sweep.parameters) <= {*KEYS, "seed"}
