@@ -10,7 +10,12 @@ from typing import Any, Literal
 from omnisparse.artifact.atomic import replaced_file
 from omnisparse.cli_output import Console
 from omnisparse.evaluation.compare import write_records
-from omnisparse.evaluation.method_markdown import relative_text, to_markdown, wer_table
+from omnisparse.evaluation.method_markdown import (
+    difference_table,
+    relative_text,
+    to_markdown,
+    wer_table,
+)
 from omnisparse.evaluation.method_plot import plot_comparison
 from omnisparse.evaluation.method_rows import TableRows
 from omnisparse.evaluation.method_table import (
@@ -25,8 +30,6 @@ from omnisparse.evaluation.reference import load_reference
 from omnisparse.training.tracking import TrackingConfig, log_comparison
 
 NAME = "compare"
-_MANY_LINES = 12
-"""More differences than that are left to the files; the means over sizes are shown."""
 
 
 def write_comparison(
@@ -82,10 +85,7 @@ def write_comparison(
     _write(out / f"{NAME}.md", f"# Comparison\n\n{text}")
     _write(out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
     for test, chosen in by_test.items():
-        columns, lines = wer_table(chosen, costs, rows)
-        console.table(columns, lines, title=test)
-        for line in _verdicts(chosen, [mean for mean in means if mean.test == test], rows):
-            console.note(line)
+        _show(console, test, chosen, [mean for mean in means if mean.test == test], costs, rows)
     if rows.note:
         console.note(rows.note)
     log_comparison(
@@ -113,6 +113,23 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _show(
+    console: Console,
+    test: str,
+    cells: Sequence[Cell],
+    means: Sequence[MeanDifference],
+    costs: Sequence[RowCost],
+    rows: TableRows,
+) -> None:
+    """The table of one test set on the screen, and what the differences are."""
+    if rows.picture == "differences":
+        console.table(*difference_table(cells, costs, rows, means), title=test)
+        return
+    console.table(*wer_table(cells, costs, rows), title=test)
+    for line in _verdicts(cells, means, rows):
+        console.note(line)
+
+
 def _verdicts(cells: Sequence[Cell], means: Sequence[MeanDifference], rows: TableRows) -> list[str]:
     """What the paired bootstrap says about rows and their rival, in words."""
     rival = rows.spoken(rows.rival)
@@ -123,8 +140,6 @@ def _verdicts(cells: Sequence[Cell], means: Sequence[MeanDifference], rows: Tabl
         for cell in cells
         if cell.difference is not None
     ]
-    if means and len(lines) > _MANY_LINES:
-        lines = []
     return lines + [
         f"mean over {', '.join(mean.sizes)}: {rows.spoken(mean.row)} minus {rival} "
         f"{relative_text(mean.relative)} relative ({mean.relative_low:+.1f} to "

@@ -54,8 +54,9 @@ def to_markdown(
 def _footnote(cells: Sequence[Cell], rows: TableRows) -> str:
     text = (
         "WER in %; in brackets the 95 % bootstrap interval over utterances. Several seeds: their "
-        "mean. Training cost is that of the whole row, every training counted once, teachers and "
-        "initialisations included; an utterance pass is one utterance forward and backward. "
+        "mean; what other seeds would change is in no interval. Training cost is that of the whole "
+        "row, every training counted once, teachers and initialisations included; an utterance "
+        "pass is one utterance forward and backward. "
         f"`*`: differs from {rows.labels[rows.rival]} of the same size, paired bootstrap, p < 0.05."
     )
     compared = sum(cell.p_value is not None for cell in cells)
@@ -108,8 +109,7 @@ def wer_table(
 
 
 def _wer_text(cell: Cell) -> str:
-    star = " *" if cell.p_value is not None and cell.p_value < SIGNIFICANT else ""
-    return f"{cell.wer:.2f} ({cell.wer_low:.2f} - {cell.wer_high:.2f}){star}"
+    return f"{cell.wer:.2f} ({cell.wer_low:.2f} - {cell.wer_high:.2f}){_star(cell.p_value)}"
 
 
 def _size_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
@@ -146,6 +146,41 @@ def _significance_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
 def relative_text(relative: float | None) -> str:
     """A relative difference with its sign, or a dash where there is none."""
     return "-" if relative is None else f"{relative:+.1f} %"
+
+
+def difference_table(
+    cells: Sequence[Cell],
+    costs: Sequence[RowCost],
+    rows: TableRows,
+    means: Sequence[MeanDifference],
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines of a table of one test set that is narrow enough for a screen.
+
+    Args:
+        cells: The cells of one test set.
+        costs: The cost of every row.
+        rows: The rows of the table.
+        means: Rows against their rival over all sizes of the test set; a row without has the
+            relative difference of its one size.
+    """
+    sizes, places = sizes_of(cells), _by_place(cells)
+    passes = {cost.row: format_count(cost.utterance_passes) for cost in costs}
+    single = {c.row: relative_text(c.relative) for c in cells if c.relative is not None}
+    relative = single | {
+        mean.row: f"{relative_text(mean.relative)} "
+        f"({mean.relative_low:+.1f} to {mean.relative_high:+.1f}){_star(mean.p_value)}"
+        for mean in means
+    }
+    lines = []
+    for row in rows.those_of(cell.row for cell in cells):
+        found = [places.get((row, size)) for size in sizes]
+        rates = ["-" if c is None else f"{c.wer:.2f}{_star(c.p_value)}" for c in found]
+        lines.append([rows.labels[row], *rates, relative.get(row, "-"), passes.get(row, "-")])
+    return [rows.heading, *sizes, "mean relative", "passes"], lines
+
+
+def _star(p_value: float | None) -> str:
+    return " *" if p_value is not None and p_value < SIGNIFICANT else ""
 
 
 def _mean_lines(means: Sequence[MeanDifference], rows: TableRows) -> list[str]:

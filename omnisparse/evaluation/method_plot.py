@@ -109,22 +109,25 @@ def _plot_differences(
         x=0.01, ha="left", fontsize=10, fontweight="bold",
     )  # fmt: skip
     for axes, size in zip(panels, sizes, strict=False):
-        _draw_differences(axes, [cell for cell in cells if cell.size == size], shown, rows.rival)
+        _draw_differences(axes, [cell for cell in cells if cell.size == size], shown, rows)
     by_row = {cost.row: cost for cost in costs}
     _draw_costs(panels[-1], [by_row[row] for row in shown], rows, one_colour=True)
+    panels[-1].set_ylim(-0.7, len(shown) - 0.3)
     panels[-1].set_xlabel("utterance passes", fontsize=8)
     panels[-1].set_title("Training cost", **_TITLE)
     save_figure(figure, path)
 
 
-def _draw_differences(axes: Any, cells: Sequence[Cell], shown: Sequence[str], rival: str) -> None:
+def _draw_differences(
+    axes: Any, cells: Sequence[Cell], shown: Sequence[str], rows: TableRows
+) -> None:
     """Dots with intervals, the first row at the top; left of the line is better than the rival."""
     places = {row: place for place, row in enumerate(reversed(shown))}
     axes.axvline(0.0, color="#787774", linewidth=1.0)
     for cell in cells:
-        if cell.row == rival:
+        if cell.row == rows.rival:
             axes.plot(0.0, places[cell.row], "|", color="#787774", markersize=8)
-            axes.set_title(f"{cell.size}: {cell.wer:.2f} %", **_TITLE)
+            axes.set_title(f"{cell.size}, {rows.spoken(cell.row)} {cell.wer:.2f} %", **_TITLE)
         if cell.difference is None or cell.difference_low is None or cell.difference_high is None:
             continue
         clear = cell.p_value is not None and cell.p_value < SIGNIFICANT

@@ -256,10 +256,58 @@ def test_comparing_again_recognises_nothing_anew(
     assert "test.jsonl" in line
 
 
+def test_configurations_are_rows_and_their_seeds_are_averaged(config: Path) -> None:
+    arms = ["method.num_random_subnets=1", "method.block=8x1"]
+    runs = [
+        train(config, "method=supernet", f"name=arm-{number}", f"seed={seed}", arm)
+        for number, arm in enumerate(arms)
+        for seed in (0, 1)
+    ]
+    arguments = ["compare", *runs, runs[0].resolve(), "--sizes", "100%,60%", "--json"]
+    result = invoke(*arguments, "--by", "configuration", "--wandb", "off")
+    found = json.loads(result.stdout)
+    assert [(row["row"], row["label"], row["size"], row["seeds"]) for row in found["rows"]] == [
+        (row, row, size, [0, 1])
+        for row in ("reference", "method.block=8x1")
+        for size in ("100%", "60%")
+    ]
+    first, _, second, small = found["rows"]
+    assert first["difference"] is None
+    assert second["difference"] == pytest.approx(second["wer"] - first["wer"])
+    assert second["relative"] == pytest.approx(100 * second["difference"] / first["wer"])
+    assert [(mean["row"], mean["sizes"]) for mean in found["means"]] == [
+        ("method.block=8x1", ["100%", "60%"])
+    ]
+    assert found["means"][0]["relative"] == pytest.approx(
+        (second["relative"] + small["relative"]) / 2
+    )
+    costs = {cost["row"]: cost["trainings"] for cost in found["costs"]}
+    assert costs == {"reference": 2, "method.block=8x1": 2}
+    text = Path("comparison/compare.md").read_text()
+    assert "| configuration | 100% | 60% | trainings | utterance passes | device s |" in text
+    note = f"reference: {runs[0].name}, with method.block=1x1"
+    assert note in text
+    assert note in result.stderr
+    assert Path("comparison/compare.png").read_bytes().startswith(b"\x89PNG")
+    # Turned round, and as methods: nothing is recognised again, and the tables follow.
+    again = json.loads(
+        invoke("compare", *runs[::-1], *arguments[-3:], "--by", "configuration").stdout
+    )
+    assert [row["row"] for row in again["rows"]] == ["reference"] * 2 + ["method.block=1x1"] * 2
+    assert again["rows"][0]["wer"] == second["wer"]
+    (whole, *_) = json.loads(invoke(*arguments).stdout)["rows"]
+    assert (whole["row"], whole["label"], len(whole["seeds"])) == ("supernet", "Supernet", 4)
+    refused = invoke(*arguments, "--by", "configuration", "--reference", "pang2018", code=2)
+    assert "--reference goes with --by method" in refused.stderr
+
+
 def test_bad_comparisons_are_one_line(config: Path) -> None:
     base = train(config, "method=base")
     assert "is not a directory" in invoke("compare", config, code=1).stderr
     line = invoke("compare", base, "--sizes", "30%", code=1).stderr.strip()
     assert "fit none of the sizes 30%" in line
     assert invoke("compare", base, "--sizes", "x%", code=1).stderr.count("\n") == 1
+    artifact = extract(base, size="100%", out=Path("artifact"))["path"]
+    line = invoke("compare", base, artifact, "--by", "configuration", code=1).stderr
+    assert "artifact: not a run directory" in line
     assert not Path("comparison").exists()

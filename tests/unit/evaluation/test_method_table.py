@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from omnisparse.evaluation.account import TrainingAccount
-from omnisparse.evaluation.method_markdown import to_markdown, wer_table
+from omnisparse.evaluation.method_markdown import difference_table, to_markdown, wer_table
 from omnisparse.evaluation.method_plot import plot_comparison
 from omnisparse.evaluation.method_rows import ROWS, SUPERNETS, TableRows
 from omnisparse.evaluation.method_table import (
@@ -210,6 +210,17 @@ def test_configurations_as_text_and_picture(tmp_path: Path) -> None:
     assert "by chance" not in text
     assert "Of 24 comparisons about 1 would" in to_markdown(cells * 4, costs, rows=CONFIGURATIONS)
     assert wer_table(cells, costs, CONFIGURATIONS)[1][3][0] == list(ARMS)[3]
+    columns, shown = difference_table(cells, costs, CONFIGURATIONS, means)
+    assert columns == ["configuration", "50%", "12%", "mean relative", "passes"]
+    assert shown[0] == ["reference", f"{cells[0].wer:.2f}", f"{cells[1].wer:.2f}", "-", "12.0k"]
+    assert shown[2][2:4] == [
+        f"{cells[5].wer:.2f} *",
+        f"{means[1].relative:+.1f} % "
+        f"({means[1].relative_low:+.1f} to {means[1].relative_high:+.1f}) *",
+    ]
+    small = [cell for cell in cells if cell.size == "12%"]
+    _, shown = difference_table(small, costs, CONFIGURATIONS, [])
+    assert shown[2][2] == f"{small[2].relative:+.1f} %"
     path = tmp_path / "compare.png"
     plot_comparison(cells, costs, path, test="books-test", rows=CONFIGURATIONS)
     both = path.read_bytes()
