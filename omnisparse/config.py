@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -97,6 +97,19 @@ class RunConfig:
             parse_layer_limit(self.max_layer_parameters)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans, true and false: ``off`` is a word, as in ``tracking.wandb=off``."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if first in "tTfF" or tag != "tag:yaml.org,2002:bool"
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run configuration.
 
@@ -111,7 +124,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
     document: Any = {}
     if path is not None:
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+            document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -192,7 +205,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{override!r}: an override is written key=value")
     try:
-        value = yaml.safe_load(text) if text else ""
+        value = yaml.load(text, _Loader) if text else ""
     except yaml.YAMLError as error:
         raise ConfigError(f"{override!r}: the value is no YAML ({_one_line(error)})") from error
     *parents, last = key.split(".")

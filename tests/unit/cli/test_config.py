@@ -29,6 +29,14 @@ def test_every_shipped_configuration_is_legal(path: Path, tmp_path: Path) -> Non
     assert load_config(resolved) == config
 
 
+def test_off_is_a_word_and_not_a_boolean(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("tracking: {wandb: off}\n")
+    assert load_config(path).tracking.wandb == "off"
+    assert load_config(None, ["tracking.wandb=off"]).tracking.wandb == "off"
+    assert not load_config(None, ["method.full_batch=false"]).method.full_batch  # type: ignore[union-attr]
+
+
 def net_of(config: RunConfig) -> SpeechModel:
     """The net of a configuration, without weights."""
     with torch.device("meta"):
