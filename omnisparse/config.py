@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -100,7 +100,7 @@ class RunConfig:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's booleans, true and false: ``off`` is a word, as in ``tracking.wandb=off``."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the class that is changed)
         first: [
             (tag, pattern)
             for tag, pattern in resolvers
