@@ -17,13 +17,11 @@ from omnisparse.artifact.nested_inspection import (
     is_nested,
 )
 from omnisparse.artifact.nested_writer import NestedInfo, write_nested
-from omnisparse.artifact.precision import VALUE_BITS, parse_precision
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact, read_config
 from omnisparse.artifact.stored import StoredTensor, report_of
 from omnisparse.artifact.tensors import as_array, as_tensor
 
 __all__ = [
-    "VALUE_BITS",
     "Artifact",
     "ArtifactInfo",
     "Contents",
@@ -43,7 +41,6 @@ __all__ = [
     "is_artifact",
     "is_nested",
     "missing_range",
-    "parse_precision",
     "planned_bytes",
     "read_artifact",
     "read_config",
