@@ -215,3 +215,5 @@ def _read_spec(path: Path) -> SubnetSpec:
         return SubnetSpec.from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: spec is not UTF-8 text") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -28,7 +28,7 @@ from omnisparse.search.pareto import Candidate, search
 from omnisparse.search.scores import ItemScores
 from omnisparse.sparsity.allocation import allocate
 from omnisparse.sparsity.keys import parse_block
-from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
+from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet
 
 Objective = Literal["loss", "wer"]
@@ -36,6 +36,7 @@ FOLDER = "search"
 FRONT = "front.json"
 _RANDOM_PROBES = 2
 _LAYER_LEVELS = 17
+_SEEDS = 2**32  # that the sampler takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +68,10 @@ class SearchConfig:
         if self.objective not in get_args(Objective):
             legal = ", ".join(get_args(Objective))
             raise ValueError(f"objective {self.objective!r} is not known; legal: {legal}")
-        if not self.spread > 0:
-            raise ValueError(f"spread is {self.spread}; above 0")
+        if not 0 < self.spread <= MAX_SPREAD:
+            raise ValueError(f"spread is {self.spread}; above 0, at most {MAX_SPREAD:g}")
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f"seed is {self.seed}; from 0 to {_SEEDS - 1}")
 
 
 def search_run(

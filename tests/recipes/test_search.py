@@ -96,6 +96,8 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
         ("is in bytes", "--sizes", "20MB"),
         ("decides for none of", "--sizes", "50%", "--group", "decoder"),
         ("spread is 0", "--sizes", "50%", "--spread", "0"),
+        ("spread is 1e+308", "--sizes", "50%", "--spread", "1e308"),
+        ("seed is -1", "--sizes", "50%", "--seed", "-1"),
         ("evaluations is 3; at least", "--sizes", "50%,60%,70%", "--evaluations", "3"),
         ("nothing.jsonl", "--sizes", "50%", "--manifest", "nothing.jsonl"),
     ):
