@@ -212,6 +212,7 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
         ({"alphas": (0.0, 1.0)}, "alphas is"),
         ({"alpha_clip": 0.5}, "alpha_clip is 0.5; at least 1"),
         ({"encoder_weight": -1.0}, "encoder_weight is -1.0"),
+        ({"layer_spread": 1e308}, r"layer_spread is 1e\+308; from 0 to 1000"),
         ({"block": "8"}, "block '8' is not known; legal: 1x1, 8x1"),
         ({"block": "0x1"}, "block '0x1' is not known"),
     ],
