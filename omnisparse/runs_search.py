@@ -17,10 +17,11 @@ from omnisparse.config import CorpusConfig, config_from_dict
 from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
 from omnisparse.errors import OmnisparseError
+from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.compare import ResultRow, plot_pareto, write_csv
 from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.wer import ErrorCounts, bootstrap_interval, corpus_wer
-from omnisparse.runs_extract import contents_of
+from omnisparse.runs_extract import contents_of, searched
 from omnisparse.search.evaluation_subset import Subset, choose_subset, spearman
 from omnisparse.search.front import FrontEntry, front_to_json
 from omnisparse.search.journal import Journal, key_of
@@ -355,13 +356,14 @@ def _write(
         with replacing(specs / f"{entry.nonzero}.json") as partial:
             partial.write_text(entry.spec.to_json() + "\n", encoding="utf-8")
     weights, _ = runs.newest_weights(task.run)
-    contents = contents_of(task.run, weights, block=task.supernet.block)
+    plain = contents_of(task.run, weights, block=task.supernet.block)
     budget = task.supernet.budget
     rows = []
     for curve, seconds in (("searched", float(facts["seconds"])), ("uniform", 0.0)):
         for entry in entries:
-            total = task.totals[entry.size]
-            spec = entry.spec if curve == "searched" else task.space.spec(total)
+            spec, contents = entry.spec, searched(plain, entry)
+            if curve == "uniform":
+                spec, contents = task.space.spec(task.totals[entry.size]), plain
             wer, low, high = recognised(spec)
             planned = vars(replace(contents, spec=spec))
             rows.append(
@@ -375,6 +377,7 @@ def _write(
                     wer_low=low,
                     wer_high=high,
                     seconds=seconds,
+                    account=TrainingAccount.from_dict(contents.source),
                 )
             )
     write_csv(rows, out / "front.csv")
