@@ -111,6 +111,7 @@ def search_run(
     config = config or SearchConfig()
     run = runs.latest_run() if run is None else run
     task = _Task(run, sizes, config)
+    probes = task.probes()
     cuts = load_manifest(manifest) if manifest is not None else _dev_cuts(run)
     on_stage("features of the dev set")
     loaded = task.loaded
@@ -123,7 +124,7 @@ def search_run(
     scores = ItemScores(
         task.measure(dev), dev.tokens() if config.objective == "loss" else dev.words(), journal
     )
-    subset, probes = _subset(task, dev, scores, on_progress, on_stage)
+    subset = _subset(task, probes, dev, scores, on_progress, on_stage)
     on_stage(f"search on {len(subset.items)} of {subset.num_items} batches of utterances")
     found = search(
         task.space, list(task.totals.values()), lambda spec: scores.rate(spec, subset.items),
@@ -210,7 +211,11 @@ class _Task:
         return losses if self.config.objective == "loss" else errors
 
     def probes(self) -> dict[int, list[SubnetSpec]]:
-        """Allocations of each size to begin with: uniform, LAMP, half-way, and random ones."""
+        """Allocations of each size to begin with: uniform, LAMP, half-way, and random ones.
+
+        Raises:
+            ValueError: If the evaluations do not suffice for them.
+        """
         probes: dict[int, list[SubnetSpec]] = {}
         weights = self.supernet.weights()
         numel = self.space.numel
@@ -226,25 +231,26 @@ class _Task:
                 *(self.space.spec(total, choice) for choice in (half, *drawn)),
             ]
             probes[total] = list(dict.fromkeys(specs))
+        needed = sum(map(len, probes.values()))
+        if self.config.evaluations < needed:
+            raise ValueError(
+                f"evaluations is {self.config.evaluations}; at least {needed} for these sizes"
+            )
         return probes
 
 
 def _subset(
     task: _Task,
+    probes: Mapping[int, Sequence[SubnetSpec]],
     dev: DevSet,
     scores: ItemScores,
     on_progress: Callable[..., None] | None,
     on_stage: Callable[[str], None],
-) -> tuple[Subset, dict[int, list[SubnetSpec]]]:
+) -> Subset:
     """Measure the first subnets on everything, and choose what the others are measured on."""
     import numpy as np
 
-    probes = task.probes()
     every = [(total, spec) for total, specs in probes.items() for spec in specs]
-    if task.config.evaluations < len(every):
-        raise ValueError(
-            f"evaluations is {task.config.evaluations}; at least {len(every)} for these sizes"
-        )
     on_stage(f"{len(every)} subnets on {dev.num_utterances} utterances")
     rows = []
     for done, (_, spec) in enumerate(every, start=1):
@@ -255,7 +261,7 @@ def _subset(
     values = np.stack(rows)
     if not np.isfinite(values).all():
         raise OmnisparseError(f"{task.run}: its subnets give losses that are not finite")
-    return choose_subset(values, scores.units, [total for total, _ in every], wanted), probes
+    return choose_subset(values, scores.units, [total for total, _ in every], wanted)
 
 
 class _Recognised:

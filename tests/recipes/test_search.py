@@ -131,7 +131,7 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
         assert (result.exit_code, result.stdout) == (1, "")
         assert message in result.stderr
         assert result.stderr.count("omnisparse: error: ") == 1
-    assert not (run / "search" / "front.json").exists()
+    assert not (run / "search").exists()
 
 
 def test_blocks_of_the_training_are_those_of_extraction_and_search(
