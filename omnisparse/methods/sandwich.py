@@ -117,9 +117,9 @@ class SandwichConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {bound}")
         left = 1 - self.warmup_fraction
         most = {"warmup_fraction": 1.0, "shrink_fraction": left, "layer_spread": MAX_SPREAD}
-        for name, bound in most.items():
-            if not 0 <= getattr(self, name) <= bound:
-                raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {bound:g}")
+        for name, limit in most.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {limit:g}")
         if not 0 < self.member_share <= 1:
             raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
         weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
