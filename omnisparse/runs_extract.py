@@ -11,7 +11,7 @@ from typing import Any
 from omnisparse import runs
 from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
 from omnisparse.runs_account import read_record
-from omnisparse.search.front import pick, read_front
+from omnisparse.search.front import FrontEntry, pick, read_front
 from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.arrays import Array
 from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
@@ -75,7 +75,10 @@ def extract(
     budget = Budget(shapes, description.prunable, floor=floor, block=shape)
     contents = contents_of(run, weights, block=shape, precision=precision, format=format, wer=wer)
     allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
-    kept = request.kept(budget, allocator, weights, contents)
+    entry = request.entry(budget)
+    if entry is not None:
+        contents = searched(contents, entry)
+    kept = request.kept(budget, allocator, weights, contents, entry)
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(),
         num_kept=kept,
@@ -124,6 +127,13 @@ def contents_of(
     )
 
 
+def searched(contents: Contents, entry: FrontEntry) -> Contents:
+    """What the artifact of a subnet that a search found says: its bill counts the search."""
+    source = dict(contents.source)
+    source["search_evaluations"] = source.get("search_evaluations", 0) + entry.evaluations
+    return replace(contents, source=source)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Request:
     """What the user asked of an extraction."""
@@ -147,19 +157,25 @@ class _Request:
             return name if self.front is None else f"{name}-searched"
         return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
 
+    def entry(self, budget: Budget) -> FrontEntry | None:
+        """What the front has of the size, where one is to be looked at."""
+        if self.front is None or self.size is None:
+            return None
+        return pick(read_front(self.front), budget.unprunable + budget.solve(self.size))
+
     def kept(
         self,
         budget: Budget,
         allocator: Allocator,
         weights: Mapping[str, Array],
         contents: Contents,
+        entry: FrontEntry | None,
     ) -> dict[str, int]:
         """Number of weights that each prunable matrix keeps."""
         if self.spec is not None:
             return _checked(_read_spec(self.spec), budget, self.spec)
-        if self.front is not None and self.size is not None:
-            nonzero = budget.unprunable + budget.solve(self.size)
-            return _checked(pick(read_front(self.front), nonzero).spec, budget, self.front)
+        if entry is not None and self.front is not None:
+            return _checked(entry.spec, budget, self.front)
         size = parse_sparsity(self.sparsity) if self.sparsity is not None else None
         size = size or budget.parse(self.size or "")
         if size.kind == "bytes":
@@ -215,3 +231,5 @@ def _read_spec(path: Path) -> SubnetSpec:
         return SubnetSpec.from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: spec is not UTF-8 text") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -17,10 +17,11 @@ from omnisparse.config import CorpusConfig, config_from_dict
 from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
 from omnisparse.errors import OmnisparseError
+from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.compare import ResultRow, plot_pareto, write_csv
 from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.wer import ErrorCounts, bootstrap_interval, corpus_wer
-from omnisparse.runs_extract import contents_of
+from omnisparse.runs_extract import contents_of, searched
 from omnisparse.search.evaluation_subset import Subset, choose_subset, spearman
 from omnisparse.search.front import FrontEntry, front_to_json
 from omnisparse.search.journal import Journal, key_of
@@ -28,7 +29,7 @@ from omnisparse.search.pareto import Candidate, search
 from omnisparse.search.scores import ItemScores
 from omnisparse.sparsity.allocation import allocate
 from omnisparse.sparsity.keys import parse_block
-from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
+from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet
 
 Objective = Literal["loss", "wer"]
@@ -36,6 +37,7 @@ FOLDER = "search"
 FRONT = "front.json"
 _RANDOM_PROBES = 2
 _LAYER_LEVELS = 17
+_SEEDS = 2**32  # that the sampler takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +69,10 @@ class SearchConfig:
         if self.objective not in get_args(Objective):
             legal = ", ".join(get_args(Objective))
             raise ValueError(f"objective {self.objective!r} is not known; legal: {legal}")
-        if not self.spread > 0:
-            raise ValueError(f"spread is {self.spread}; above 0")
+        if not 0 < self.spread <= MAX_SPREAD:
+            raise ValueError(f"spread is {self.spread}; above 0, at most {MAX_SPREAD:g}")
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f"seed is {self.seed}; from 0 to {_SEEDS - 1}")
 
 
 def search_run(
@@ -107,6 +111,7 @@ def search_run(
     config = config or SearchConfig()
     run = runs.latest_run() if run is None else run
     task = _Task(run, sizes, config)
+    probes = task.probes()
     cuts = load_manifest(manifest) if manifest is not None else _dev_cuts(run)
     on_stage("features of the dev set")
     loaded = task.loaded
@@ -119,7 +124,7 @@ def search_run(
     scores = ItemScores(
         task.measure(dev), dev.tokens() if config.objective == "loss" else dev.words(), journal
     )
-    subset, probes = _subset(task, dev, scores, on_progress, on_stage)
+    subset = _subset(task, probes, dev, scores, on_progress, on_stage)
     on_stage(f"search on {len(subset.items)} of {subset.num_items} batches of utterances")
     found = search(
         task.space, list(task.totals.values()), lambda spec: scores.rate(spec, subset.items),
@@ -206,7 +211,11 @@ class _Task:
         return losses if self.config.objective == "loss" else errors
 
     def probes(self) -> dict[int, list[SubnetSpec]]:
-        """Allocations of each size to begin with: uniform, LAMP, half-way, and random ones."""
+        """Allocations of each size to begin with: uniform, LAMP, half-way, and random ones.
+
+        Raises:
+            ValueError: If the evaluations do not suffice for them.
+        """
         probes: dict[int, list[SubnetSpec]] = {}
         weights = self.supernet.weights()
         numel = self.space.numel
@@ -222,25 +231,26 @@ class _Task:
                 *(self.space.spec(total, choice) for choice in (half, *drawn)),
             ]
             probes[total] = list(dict.fromkeys(specs))
+        needed = sum(map(len, probes.values()))
+        if self.config.evaluations < needed:
+            raise ValueError(
+                f"evaluations is {self.config.evaluations}; at least {needed} for these sizes"
+            )
         return probes
 
 
 def _subset(
     task: _Task,
+    probes: Mapping[int, Sequence[SubnetSpec]],
     dev: DevSet,
     scores: ItemScores,
     on_progress: Callable[..., None] | None,
     on_stage: Callable[[str], None],
-) -> tuple[Subset, dict[int, list[SubnetSpec]]]:
+) -> Subset:
     """Measure the first subnets on everything, and choose what the others are measured on."""
     import numpy as np
 
-    probes = task.probes()
     every = [(total, spec) for total, specs in probes.items() for spec in specs]
-    if task.config.evaluations < len(every):
-        raise ValueError(
-            f"evaluations is {task.config.evaluations}; at least {len(every)} for these sizes"
-        )
     on_stage(f"{len(every)} subnets on {dev.num_utterances} utterances")
     rows = []
     for done, (_, spec) in enumerate(every, start=1):
@@ -251,7 +261,7 @@ def _subset(
     values = np.stack(rows)
     if not np.isfinite(values).all():
         raise OmnisparseError(f"{task.run}: its subnets give losses that are not finite")
-    return choose_subset(values, scores.units, [total for total, _ in every], wanted), probes
+    return choose_subset(values, scores.units, [total for total, _ in every], wanted)
 
 
 class _Recognised:
@@ -352,13 +362,14 @@ def _write(
         with replacing(specs / f"{entry.nonzero}.json") as partial:
             partial.write_text(entry.spec.to_json() + "\n", encoding="utf-8")
     weights, _ = runs.newest_weights(task.run)
-    contents = contents_of(task.run, weights, block=task.supernet.block)
+    plain = contents_of(task.run, weights, block=task.supernet.block)
     budget = task.supernet.budget
     rows = []
     for curve, seconds in (("searched", float(facts["seconds"])), ("uniform", 0.0)):
         for entry in entries:
-            total = task.totals[entry.size]
-            spec = entry.spec if curve == "searched" else task.space.spec(total)
+            spec, contents = entry.spec, searched(plain, entry)
+            if curve == "uniform":
+                spec, contents = task.space.spec(task.totals[entry.size]), plain
             wer, low, high = recognised(spec)
             planned = vars(replace(contents, spec=spec))
             rows.append(
@@ -372,6 +383,7 @@ def _write(
                     wer_low=low,
                     wer_high=high,
                     seconds=seconds,
+                    account=TrainingAccount.from_dict(contents.source),
                 )
             )
     write_csv(rows, out / "front.csv")

@@ -90,7 +90,8 @@ class RecognizerStream:
             What is recognised so far; with a beam, later samples may change the newest words.
 
         Raises:
-            DataError: If the samples are not [N] or not finite; the stream stays as it is.
+            DataError: If the samples are not [N], not float or not finite; the stream stays as it
+                is.
             ValueError: If the recording has ended.
         """
         _check_samples(samples, "samples")
@@ -184,7 +185,8 @@ class Recognizer:
             on_partial: Called with the text so far after every chunk, where streaming.
 
         Raises:
-            DataError: If the recording cannot be read, is empty or holds values not finite.
+            DataError: If the recording cannot be read, is empty or holds values that are not finite
+                floats.
             ValueError: If ``beam`` or ``sampling_rate`` is below 1, or the model cannot stream.
         """
         if beam < 1:
@@ -331,6 +333,11 @@ def _check_samples(samples: FloatArray, name: str) -> None:
     """Refuses what no features can be computed of."""
     if samples.ndim != 1:
         raise DataError(f"{name}: expected samples of shape [N], got {list(samples.shape)}")
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise DataError(
+            f"{name}: expected float samples in [-1, 1], got {samples.dtype}; "
+            "divide int16 samples by 32768"
+        )
     if not np.isfinite(samples).all():
         raise DataError(f"{name}: holds samples that are not finite (NaN or infinity)")
 

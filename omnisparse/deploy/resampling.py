@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ FloatArray = npt.NDArray[np.float32]
 _KERNEL_CROSSINGS = 6
 _ROLLOFF = 0.99
 
+_LARGEST_PATTERN = 1 << 22
+"""Samples in times samples out of one repetition of the kernels; 44.1 to 16 kHz has 7e4."""
+
 
 class StreamingResampler:
     """Resamples a growing recording.
@@ -21,18 +25,20 @@ class StreamingResampler:
     Args:
         rate: Rate of what comes in, in Hz, >= 1.
         target: Rate of what goes out, in Hz, >= 1.
+
+    Deviation: the kernels of rates without a common divisor (15,999 and 16,000 Hz) fill gigabytes;
+    such a ratio is replaced by one less than a thousandth away (there, by 1).
     """
 
     def __init__(self, rate: int, target: int) -> None:
         from torchaudio.transforms import Resample
 
-        divisor = math.gcd(rate, target)
-        self._step, self._new_step = rate // divisor, target // divisor
+        self._step, self._new_step = _ratio(rate, target)
         width = _KERNEL_CROSSINGS * self._step / (min(self._step, self._new_step) * _ROLLOFF)
         # Counted in steps, of which the pattern of the kernels repeats.
         self._margin = math.ceil(width / self._step)
         self._resample = Resample(
-            rate, target, lowpass_filter_width=_KERNEL_CROSSINGS, rolloff=_ROLLOFF
+            self._step, self._new_step, lowpass_filter_width=_KERNEL_CROSSINGS, rolloff=_ROLLOFF
         )
         self._samples = np.zeros(0, dtype=np.float32)
         self._num_dropped = 0  # steps let go from the front of the buffer
@@ -46,7 +52,8 @@ class StreamingResampler:
             final: Whether the recording ends with them.
 
         Returns:
-            [M] float32; over the whole recording ``ceil(N * target / rate)`` samples.
+            [M] float32; over the whole recording ``ceil(N * target / rate)`` samples, or as many
+            as the nearby ratio gives.
         """
         if self._step == self._new_step:
             return samples
@@ -64,3 +71,12 @@ class StreamingResampler:
         self._samples = self._samples[(keep_from - self._num_dropped) * self._step :].copy()
         self._num_dropped = keep_from
         return ready
+
+
+def _ratio(rate: int, target: int) -> tuple[int, int]:
+    """Samples in and samples out of one repetition."""
+    exact = Fraction(rate, target)
+    if exact.numerator * exact.denominator > _LARGEST_PATTERN:
+        limit = math.isqrt(_LARGEST_PATTERN * target // rate)
+        exact = exact.limit_denominator(max(1, limit))
+    return exact.numerator, exact.denominator

@@ -51,18 +51,20 @@ class DevSet:
         self.tokenizer = tokenizer
         self.batches: list[Batch] = []
         self.references: list[list[str]] = []
+        heard = hashlib.sha256()
         for start in range(0, len(spoken), utterances_per_item):
             chosen = spoken[start : start + utterances_per_item]
-            features = [
-                features_of(extractor, load_samples(cut, extractor.sampling_rate), cut)
-                for cut in chosen
-            ]
-            references = [reference_of(cut) for cut in chosen]
+            features, references = [], [reference_of(cut) for cut in chosen]
+            for cut in chosen:
+                samples = load_samples(cut, extractor.sampling_rate)
+                heard.update(hashlib.sha256(samples.tobytes()).digest())
+                features.append(features_of(extractor, samples, cut))
             tokens = [tokenizer.encode(text) for text in references]
             self.batches.append(collate(chosen, features, tokens, range(len(chosen))))
             self.references.append(references)
             if progress is not None:
                 progress(start + len(chosen), len(spoken))
+        self._heard = heard.hexdigest()
 
     @property
     def num_items(self) -> int:
@@ -75,12 +77,12 @@ class DevSet:
         return sum(len(batch) for batch in self.batches)
 
     def digest(self) -> str:
-        """A name of the utterances, their order and their words."""
+        """A name of the utterances: their order, their words and their audio, wherever it lies."""
         pairs = [
             (list(batch.ids), references)
             for batch, references in zip(self.batches, self.references, strict=True)
         ]
-        return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((pairs, self._heard)).encode()).hexdigest()[:16]
 
     def tokens(self) -> list[float]:
         """Units of the label loss of each item: tokens and one end per utterance."""

@@ -84,8 +84,8 @@ def scaled_dropout(model: nn.Module, factor: float) -> Iterator[None]:
     amount whose rule could not be read.
 
     Args:
-        model: Its ``nn.Dropout`` modules and the ``dropout`` of its ``nn.MultiheadAttention``
-            change.
+        model: Its ``nn.Dropout`` modules change, and what other modules keep as a number named
+            ``dropout`` (``nn.MultiheadAttention``, torchaudio's Emformer attention).
         factor: In [0, 1]; 1 changes nothing.
     """
     before: list[tuple[nn.Module, str, float]] = []
@@ -93,8 +93,8 @@ def scaled_dropout(model: nn.Module, factor: float) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 before.append((module, "p", module.p))
-            elif isinstance(module, nn.MultiheadAttention):
-                before.append((module, "dropout", module.dropout))
+            elif isinstance(module.__dict__.get("dropout"), float):
+                before.append((module, "dropout", module.__dict__["dropout"]))
     try:
         for module, name, probability in before:
             setattr(module, name, probability * factor)

@@ -28,7 +28,7 @@ from omnisparse.methods.inplace import Teacher, scaled_dropout
 from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.schedule import sparsity_at
-from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
+from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
 
 
@@ -116,13 +116,14 @@ class SandwichConfig:
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {bound}")
         left = 1 - self.warmup_fraction
-        for name, most in (("warmup_fraction", 1.0), ("shrink_fraction", left)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {most:g}")
+        most = {"warmup_fraction": 1.0, "shrink_fraction": left, "layer_spread": MAX_SPREAD}
+        for name, limit in most.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {limit:g}")
         if not 0 < self.member_share <= 1:
             raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
         weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
-        for name in (*weights, "layer_spread"):
+        for name in weights:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; a number of at least 0")
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):

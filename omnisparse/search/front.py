@@ -64,7 +64,7 @@ def read_front(path: Path) -> list[FrontEntry]:
     except FileNotFoundError as error:
         message = f"{path}: there is no front; `omnisparse search` makes one"
         raise FormatError(message) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: cannot be read as JSON") from error
     version = document.get("format") if isinstance(document, dict) else None
     if version != _FORMAT:

@@ -242,7 +242,7 @@ class Budget:
         if not isinstance(size, Size):
             size = self.parse(size)
         if size.kind == "bytes":
-            raise ValueError(f"size {size.text!r} is in bytes and needs the file format's plan")
+            raise ValueError(f"size {size.text!r} is in bytes, which cannot be met here; {legal}")
         if size.kind == "nonzero":
             nonzero = int(size.value)
         elif size.kind == "fraction":

@@ -22,6 +22,9 @@ from omnisparse.sparsity.groups import group_matrices
 if TYPE_CHECKING:
     import torch
 
+MAX_SPREAD = 1000.0
+"""Largest spread of densities: no layer is left with a millionth of another's share."""
+
 Distribution = Literal["log_uniform", "uniform", "levels"]
 
 
@@ -92,7 +95,7 @@ class SubnetSpec:
         expected = 'legal: {"sparsity": {"<layer>": <sparsity in [0, 1]>, ...}}'
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"spec is not JSON ({error}); {expected}") from error
         mapping = content.get("sparsity") if isinstance(content, dict) else None
         if not isinstance(mapping, dict) or set(content) != {"sparsity"}:
@@ -135,7 +138,7 @@ class SparsitySpace:
         num_densities: Points of the grid for `log_uniform` and `uniform`.
         per_layer: Sample a level per group too, independently, with the sampled total held.
         spread: Groups differ from the mean density by a factor within [1 / (1 + spread), 1 +
-            spread] before the total is restored.
+            spread] before the total is restored; at most `MAX_SPREAD`.
         layer_groups: Expressions of matrices that share a level (see `group_matrices`).
         num_layer_levels: Grid of the levels, an odd number so that the mean is one of them; 0
             draws them from the whole interval.
@@ -181,8 +184,8 @@ class SparsitySpace:
             if num_densities < 2:
                 raise ValueError(f"num_densities {num_densities} must be at least 2")
             grid = _grid(min_density, max_density, num_densities, distribution == "log_uniform")
-        if not (math.isfinite(spread) and spread >= 0):
-            raise ValueError(f"spread {spread} must not be negative")
+        if not 0 <= spread <= MAX_SPREAD:
+            raise ValueError(f"spread is {spread}; from 0 to {MAX_SPREAD:g}")
         if num_layer_levels and (num_layer_levels < 3 or num_layer_levels % 2 == 0):
             raise ValueError(f"num_layer_levels {num_layer_levels} must be 0 or odd and at least 3")
         self.shapes = {

@@ -15,6 +15,9 @@ from click.testing import CliRunner
 from omnisparse.cli import verbs
 from omnisparse.config import RunConfig
 from omnisparse.pipeline import train
+from omnisparse.runs import load_model, read_description
+from omnisparse.search.journal import key_of
+from omnisparse.sparsity.supernet import Supernet
 
 SIZES = "50%,70%"
 EVALUATIONS = 24
@@ -60,6 +63,11 @@ def test_search_resumes_and_its_models_are_extracted(run: Path, speech: Path) ->
     rows = list(csv.DictReader((folder / "front.csv").read_text().splitlines()))
     assert [row["curve"] for row in rows] == ["searched", "searched", "uniform", "uniform"]
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert {row["optimizer_steps"] for row in rows} == {"6"}
+    assert all(float(row["utterance_passes"]) > 0 for row in rows)
+    spent = [int(row["search_evaluations"]) for row in rows]
+    assert spent == [entry["evaluations"] for entry in front] + [0, 0]
+    assert sum(spent) == EVALUATIONS
     for entry, row in zip(front, rows, strict=False):
         model = run / f"{entry['nonzero']}"
         taken = invoke_json(
@@ -78,6 +86,7 @@ def test_search_resumes_and_its_models_are_extracted(run: Path, speech: Path) ->
         assert same[0] == same[1]
         measured = invoke_json("evaluate", model, "--manifest", manifest)
         assert measured["wer"] == pytest.approx(entry["wer"])
+        assert measured["search_evaluations"] == entry["evaluations"]
 
     # Started again, nothing is measured again; with more to spend, only what is new.
     same = invoke_json("search", *options, "--sizes", SIZES, "--evaluations", EVALUATIONS)
@@ -89,6 +98,22 @@ def test_search_resumes_and_its_models_are_extracted(run: Path, speech: Path) ->
     assert "50%" in wrong.stderr
 
 
+def test_a_search_begins_with_uniform_and_lamp_and_measures_how_its_subset_ranks(
+    run: Path, speech: Path
+) -> None:
+    options = ("--manifest", speech / "train.jsonl", "--utterances", 8, "--evaluations", 10)
+    found = invoke_json("search", "--run", run, "--sizes", SIZES, *options)
+    (journal,) = (run / "search").glob("evaluations-*.jsonl")
+    asked = [json.loads(line)["question"] for line in journal.read_text().splitlines()[1:]]
+    supernet = Supernet(load_model(run).model, prunable=read_description(run).prunable)
+    for size in SIZES.split(","):
+        for scope in ("layer", "lamp"):
+            assert f"{key_of(supernet.spec_for(size, scope=scope))} all" in asked[:10]
+    stored = json.loads((run / "search" / "front.json").read_text())["subset"]
+    assert stored == found["subset"]
+    assert all(-1 <= stored[name] <= 1 for name in ("spearman", "kendall", "spearman_within_size"))
+
+
 def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
     for message, *arguments in (
         ("'1%' is out of range", "--sizes", "1%"),
@@ -96,6 +121,8 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
         ("is in bytes", "--sizes", "20MB"),
         ("decides for none of", "--sizes", "50%", "--group", "decoder"),
         ("spread is 0", "--sizes", "50%", "--spread", "0"),
+        ("spread is 1e+308", "--sizes", "50%", "--spread", "1e308"),
+        ("seed is -1", "--sizes", "50%", "--seed", "-1"),
         ("evaluations is 3; at least", "--sizes", "50%,60%,70%", "--evaluations", "3"),
         ("nothing.jsonl", "--sizes", "50%", "--manifest", "nothing.jsonl"),
     ):
@@ -104,7 +131,7 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
         assert (result.exit_code, result.stdout) == (1, "")
         assert message in result.stderr
         assert result.stderr.count("omnisparse: error: ") == 1
-    assert not (run / "search" / "front.json").exists()
+    assert not (run / "search").exists()
 
 
 def test_blocks_of_the_training_are_those_of_extraction_and_search(

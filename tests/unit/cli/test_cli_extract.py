@@ -95,10 +95,18 @@ def test_a_spec_of_unknown_layers_names_the_legal_ones(
         assert f"spec names unknown layers: {names[0]}" in line
         assert message in line
         assert not out.exists()
-    spec.write_text(json.dumps({"sparsity": {prunable[0]: 1.0}}))
-    line = one_line(run("extract", "--run", small_run, "--spec", spec, "--out", tmp_path / "m"))
-    assert prunable[0] in line
-    assert "legal" in line
+    whole = dict.fromkeys(prunable, 0.5)
+    for content, named in (
+        (json.dumps({"sparsity": {prunable[0]: 1.0}}), prunable[0]),
+        (json.dumps({"sparsity": {**whole, prunable[1]: -0.1}}), prunable[1]),
+        ("[" * 100_000, "not JSON"),
+    ):
+        spec.write_text(content)
+        line = one_line(run("extract", "--run", small_run, "--spec", spec, "--out", tmp_path / "m"))
+        assert f"{spec}: " in line
+        assert named in line
+        assert "legal" in line
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize(

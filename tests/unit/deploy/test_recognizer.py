@@ -116,6 +116,9 @@ def test_bad_arguments_are_named(recognizer: Recognizer) -> None:
         recognizer.transcribe(_tone(0.005))
     with pytest.raises(DataError, match=r"shape \[N\]"):
         recognizer.transcribe(np.zeros((2, 100)))
+    for streaming in (False, True):
+        with pytest.raises(DataError, match="float samples in .*got int16; divide"):
+            recognizer.transcribe(np.zeros(16000, dtype=np.int16), streaming=streaming)
 
 
 def test_silence_of_no_length_has_no_rtf() -> None:

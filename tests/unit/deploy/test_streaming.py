@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.deploy.recognizer import Recognizer
-from omnisparse.deploy.resampling import StreamingResampler
+from omnisparse.deploy.resampling import StreamingResampler, _ratio
 from omnisparse.deploy.streaming import StreamingFeatures, StreamingSession
 from omnisparse.errors import DataError
 from omnisparse.models import LasConfig, TransducerConfig, build_model
@@ -185,7 +185,11 @@ def test_bad_samples_leave_the_stream_as_it_is() -> None:
     recognizer, samples = _recognizer("lstm"), _speech(1.0)
     stream = recognizer.stream()
     stream.accept(samples[:5000])
-    for bad in (np.full(100, np.nan, dtype=np.float32), np.zeros((2, 100), dtype=np.float32)):
+    for bad in (
+        np.full(100, np.nan, dtype=np.float32),
+        np.zeros((2, 100), dtype=np.float32),
+        np.zeros(100, dtype=np.int16),
+    ):
         with pytest.raises(DataError):
             stream.accept(bad)
     stream.accept(samples[5000:])
@@ -221,7 +225,7 @@ def test_memory_does_not_grow(kind: str, beam: int) -> None:
     assert max(sizes) < 100_000
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
+@pytest.mark.parametrize("rate", [8000, 11025, 15999, 44056, 44100, 47999, 48000])
 def test_other_rates_stream_too(rate: int, tmp_path: Path) -> None:
     recognizer = _recognizer("lstm")
     samples = _speech(1.3)
@@ -257,6 +261,16 @@ def test_resampled_pieces_are_the_whole(rate: int, length: int, chunks: list[int
     joined = np.concatenate(pieces)
     assert joined.shape == expected.shape
     np.testing.assert_allclose(joined, expected, atol=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 400_000), st.sampled_from([8000, RATE, 22000]))
+def test_no_rate_needs_gigabytes(rate: int, target: int) -> None:
+    samples_in, samples_out = _ratio(rate, target)
+    assert samples_in * samples_out <= max(1 << 22, rate, target)
+    assert samples_in / samples_out == pytest.approx(rate / target, rel=1e-3)
+    if rate % 25 == 0 and rate <= 96_000:
+        assert samples_in * target == samples_out * rate
 
 
 def test_unusable_recordings_are_named_while_streaming(tmp_path: Path) -> None:

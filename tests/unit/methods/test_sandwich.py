@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
-from small_batches import LAS, MODELS, make_batch, make_model
+from small_batches import LAS, MODELS, TRANSDUCER, make_batch, make_model
 from torch import nn
 
 from omnisparse.data.batching import Batch
@@ -16,6 +16,7 @@ from omnisparse.methods import Sandwich, SandwichConfig
 from omnisparse.methods.base import Loss, distillation_sum, forward_batch
 from omnisparse.methods.inplace import scaled_dropout
 from omnisparse.models import LasConfig, TransducerConfig, build_model
+from omnisparse.models.transducer import EncoderKind
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -211,6 +212,7 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
         ({"alphas": (0.0, 1.0)}, "alphas is"),
         ({"alpha_clip": 0.5}, "alpha_clip is 0.5; at least 1"),
         ({"encoder_weight": -1.0}, "encoder_weight is -1.0"),
+        ({"layer_spread": 1e308}, r"layer_spread is 1e\+308; from 0 to 1000"),
         ({"block": "8"}, "block '8' is not known; legal: 1x1, 8x1"),
         ({"block": "0x1"}, "block '0x1' is not known"),
     ],
@@ -279,6 +281,21 @@ def test_dropout_of_subnets_is_scaled_and_comes_back() -> None:
     with pytest.raises(KeyError), scaled_dropout(model, 0.0):
         raise KeyError
     assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.4}
+
+
+@pytest.mark.parametrize("encoder", ["lstm", "emformer", "conformer"])
+def test_no_dropout_hides_from_the_scaling(encoder: EncoderKind) -> None:
+    """Without dropout a net in training says what it says in evaluation, whoever applies it."""
+    size = {} if encoder == "lstm" else {"encoder_heads": 2, "encoder_feed_forward": 16}
+    config = dataclasses.replace(TRANSDUCER, dropout=0.4, encoder=encoder, **size)
+    model, batch = make_model(config), make_batch()
+    expected = forward_batch(model.eval(), batch).log_posteriors
+    model.train()
+    assert not torch.allclose(forward_batch(model, batch).log_posteriors, expected, atol=1e-3)
+    with scaled_dropout(model, 0.0):
+        found = forward_batch(model, batch).log_posteriors
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(forward_batch(model, batch).log_posteriors, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("choice", ["same", "scaled", "none"])

@@ -59,7 +59,11 @@ def test_illegal_sparsities_name_the_layer(value: float) -> None:
         SubnetSpec({"a": value})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sparsity": 3}', '{"sparsity": {}, "x": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"sparsity": 3}', '{"sparsity": {}, "x": 1}', "[" * 100_000, "9" * 5000],
+    ids=lambda text: text[:25],
+)
 def test_illegal_files_show_the_legal_form(text: str) -> None:
     with pytest.raises(ValueError, match=r'legal: {"sparsity"'):
         SubnetSpec.from_json(text)
@@ -218,7 +222,9 @@ def test_levels() -> None:
         ({"distribution": "levels"}, "one or more"),
         ({"distribution": "levels", "levels": (0.5, 1.5)}, "densities in"),
         ({"num_densities": 1}, "num_densities 1"),
-        ({"spread": -1}, "spread -1"),
+        ({"spread": -1}, "spread is -1; from 0 to 1000"),
+        ({"spread": float("nan")}, "spread is nan; from 0"),
+        ({"spread": 1001.0}, "spread is 1001"),
         ({"num_layer_levels": 4}, "num_layer_levels 4"),
     ],
     ids=str,
