@@ -158,9 +158,12 @@ def plan_baseline(
 
 def configure(base: RunConfig, request: Request) -> RunConfig:
     """The configuration of one row, named after the row, its size and its seed."""
-    from omnisparse.baselines import baseline_config
+    from omnisparse.baselines import SUPERNET_BUDGETS, baseline_config
     from omnisparse.config import override_config
 
+    if request.method in SUPERNET_BUDGETS:  # its options decide how many steps its budget is
+        kind = [] if base.method.kind == "sandwich" else ["method=sandwich"]
+        base = override_config(base, [*kind, *request.own])
     config = baseline_config(
         base,
         method=request.method,

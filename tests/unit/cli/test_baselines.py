@@ -21,6 +21,7 @@ from omnisparse.baselines_widths import (
     solve_model,
     with_projections,
 )
+from omnisparse.cli_baseline import configure, parse_request
 from omnisparse.config import RunConfig, config_to_yaml, load_config
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import (
@@ -170,6 +171,17 @@ def test_choices_of_the_base_are_kept(teacher: Path) -> None:
         replace(BASE, method=beam), method="distilled", size="25%", teacher=teacher, init=None
     )
     assert config.method == replace(beam, teacher=str(LARGE))
+
+
+def test_the_budget_of_a_supernet_follows_its_own_options() -> None:
+    request = parse_request(["method=supernet", "method.full_batch=true", "method.min_size=60%"])
+    for base in (BASE, replace(BASE, method=DenseConfig())):
+        config = configure(base, request)
+        assert isinstance(config.method, SandwichConfig)
+        assert config.method.full_batch
+        assert config.training.epochs * config.method.mean_passes == pytest.approx(
+            BASE.training.epochs
+        )
 
 
 def test_a_configuration_survives_its_file(teacher: Path, tmp_path: Path) -> None:
