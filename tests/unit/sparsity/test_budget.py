@@ -143,7 +143,7 @@ def test_bytes_out_of_range_name_the_legal_range(budget: Budget) -> None:
     assert sum(budget.solve_bytes(11240, size_of).values()) == PRUNED
     with pytest.raises(ValueError, match="not in bytes"):
         budget.solve_bytes("16M", size_of)
-    with pytest.raises(ValueError, match="file format"):
+    with pytest.raises(ValueError, match="in bytes, which cannot be met here"):
         budget.solve("16MB")
 
 
