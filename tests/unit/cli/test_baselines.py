@@ -24,6 +24,7 @@ from omnisparse.baselines_widths import (
 from omnisparse.cli_baseline import configure, parse_request
 from omnisparse.config import RunConfig, config_to_yaml, load_config
 from omnisparse.errors import OmnisparseError
+from omnisparse.evaluation.method_rows import ROWS, SUPERNETS
 from omnisparse.methods import (
     DenseConfig,
     DistillationConfig,
@@ -121,7 +122,8 @@ def test_every_row_is_of_its_size_and_kind(teacher: Path) -> None:
         "factored_distilled_pruned": GradualPruningConfig, "supernet": SandwichConfig,
         "supernet_double": SandwichConfig,
     }  # fmt: skip
-    assert set(kinds) == set(BASELINE_METHODS)
+    assert set(kinds) == set(BASELINE_METHODS) == set(ROWS)
+    assert set(SUPERNET_BUDGETS) == set(SUPERNETS)
     for method, kind in kinds.items():
         size = None if method in SUPERNET_BUDGETS else "50%"
         config = row(method, size, teacher if "distilled" in method else None)
