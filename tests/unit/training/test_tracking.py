@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import wandb
+from matplotlib import figure
 
 from omnisparse.errors import OmnisparseError
-from omnisparse.training.tracking import Tracker, TrackingConfig
+from omnisparse.training.tracking import Tracker, TrackingConfig, log_comparison
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,21 @@ def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path: Path) -> None:
     assert records
     # offline-run-<second>-<run>, and "-1" behind it where both began in one second
     assert {path.name.split("-")[3] for path in records} == {identity}
+
+
+def test_a_comparison_is_logged_as_table_and_plot(tmp_path: Path) -> None:
+    plot = tmp_path / "compare.png"
+    figure.Figure(figsize=(1, 1)).savefig(plot)
+    rows = [{"row": "pruned", "wer": 9.5}, {"row": "supernet", "wer": 7.3}]
+    for mode in ("off", "offline"):
+        log_comparison(
+            TrackingConfig(wandb=mode), name="c", folder=tmp_path, table=rows, images=[plot]
+        )
+        assert (tmp_path / "wandb").exists() == (mode == "offline")
+    (table,) = (tmp_path / "wandb").rglob("media/**/*.table.json")
+    assert json.loads(table.read_text())["data"] == [["pruned", 9.5], ["supernet", 7.3]]
+    (image,) = (tmp_path / "wandb").rglob("media/**/*.png")
+    assert image.read_bytes() == plot.read_bytes()
 
 
 @pytest.mark.parametrize(
