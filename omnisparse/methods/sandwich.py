@@ -31,6 +31,8 @@ from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
 
+_POINTS = 1000  # of the integral over a share that grows
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SandwichConfig:
@@ -63,6 +65,10 @@ class SandwichConfig:
     member_share: float = 0.3
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     With ``full_batch`` each subnet sees everything and this is ignored."""
+    final_member_share: float | None = None
+    """``member_share`` when the smallest subnet has shrunk, towards which it grows meanwhile (at
+    once without ``shrink_fraction``): the less a subnet is like the dense net, the more it needs to
+    see. None keeps ``member_share``."""
     full_batch: bool = False
     """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
     subnet_weight: float = 1.0
@@ -97,17 +103,29 @@ class SandwichConfig:
     """Regular expressions of parameter names to prune, whatever they are part of; empty means LSTM,
     projection and feed-forward matrices, no attention."""
 
-    @property
-    def member_period(self) -> int:
-        """A subnet sees one of so many utterances of a batch (unless ``full_batch``)."""
+    def member_period(self, progress: float = 1.0) -> int:
+        """A subnet sees one of so many utterances of a batch (unless ``full_batch``).
+
+        Args:
+            progress: How much of its shrinking the smallest subnet has behind it, in [0, 1].
+        """
+        final = self.member_share if self.final_member_share is None else self.final_member_share
+        share = self.member_share + progress * (final - self.member_share)
         members = 1 + self.num_random_subnets
-        return max(members, round(members / self.member_share))
+        return max(members, round(members / share))
 
     @property
     def mean_passes(self) -> float:
         """Passes, forward and backward, that an utterance costs: mean over a run, at least 1."""
-        share = 1.0 if self.full_batch else 1 / self.member_period
-        return 1 + (1 - self.warmup_fraction) * (1 + self.num_random_subnets) * share
+        alone, shrinking = self.warmup_fraction, self.shrink_fraction
+        points = [(index + 0.5) / _POINTS for index in range(_POINTS)]
+        grown = sum(self._subnet_passes(point) for point in points) / _POINTS
+        return 1 + shrinking * grown + (1 - alone - shrinking) * self._subnet_passes(1.0)
+
+    def _subnet_passes(self, progress: float) -> float:
+        """What the subnets of a step add to the one pass of the dense net."""
+        share = 1.0 if self.full_batch else 1 / self.member_period(progress)
+        return (1 + self.num_random_subnets) * share
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
@@ -120,8 +138,10 @@ class SandwichConfig:
         for name, limit in most.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {limit:g}")
-        if not 0 < self.member_share <= 1:
-            raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
+        for name in ("member_share", "final_member_share"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name} is {share}; above 0, at most 1")
         weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
         for name in weights:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
@@ -234,6 +254,11 @@ class Sandwich:
             final=1.0 - self._density(self.config.min_size),
         )
 
+    def _progress(self, step: int) -> float:
+        """How much of its shrinking the smallest subnet has behind it, from 0 to 1."""
+        length = self.shrunk_steps - self.warmup_steps
+        return min(1.0, (step - self.warmup_steps) / length) if length else 1.0
+
     def _subnet_loss(
         self, forward: Forward, batch: Batch, teacher: Teacher, step: int, index: int, scale: float
     ) -> Loss:
@@ -282,7 +307,7 @@ class Sandwich:
         """
         if self.config.full_batch:
             return torch.arange(len(batch.ids), device=batch.positions.device), True
-        turns = (batch.positions + step) % self.config.member_period
+        turns = (batch.positions + step) % self.config.member_period(self._progress(step))
         rows = torch.nonzero(turns == index).flatten()
         if rows.numel() == 0:
             return torch.zeros(1, dtype=torch.long, device=batch.positions.device), False

@@ -136,7 +136,7 @@ def test_the_smallest_subnet_shrinks_from_the_dense_net_to_its_size(
 )
 def test_a_run_costs_the_passes_that_the_config_says(options: dict[str, object]) -> None:
     method = make_method(LAS, warmup_fraction=0.25, **options)
-    utterances, steps = 2 * method.config.member_period, 8
+    utterances, steps = 2 * method.config.member_period(), 8
     batch = make_batch(utterances)
     method.prepare(make_model(LAS), max_steps=steps)
     passes = 0
@@ -144,6 +144,22 @@ def test_a_run_costs_the_passes_that_the_config_says(options: dict[str, object])
         loss = list(method.losses(method.supernet, batch, step))
         passes += sum(part.utterances for part in loss)
     assert passes == pytest.approx(method.config.mean_passes * steps * utterances)
+
+
+def test_subnets_see_more_as_the_smallest_shrinks_and_the_cost_counts_it() -> None:
+    steps, utterances = 100, 420  # a multiple of every period
+    method = make_method(LAS, warmup_fraction=0.2, shrink_fraction=0.5, final_member_share=1.0)
+    batch = make_batch(utterances)
+    seen = []
+    for step in range(steps):
+        parts = [method._member_rows(batch, step, index)[0] for index in (0, 1)]
+        assert not set(parts[0].tolist()) & set(parts[1].tolist())
+        seen.append(sum(len(part) for part in parts) if method.num_losses(step) > 1 else 0)
+    assert set(seen[:20]) == {0}
+    assert seen[20:] == sorted(seen[20:])
+    assert seen[20] == 2 * utterances // 7  # 0.3, as near as whole utterances come
+    assert set(seen[70:]) == {utterances}
+    assert 1 + sum(seen) / utterances / steps == pytest.approx(method.config.mean_passes, rel=0.01)
 
 
 def test_the_warm_up_trains_the_dense_net_only() -> None:
@@ -206,6 +222,7 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
     [
         ({"num_random_subnets": -1}, "num_random_subnets is -1; at least 0"),
         ({"member_share": 0.0}, "member_share is 0.0; above 0, at most 1"),
+        ({"final_member_share": 1.5}, "final_member_share is 1.5; above 0, at most 1"),
         ({"refresh_every": 0}, "refresh_every is 0"),
         ({"label_weight": math.nan}, "label_weight is nan"),
         ({"min_size": "16 apples"}, "16 apples"),
