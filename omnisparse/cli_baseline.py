@@ -12,6 +12,7 @@ Deviation: the paper says "partially to convergence" without a number; ours is `
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,9 @@ class Request:
 def parse_request(overrides: Sequence[str]) -> Request:
     """Tell the recipe's own keys from those of the configuration; the last of equals wins.
 
+    ``method`` is the name of a row, or a mapping whose ``kind`` is one and whose other entries are
+    that row's ``method.*``, so that a sweep over one parameter can run whole methods.
+
     Raises:
         ConfigError: If the method is unknown or a value is not legal.
     """
@@ -83,13 +87,17 @@ def parse_request(overrides: Sequence[str]) -> Request:
     found: dict[str, str] = {}
     common: list[str] = []
     own: list[str] = []
+    name = "base"
     for override in join_flags(overrides):
         key, _, value = override.partition("=")
-        if key in KEYS:
+        if key == "method":
+            name, choices = _row_and_choices(value)
+            own += choices
+        elif key in KEYS:
             found[key] = value
         else:
             (own if key.startswith("method.") else common).append(override)
-    method = ALIASES.get(found.get("method", "base"), found.get("method", "base"))
+    method = ALIASES.get(name, name)
     if method not in BASELINE_METHODS:
         raise ConfigError(f"method {method!r} is unknown; legal: {', '.join(BASELINE_METHODS)}")
     given = {key: value for key, value in found.items() if value not in NONE}
@@ -103,6 +111,19 @@ def parse_request(overrides: Sequence[str]) -> Request:
         common=tuple(common),
         own=tuple(own),
     )
+
+
+def _row_and_choices(text: str) -> tuple[str, list[str]]:
+    """The row that ``method=`` names, and overrides of its choices where it is a mapping."""
+    from omnisparse.config import ConfigError, parse_value
+
+    value = parse_value("method", text)
+    if not isinstance(value, Mapping):
+        return text, []
+    if "kind" not in value:
+        raise ConfigError(f"method={text}: has no kind; legal: kind and keys of that method")
+    choices = {key: item for key, item in value.items() if key != "kind"}
+    return str(value["kind"]), [f"method.{key}={json.dumps(item)}" for key, item in choices.items()]
 
 
 def _share(text: str) -> float:

@@ -199,15 +199,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def parse_value(key: str, text: str) -> Any:
+    """The value of an override: YAML 1.2, as in a configuration file.
+
+    Raises:
+        ConfigError: If it is none; the message names ``key``.
+    """
+    try:
+        return yaml.load(text, _Loader) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{key}={text}': the value is no YAML ({_one_line(error)})") from error
+
+
 def _apply(document: dict[str, Any], override: str) -> None:
     """Set one ``dotted.key=value`` in ``document``."""
     key, equals, text = override.removeprefix("--").partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r}: an override is written key=value")
-    try:
-        value = yaml.load(text, _Loader) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is no YAML ({_one_line(error)})") from error
+    value = parse_value(key, text)
     *parents, last = key.split(".")
     node = document
     for parent in parents:

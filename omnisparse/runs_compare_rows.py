@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -12,6 +13,7 @@ from omnisparse import runs
 from omnisparse.config import ConfigError, RunConfig, config_to_dict, load_config
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.method_rows import METHODS, ROWS, SUPERNET, SUPERNETS, TableRows
+from omnisparse.methods import SandwichConfig
 from omnisparse.runs_account import SOURCE_KEYS, RunRecord, read_record
 from omnisparse.sparsity.budget import num_nonzero, num_parameters
 from omnisparse.training.tracking import flatten
@@ -154,8 +156,19 @@ def differences(config: RunConfig, reference: RunConfig) -> dict[str, Any]:
     A section of another kind than the reference's, such as ``method``, gives its kind and what
     differs from the defaults of that. Runs that a configuration names are compared by what they
     were trained as, seeds aside; an artifact, or a run that is not there any more, by its path.
+    Lengths that come to the same utterance passes are the same.
     """
-    return dict(_differences(config, reference, ""))
+    found = dict(_differences(config, reference, ""))
+    if math.isclose(_passes(config), _passes(reference), rel_tol=1e-6):
+        found.pop("training.epochs", None)
+    return found
+
+
+def _passes(config: RunConfig) -> float:
+    """Passes over the training set, those of subnets included."""
+    method = config.method
+    each = method.mean_passes if isinstance(method, SandwichConfig) else 1.0
+    return config.training.epochs * each
 
 
 def _differences(own: Any, base: Any, key: str) -> Iterator[tuple[str, Any]]:

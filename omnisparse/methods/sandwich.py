@@ -15,7 +15,7 @@ What the literature does differently is a field of ``SandwichConfig``, and an ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,19 +138,23 @@ class SandwichConfig:
         for name, limit in most.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {limit:g}")
-        for name in ("member_share", "final_member_share"):
-            share = getattr(self, name)
-            if share is not None and not 0 < share <= 1:
-                raise ValueError(f"{name} is {share}; above 0, at most 1")
+        shares = ("member_share", "final_member_share")
+        self._check(shares, lambda value: 0 < value <= 1, "above 0, at most 1")
         weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
-        for name in weights:
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} is {getattr(self, name)}; a number of at least 0")
+        self._check(
+            weights, lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"
+        )
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
             raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
         parse_block(self.block)
         for size in (self.min_size, *self.levels):
             parse_size(size)
+
+    def _check(self, names: tuple[str, ...], is_legal: Callable[[float], bool], legal: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not is_legal(value):
+                raise ValueError(f"{name} is {value}; {legal}")
 
 
 class Sandwich:

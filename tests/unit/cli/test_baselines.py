@@ -22,7 +22,7 @@ from omnisparse.baselines_widths import (
     with_projections,
 )
 from omnisparse.cli_baseline import configure, parse_request
-from omnisparse.config import RunConfig, config_to_yaml, load_config
+from omnisparse.config import ConfigError, RunConfig, config_to_yaml, load_config
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.method_rows import ROWS, SUPERNETS
 from omnisparse.methods import (
@@ -184,6 +184,24 @@ def test_the_budget_of_a_supernet_follows_its_own_options() -> None:
         assert config.training.epochs * config.method.mean_passes == pytest.approx(
             BASE.training.epochs
         )
+
+
+def test_a_method_may_come_with_its_choices() -> None:
+    request = parse_request(
+        ["method.min_size=60%", "method.block=8x1", "method={kind: supernet, block: 4x4}"]
+    )
+    assert request.method == "supernet"
+    method = configure(BASE, request).method
+    assert isinstance(method, SandwichConfig)
+    assert (method.min_size, method.block) == ("60%", "4x4")
+    again = parse_request(["method={kind: sandwich}", "method.alphas=[-2.0, 0.5]"])
+    assert configure(BASE, again).method == SandwichConfig(alphas=(-2.0, 0.5))
+    with pytest.raises(ConfigError, match="has no kind; legal: kind and keys of that method"):
+        parse_request(["method={min_size: 60%}"])
+    with pytest.raises(ConfigError, match="the value is no YAML"):
+        parse_request(["method={min_size: "])
+    with pytest.raises(ConfigError, match="method 'sieve' is unknown"):
+        parse_request(["method={kind: sieve}"])
 
 
 def test_a_configuration_survives_its_file(teacher: Path, tmp_path: Path) -> None:

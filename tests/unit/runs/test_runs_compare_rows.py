@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from omnisparse.cli_baseline import configure, parse_request
 from omnisparse.config import (
     RunConfig,
     config_from_dict,
@@ -125,12 +126,14 @@ def test_the_arms_of_the_ablation_are_its_rows() -> None:
     for point in sweep.points():
         line = sweep.command_line(point, {})
         place = line.index("--config") + 1
-        configs.append(load_config(ROOT / line[place], line[place + 1 :]))
-    names, rows = configuration_rows(configs, name="transducer-assistant")
+        request = parse_request(line[place + 1 :])
+        configs.append(configure(load_config(ROOT / line[place], request.common), request))
+    names, rows = configuration_rows(configs, name="transducer-books")
     arms = len(sweep.parameters["method"]["values"])
     assert names[:arms] == names[arms:]  # the second seed of each
     assert len(rows.labels) == arms
     assert names[0] == REFERENCE
+    assert "method.member_share=1" in rows.labels  # fewer steps of the same budget are no label
     assert "method.distillation_weight=0, method.label_weight=1" in rows.labels
 
 

@@ -154,3 +154,27 @@ def test_a_comparison_asks_for_what_exists(name: str) -> None:
         overrides = line[-len(point) :]
         assert parse_request(overrides).size in (point["size"], None)
         plan_baseline(config, overrides)  # the row can be made at this size
+
+
+def test_the_ablation_changes_one_choice_at_a_time_at_one_budget() -> None:
+    from omnisparse.cli_baseline import configure, parse_request
+    from omnisparse.config import load_config
+    from omnisparse.methods import SandwichConfig
+
+    sweep = load_sweep(ROOT / "recipes/sweeps/ablation.yaml")
+    arms, passes = [], []
+    for point in sweep.points(count=len(sweep.parameters["method"]["values"])):
+        line = sweep.command_line(point, {})
+        place = line.index("--config") + 1
+        request = parse_request(line[place + 1 :])
+        config = configure(load_config(ROOT / line[place], request.common), request)
+        assert isinstance(config.method, SandwichConfig)
+        arms.append(config.method)
+        passes.append(config.training.epochs * config.method.mean_passes)
+    base = arms[0]
+    assert (base.warmup_fraction, base.min_size) == (0.15, "12.5%")
+    together = [{"label_weight", "distillation_weight"}, {"full_batch", "num_random_subnets"}]
+    for arm in arms[1:]:
+        changed = {f for f in base.__dataclass_fields__ if getattr(arm, f) != getattr(base, f)}
+        assert len(changed) == 1 or changed in together
+    assert passes == pytest.approx([0.45] * len(arms))
