@@ -31,14 +31,15 @@ class Loss(NamedTuple):
         num_units: Scalar, the units summed over (label tokens); the trainer divides by the total
             of all processes.
         weight: Factor of the normalised loss in the step's objective.
-        utterances: Utterances that took part on this process, for the cost account.
+        utterances: Utterances that took part on this process, for the cost account; one that was
+            recognised only, without a backward, counts a third.
     """
 
     name: str
     value_sum: Tensor
     num_units: Tensor
     weight: float
-    utterances: int
+    utterances: float
 
 
 class Method(Protocol):

@@ -31,6 +31,8 @@ from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
 
+TEACHING = 1 / 3
+"""Passes that a forward without a backward counts as."""
 _POINTS = 1000  # of the integral over a share that grows
 
 
@@ -69,6 +71,9 @@ class SandwichConfig:
     """``member_share`` when the smallest subnet has shrunk, towards which it grows meanwhile (at
     once without ``shrink_fraction``): the less a subnet is like the dense net, the more it needs to
     see. None keeps ``member_share``."""
+    dense_sees: Literal["all", "rest"] = "all"
+    """What the dense net trains on after the warm-up: the whole batch, or the rest that no subnet
+    sees; on what they see it then computes what it teaches, and nothing more."""
     full_batch: bool = False
     """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
     subnet_weight: float = 1.0
@@ -125,7 +130,8 @@ class SandwichConfig:
     def _subnet_passes(self, progress: float) -> float:
         """What the subnets of a step add to the one pass of the dense net."""
         share = 1.0 if self.full_batch else 1 / self.member_period(progress)
-        return (1 + self.num_random_subnets) * share
+        added = 1.0 if self.dense_sees == "all" else TEACHING
+        return (1 + self.num_random_subnets) * share * added
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
@@ -146,9 +152,20 @@ class SandwichConfig:
         )
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
             raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
+        if self.dense_sees == "rest" and not self._leaves_rest:
+            raise ValueError(
+                "dense_sees is 'rest', and subnets leave none of a batch; legal: no full_batch, "
+                "and a smaller member_share and final_member_share"
+            )
         parse_block(self.block)
         for size in (self.min_size, *self.levels):
             parse_size(size)
+
+    @property
+    def _leaves_rest(self) -> bool:
+        members = 1 + self.num_random_subnets
+        least = min(self.member_period(progress) for progress in (0.0, 1.0))
+        return not self.full_batch and least > members
 
     def _check(self, names: tuple[str, ...], is_legal: Callable[[float], bool], legal: str) -> None:
         for name in names:
@@ -220,13 +237,20 @@ class Sandwich:
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the dense net's loss, then each subnet's."""
         self.supernet.activate(None)
-        output = forward_batch(forward, batch)
         alone = step < self.warmup_steps
         scale = 1.0 if alone or not self.config.normalise_members else 1 / self._weight_sum
-        yield Loss("dense", output.label_loss_sum, output.num_units, scale, len(batch.ids))
+        teacher = None
+        if alone or self.config.dense_sees == "all":
+            output = forward_batch(forward, batch)
+            yield Loss("dense", output.label_loss_sum, output.num_units, scale, len(batch.ids))
+            teacher = None if alone else Teacher.of(output, self.config.distill)
+        else:
+            rows, here = self._rest_rows(batch, step)
+            output = forward_batch(forward, batch.select(rows))
+            seen = len(rows) * here + TEACHING * (len(batch.ids) - len(rows) * here)
+            yield Loss("dense", output.label_loss_sum * here, output.num_units * here, scale, seen)
         if alone:
             return
-        teacher = Teacher.of(output, self.config.distill)
         del output
         if (step - self.warmup_steps) % self.config.refresh_every == 0:
             self.supernet.refresh()
@@ -264,7 +288,13 @@ class Sandwich:
         return min(1.0, (step - self.warmup_steps) / length) if length else 1.0
 
     def _subnet_loss(
-        self, forward: Forward, batch: Batch, teacher: Teacher, step: int, index: int, scale: float
+        self,
+        forward: Forward,
+        batch: Batch,
+        teacher: Teacher | None,
+        step: int,
+        index: int,
+        scale: float,
     ) -> Loss:
         least = self.least_density(step)
         if index == 0:
@@ -272,13 +302,19 @@ class Sandwich:
         else:
             name = f"random_{index - 1}"
             spec = self.space.sample(subnet_generator(self.seed, step, index), least)
-        rows, present = self._member_rows(batch, step, index)
+        rows, here = self._member_rows(batch, step, index)
         part = batch.select(rows)
+        if teacher is None:
+            self.supernet.activate(None)
+            with torch.no_grad():
+                taught = Teacher.of(forward_batch(forward, part), self.config.distill)
+        else:
+            taught = teacher.select(rows)
         self.supernet.activate(spec)
         with scaled_dropout(self.supernet.model, self._dropout_factor(spec)):
             output = forward_batch(forward, part)
         config = self.config
-        distilled = teacher.select(rows).distance(
+        distilled = taught.distance(
             output,
             posterior_weight=config.distillation_weight,
             encoder_weight=config.encoder_weight,
@@ -286,15 +322,8 @@ class Sandwich:
             clip=config.alpha_clip,
         )
         value = config.label_weight * output.label_loss_sum + distilled
-        # A process without a row of this member's still runs, weightless: all must synchronise.
-        here = 1.0 if present else 0.0
-        return Loss(
-            name,
-            value * here,
-            output.num_units * here,
-            config.subnet_weight * scale,
-            len(rows) if present else 0,
-        )
+        weight = config.subnet_weight * scale
+        return Loss(name, value * here, output.num_units * here, weight, len(rows) * here)
 
     def _dropout_factor(self, spec: SubnetSpec) -> float:
         """What a subnet's dropout is multiplied with."""
@@ -303,19 +332,22 @@ class Sandwich:
             return sum(spec.counts(numel).values()) / sum(numel.values())
         return 1.0 if self.config.subnet_dropout == "same" else 0.0
 
-    def _member_rows(self, batch: Batch, step: int, index: int) -> tuple[Tensor, bool]:
-        """Rows of ``batch`` that subnet ``index`` sees, and whether it really has any.
+    def _member_rows(self, batch: Batch, step: int, index: int) -> tuple[Tensor, int]:
+        """Rows of ``batch`` that subnet ``index`` sees, and 0 if it has none of them really.
 
         The choice depends on the position in the global batch only, so that any number of
         processes gives the same parts; it rotates with the step.
         """
         if self.config.full_batch:
-            return torch.arange(len(batch.ids), device=batch.positions.device), True
-        turns = (batch.positions + step) % self.config.member_period(self._progress(step))
-        rows = torch.nonzero(turns == index).flatten()
-        if rows.numel() == 0:
-            return torch.zeros(1, dtype=torch.long, device=batch.positions.device), False
-        return rows, True
+            return torch.arange(len(batch.ids), device=batch.positions.device), 1
+        return _rows_where(self._turns(batch, step) == index)
+
+    def _rest_rows(self, batch: Batch, step: int) -> tuple[Tensor, int]:
+        """Rows of ``batch`` that no subnet sees, and 0 if there are none really."""
+        return _rows_where(self._turns(batch, step) >= self.num_subnets)
+
+    def _turns(self, batch: Batch, step: int) -> Tensor:
+        return (batch.positions + step) % self.config.member_period(self._progress(step))
 
     def on_step_end(self, step: int) -> None:
         """Nothing to do: masks follow the ranking, which is refreshed within the step."""
@@ -327,3 +359,12 @@ class Sandwich:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the ranking in force."""
         self.supernet.load_ranking_state(state)
+
+
+def _rows_where(chosen: Tensor) -> tuple[Tensor, int]:
+    """The rows, and 1; row 0 and 0 where nothing is chosen.
+
+    A process without a row of a net's still runs it, weightless: all must synchronise.
+    """
+    rows = torch.nonzero(chosen).flatten()
+    return (rows, 1) if rows.numel() else (torch.zeros(1, dtype=torch.long, device=rows.device), 0)

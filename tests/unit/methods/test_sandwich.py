@@ -89,6 +89,35 @@ def test_parts_do_not_depend_on_the_number_of_processes() -> None:
             assert joined == names
 
 
+@MODELS
+def test_the_dense_net_may_train_on_the_rest_and_teach_what_it_does_not_train_on(
+    config: LasConfig | TransducerConfig,
+) -> None:
+    method = make_method(config, dense_sees="rest", member_share=0.5, full_batch=False)
+    method.supernet.eval()  # no dropout: the same posteriors whoever else is in the batch
+    batch = make_batch(8)
+    everything = make_method(config, member_share=0.5)
+    everything.supernet.load_state_dict(method.supernet.state_dict())
+    everything.supernet.eval()
+    step = 2
+    rest = method._rest_rows(batch, step)[0]
+    members = [method._member_rows(batch, step, index)[0] for index in (0, 1)]
+    assert sorted(torch.cat([rest, *members]).tolist()) == list(range(8))
+    dense, *subnets = method.losses(method.supernet, batch, step)
+    alone = forward_batch(method.supernet, batch.select(rest))
+    torch.testing.assert_close(dense.value_sum, alone.label_loss_sum)
+    assert dense.utterances == pytest.approx(4 + 4 / 3)
+    others = list(everything.losses(everything.supernet, batch, step))[1:]
+    for subnet, other in zip(subnets, others, strict=True):
+        torch.testing.assert_close(subnet.value_sum, other.value_sum, rtol=1e-4, atol=1e-4)
+        assert subnet.value_sum.requires_grad
+    # A process that has none of the rest still takes part.
+    lonely = batch.select(members[0][:1])
+    dense = next(method.losses(method.supernet, lonely, step))
+    assert (dense.value_sum.item(), dense.num_units.item()) == (0.0, 0.0)
+    assert dense.utterances == pytest.approx(1 / 3)
+
+
 def test_a_process_without_rows_of_a_member_weighs_nothing() -> None:
     method = make_method(LAS, member_share=0.34)
     batch = make_batch(8, [0])
@@ -132,7 +161,14 @@ def test_the_smallest_subnet_shrinks_from_the_dense_net_to_its_size(
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"num_random_subnets": 3}, {"member_share": 1.0}, {"full_batch": True}]
+    "options",
+    [
+        {},
+        {"num_random_subnets": 3},
+        {"member_share": 1.0},
+        {"full_batch": True},
+        {"dense_sees": "rest", "member_share": 0.5},
+    ],
 )
 def test_a_run_costs_the_passes_that_the_config_says(options: dict[str, object]) -> None:
     method = make_method(LAS, warmup_fraction=0.25, **options)
@@ -222,6 +258,8 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
     [
         ({"num_random_subnets": -1}, "num_random_subnets is -1; at least 0"),
         ({"member_share": 0.0}, "member_share is 0.0; above 0, at most 1"),
+        ({"dense_sees": "rest", "member_share": 1.0}, "subnets leave none of a batch"),
+        ({"dense_sees": "rest", "full_batch": True}, "subnets leave none of a batch"),
         ({"final_member_share": 1.5}, "final_member_share is 1.5; above 0, at most 1"),
         ({"refresh_every": 0}, "refresh_every is 0"),
         ({"label_weight": math.nan}, "label_weight is nan"),
