@@ -30,16 +30,21 @@ def run(command: list[str], folder: Path) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("model", ["las", "transducer"])
+REST = {"dense_sees": "rest", "member_share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [("las", {}), ("transducer", {}), ("transducer", REST)]
+)
 def test_two_processes_give_the_gradient_of_one(
-    tiny_config: Callable[..., RunConfig], tmp_path: Path, model: str
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, model: str, options: dict[str, object]
 ) -> None:
     config = tiny_config(model, max_steps=1)
     # Dropout draws differ between processes; everything else is the default.
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dropout=0.0),
-        method=dataclasses.replace(config.method, warmup_fraction=0.0),
+        method=dataclasses.replace(config.method, warmup_fraction=0.0, **options),
     )
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
