@@ -79,6 +79,7 @@ def distillation_sum(
     teacher_log_posteriors: Tensor,
     student: ModelOutput,
     *,
+    weights: Tensor | None = None,
     alphas: tuple[float, float] | None = None,
     clip: float = 5.0,
 ) -> Tensor:
@@ -88,22 +89,28 @@ def distillation_sum(
         teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
             student's.
         student: Output of the same utterances.
+        weights: [B, ...] float of the positions, padded as the teacher's posteriors may be; None
+            for the student's ``posterior_weights``.
         alphas: Two alpha-divergences of which the larger counts; None for KL(teacher || student).
         clip: Largest importance weight of those.
 
     Returns:
-        Scalar: the sum of ``posterior_weights`` times the divergence, for KL in nats.
+        Scalar: the sum of the weights times the divergence, for KL in nats.
 
     Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
     al. 2020 (arXiv 2011.06110).
     """
     student_log = student.log_posteriors
     teacher_log = teacher_log_posteriors[tuple(slice(size) for size in student_log.shape)]
+    if weights is None:
+        weights = student.posterior_weights
+    else:
+        weights = weights[tuple(slice(size) for size in student_log.shape[:-1])]
     if alphas is None:
         divergence = kl_divergence(teacher_log, student_log)
     else:
         divergence = adaptive_alpha_divergence(teacher_log, student_log, alphas=alphas, clip=clip)
-    return (divergence * student.posterior_weights).sum()
+    return (divergence * weights).sum()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from omnisparse.methods.base import distillation_sum
 from omnisparse.models.base import ModelOutput
 from omnisparse.models.divergence import encoder_distance
+from omnisparse.models.losses import lattice_occupancy
 
 Distill = Literal["posteriors", "encoder", "both"]
+Nodes = Literal["all", "occupied"]
+_LATTICE_NDIM = 4  # [B, T', U + 1, 3], where an attention decoder has [B, U + 1, V]
 
 
 class Teacher(NamedTuple):
@@ -22,10 +25,18 @@ class Teacher(NamedTuple):
     """``[B, ..., K]``, detached."""
     encoder_outputs: Tensor | None
     """``[B, T', D]``, detached."""
+    weights: Tensor | None = None
+    """``[B, T', U + 1]`` of the nodes of a lattice; None leaves them to the student's output."""
 
     @classmethod
-    def of(cls, output: ModelOutput, distill: Distill) -> Teacher:
-        """Keep what ``distill`` reads of the dense net's output.
+    def of(cls, output: ModelOutput, distill: Distill, nodes: Nodes = "all") -> Teacher:
+        """Keep what is read of the dense net's output.
+
+        Args:
+            output: Of the dense net.
+            distill: What the student is to learn from it.
+            nodes: Which nodes of a transducer's lattice count: all alike, or each as often as the
+                alignments of the labels pass it. An attention decoder has no lattice.
 
         Raises:
             ValueError: If the encoder is to be distilled and the model does not show it.
@@ -35,7 +46,12 @@ class Teacher(NamedTuple):
             if output.encoder_outputs is None:
                 raise ValueError(f"distill is {distill!r}; this model shows no encoder outputs")
             encoded = output.encoder_outputs.detach()
-        return cls(None if distill == "encoder" else output.log_posteriors.detach(), encoded)
+        if distill == "encoder":
+            return cls(None, encoded)
+        posteriors, weights = output.log_posteriors.detach(), None
+        if nodes == "occupied" and posteriors.ndim == _LATTICE_NDIM:
+            weights = lattice_occupancy(posteriors, output.posterior_weights > 0)
+        return cls(posteriors, encoded, weights)
 
     def select(self, rows: Tensor) -> Teacher:
         """The teacher of some utterances, given by their ``[N]`` int64 rows."""
@@ -64,7 +80,9 @@ class Teacher(NamedTuple):
         """
         total = student.label_loss_sum.new_zeros(())
         if self.log_posteriors is not None:
-            divergence = distillation_sum(self.log_posteriors, student, alphas=alphas, clip=clip)
+            divergence = distillation_sum(
+                self.log_posteriors, student, weights=self.weights, alphas=alphas, clip=clip
+            )
             total = total + posterior_weight * divergence
         if self.encoder_outputs is not None:
             assert student.encoder_outputs is not None

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Forward, Loss, forward_batch
-from omnisparse.methods.inplace import Teacher, scaled_dropout
+from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
+from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.schedule import sparsity_at
@@ -84,6 +85,9 @@ class SandwichConfig:
     distill: Literal["posteriors", "encoder", "both"] = "posteriors"
     """What a subnet learns from the dense net: posteriors (a transducer's lattice), the outputs
     of the encoder, or both."""
+    lattice_nodes: Nodes = "all"
+    """Where a transducer's posteriors are distilled: at all nodes of the lattice alike, or at each
+    as often as the dense net's alignments of the labels pass it."""
     distillation_weight: float = 1.0
     """Weight of the divergence from the dense net's posteriors, within a subnet's loss."""
     encoder_weight: float = 0.1
@@ -243,7 +247,7 @@ class Sandwich:
         if alone or self.config.dense_sees == "all":
             output = forward_batch(forward, batch)
             yield Loss("dense", output.label_loss_sum, output.num_units, scale, len(batch.ids))
-            teacher = None if alone else Teacher.of(output, self.config.distill)
+            teacher = None if alone else self._teacher(output)
         else:
             rows, here = self._rest_rows(batch, step)
             output = forward_batch(forward, batch.select(rows))
@@ -307,7 +311,7 @@ class Sandwich:
         if teacher is None:
             self.supernet.activate(None)
             with torch.no_grad():
-                taught = Teacher.of(forward_batch(forward, part), self.config.distill)
+                taught = self._teacher(forward_batch(forward, part))
         else:
             taught = teacher.select(rows)
         self.supernet.activate(spec)
@@ -324,6 +328,9 @@ class Sandwich:
         value = config.label_weight * output.label_loss_sum + distilled
         weight = config.subnet_weight * scale
         return Loss(name, value * here, output.num_units * here, weight, len(rows) * here)
+
+    def _teacher(self, output: ModelOutput) -> Teacher:
+        return Teacher.of(output, self.config.distill, self.config.lattice_nodes)
 
     def _dropout_factor(self, spec: SubnetSpec) -> float:
         """What a subnet's dropout is multiplied with."""

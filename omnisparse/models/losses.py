@@ -15,6 +15,9 @@ from torch.nn import functional as F
 LOG_ZERO = -1.0e4
 """Stands for log 0: its exp is 0 in every float type, and differences of two stay finite."""
 
+_NEVER = -1.0e30
+"""Log-probability of a node that no alignment passes, below that of any long one."""
+
 LABEL, EMIT_BLANK, REST = 0, 1, 2
 """Order of the three values of a node in a collapsed lattice."""
 
@@ -93,6 +96,55 @@ def lattice_weights(frame_lengths: Tensor, token_lengths: Tensor, lattice: Tenso
     nodes = length_mask(token_lengths + 1, lattice.size(2))
     scale = 1.0 / (token_lengths + 1).float()
     return frames[:, :, None] * nodes[:, None, :] * scale[:, None, None]
+
+
+@torch.no_grad()
+def lattice_occupancy(lattice: Tensor, valid: Tensor) -> Tensor:
+    """How often the alignments of the labels pass each node, in expectation.
+
+    Args:
+        lattice: ``[B, T, U + 1, 3]`` float32 from ``lattice.join_lattice``.
+        valid: ``[B, T, U + 1]`` bool, the nodes within the lengths; an utterance may have none.
+
+    Returns:
+        ``[B, T, U + 1]`` float32 in [0, 1], 0 beyond the lengths; no gradient. Every alignment
+        passes T_b + U_b nodes, and so those of an utterance sum to that.
+
+    Source: Graves 2012, arXiv:1211.3711, eqs. 16-18 and 21: ``alpha beta / P(y | x)``. Choice: one
+    frame at a time, in which the recursion over labels is a cumulative logsumexp.
+    """
+    frames = valid.any(dim=2).sum(dim=1)
+    is_label = valid & torch.cat([valid[:, :, 1:], torch.zeros_like(valid[:, :, :1])], dim=2)
+    label = lattice[..., LABEL].masked_fill(~is_label, 0.0)
+    blank = lattice[..., EMIT_BLANK]
+    # before[u]: all labels below u, emitted in one frame.
+    before = label.cumsum(dim=2) - label
+    is_last = is_label.logical_not() & valid  # u = U_b
+    entering = torch.full_like(label[:, 0], _NEVER)
+    entering[:, 0] = 0.0
+    leaving = torch.full_like(entering, _NEVER)
+    alphas = []
+    for t in range(lattice.size(1)):
+        alpha = torch.logcumsumexp(entering - before[:, t], dim=1) + before[:, t]
+        alphas.append(alpha)
+        entering = _rescaled(alpha + blank[:, t])
+    passed = []
+    for t in reversed(range(lattice.size(1))):
+        ends = (frames == t + 1)[:, None] & is_last[:, t]
+        leaving = torch.where(ends, 0.0, leaving) + blank[:, t]
+        leaving = leaving.masked_fill(~valid[:, t], _NEVER)
+        beta = torch.logcumsumexp((leaving + before[:, t]).flip(1), dim=1).flip(1) - before[:, t]
+        # Exactly one blank leaves a frame, which makes the scales of alpha and beta irrelevant.
+        total = torch.logsumexp(alphas[t] + leaving, dim=1, keepdim=True)
+        passed.append((alphas[t] + beta - total).exp())
+        leaving = _rescaled(beta).masked_fill(~valid[:, t], _NEVER)
+    passed.reverse()
+    return torch.stack(passed, dim=1).masked_fill(~valid, 0.0).clamp(max=1.0)
+
+
+def _rescaled(scores: Tensor) -> Tensor:
+    """Scores whose largest is 0: float32 has no digits to spare on the size of a long sum."""
+    return (scores - scores.amax(dim=1, keepdim=True)).clamp(min=_NEVER)
 
 
 def ctc_loss(

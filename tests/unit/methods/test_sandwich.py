@@ -16,6 +16,8 @@ from omnisparse.methods import Sandwich, SandwichConfig
 from omnisparse.methods.base import Loss, distillation_sum, forward_batch
 from omnisparse.methods.inplace import scaled_dropout
 from omnisparse.models import LasConfig, TransducerConfig, build_model
+from omnisparse.models.divergence import kl_divergence
+from omnisparse.models.losses import lattice_occupancy
 from omnisparse.models.transducer import EncoderKind
 from omnisparse.sparsity.space import SubnetSpec
 
@@ -87,6 +89,36 @@ def test_parts_do_not_depend_on_the_number_of_processes() -> None:
                 rows, present = method._member_rows(half, step, index)
                 joined |= {half.ids[row] for row in rows.tolist()} if present else set()
             assert joined == names
+
+
+def test_nodes_may_count_as_the_alignments_of_the_dense_net_pass_them() -> None:
+    batch, step = make_batch(8), 2
+    every = make_method(TRANSDUCER, member_share=0.5, label_weight=0.0)
+    passed = make_method(TRANSDUCER, member_share=0.5, label_weight=0.0, lattice_nodes="occupied")
+    passed.supernet.load_state_dict(every.supernet.state_dict())
+    values = []
+    for method in (every, passed):
+        method.supernet.eval()
+        values.append(
+            [loss.value_sum.item() for loss in method.losses(method.supernet, batch, step)]
+        )
+    assert values[0][0] == values[1][0]
+    assert all(
+        one != pytest.approx(two, rel=1e-3) for one, two in list(zip(*values, strict=True))[1:]
+    )
+    # By hand, for the smallest subnet.
+    rows = passed._member_rows(batch, step, 0)[0]
+    passed.supernet.activate(None)
+    dense = forward_batch(passed.supernet, batch.select(rows))
+    passed.supernet.activate(passed.smallest)
+    subnet = forward_batch(passed.supernet, batch.select(rows))
+    passed.supernet.activate(None)
+    weights = lattice_occupancy(dense.log_posteriors, dense.posterior_weights > 0)
+    divergence = kl_divergence(dense.log_posteriors, subnet.log_posteriors)
+    assert values[1][1] == pytest.approx((weights * divergence).sum().item(), rel=1e-3)
+    # An attention decoder has no lattice, and every step of it counts.
+    las = make_method(LAS, lattice_nodes="occupied")
+    assert las._teacher(forward_batch(las.supernet, batch)).weights is None
 
 
 @MODELS

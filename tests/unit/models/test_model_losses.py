@@ -15,6 +15,7 @@ from omnisparse.models.lattice import collapse, join_lattice
 from omnisparse.models.losses import (
     LOG_ZERO,
     label_smoothed_cross_entropy,
+    lattice_occupancy,
     lattice_weights,
     length_mask,
     transducer_loss,
@@ -229,3 +230,26 @@ def test_weights_sum_to_the_frames_of_an_utterance() -> None:
     weights = lattice_weights(joint.frame_lengths, joint.token_lengths, joint.lattice())
     torch.testing.assert_close(weights.sum((1, 2)), joint.frame_lengths.float())
     assert ((weights > 0) == joint.valid()).all()
+
+
+def test_occupancy_is_what_the_gradient_of_the_loss_says() -> None:
+    frames, tokens = torch.tensor([6, 3, 1, 4]), torch.tensor([3, 2, 0, 3])
+    valid = length_mask(frames, 6)[:, :, None] & length_mask(tokens + 1, 4)[:, None]
+    lattice = (2 * torch.randn(4, 6, 4, 3)).log_softmax(-1)
+    for row, length in enumerate(tokens):
+        lattice[row, :, length:, 0] = LOG_ZERO
+    lattice.requires_grad_()
+    occupancy = lattice_occupancy(lattice, valid)
+    assert not occupancy.requires_grad
+    # An arc's share of all alignments is the derivative by its log-probability.
+    transducer_loss(lattice, frames, tokens).backward()
+    assert lattice.grad is not None
+    torch.testing.assert_close(occupancy, -lattice.grad[..., :2].sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(occupancy.sum((1, 2)), (frames + tokens).float())
+    assert float(lattice_occupancy(lattice, torch.zeros_like(valid)).sum()) == 0
+
+
+def test_occupancy_of_a_long_unlikely_utterance_is_finite() -> None:
+    lattice = torch.full((1, 3000, 200, 3), -12.0)
+    occupancy = lattice_occupancy(lattice, torch.ones(1, 3000, 200, dtype=torch.bool))
+    assert float(occupancy.sum()) == pytest.approx(3199, rel=0.02)
