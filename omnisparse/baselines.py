@@ -65,7 +65,8 @@ def baseline_config(
 
     Args:
         base: The dense net (its ``model`` is the net of 100 %) and everything that all rows share.
-            Where its ``method`` is of the kind that the row trains, its choices are kept.
+            Where its ``method`` is of the kind that the row trains, its choices are kept; what a
+            supernet is told to prune, pruned rows prune, too.
         method: One of ``BASELINE_METHODS``.
         size: ``25%`` (of the dense net) or ``16M``, as ``--size`` takes it; None keeps the shape
             of ``base`` (and is the only legal value for supernets, which have every size, while
@@ -231,6 +232,8 @@ def _method(
         assert size is not None
         assert target is not None
         pruning = given if isinstance(given, GradualPruningConfig) else GradualPruningConfig()
+        if isinstance(given, SandwichConfig) and given.prunable:
+            pruning = replace(pruning, prunable=given.prunable)
         # In parameters, because a share would be one of the net that is pruned.
         return replace(pruning, size=str(target), distillation=distillation)
     return distillation or DenseConfig()

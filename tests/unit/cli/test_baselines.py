@@ -186,6 +186,16 @@ def test_the_budget_of_a_supernet_follows_its_own_options() -> None:
         )
 
 
+def test_pruned_rows_prune_what_the_supernet_is_told_to() -> None:
+    base = replace(BASE, method=SandwichConfig(prunable=("attention", "weight_hh")))
+    method = baseline_config(base, method="pruned", size="50%", teacher=None, init=None).method
+    assert isinstance(method, GradualPruningConfig)
+    assert method.prunable == ("attention", "weight_hh")
+    base = replace(BASE, method=SandwichConfig())
+    method = baseline_config(base, method="pruned", size="50%", teacher=None, init=None).method
+    assert method == GradualPruningConfig(size=method.size)
+
+
 def test_a_method_may_come_with_its_choices() -> None:
     request = parse_request(
         ["method.min_size=60%", "method.block=8x1", "method={kind: supernet, block: 4x4}"]
