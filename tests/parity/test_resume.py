@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,10 +132,19 @@ def test_a_run_has_one_training_at_a_time(
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (tmp_path / "run" / "config.yaml").exists():
         time.sleep(0.01)
+    # It may not be done before the other has come so far as to look for it.
+    os.kill(first.pid, signal.SIGSTOP)
     second = start()
+    give_up = threading.Timer(120, second.kill)
+    give_up.start()
+    assert second.stderr is not None
+    said = iter(second.stderr.readline, "")
+    waited = any("waiting for another process that trains" in line for line in said)
+    give_up.cancel()
+    os.kill(first.pid, signal.SIGCONT)
     told = [process.communicate(timeout=300)[1] for process in (first, second)]
+    assert waited
     assert [first.returncode, second.returncode] == [0, 0], told
-    assert "waiting for another process that trains" in told[1]
     train(config, out=tmp_path / "straight")
     assert_same_run(tmp_path / "straight", tmp_path / "run")
 
