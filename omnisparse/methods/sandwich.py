@@ -241,26 +241,32 @@ class Sandwich:
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the dense net's loss, then each subnet's."""
         self.supernet.activate(None)
-        alone = step < self.warmup_steps
-        scale = 1.0 if alone or not self.config.normalise_members else 1 / self._weight_sum
+        if step < self.warmup_steps:
+            yield self._dense_loss(forward_batch(forward, batch), 1.0, len(batch.ids))
+            return
+        scale = 1 / self._weight_sum if self.config.normalise_members else 1.0
         teacher = None
-        if alone or self.config.dense_sees == "all":
+        if self.config.dense_sees == "all":
             output = forward_batch(forward, batch)
-            yield Loss("dense", output.label_loss_sum, output.num_units, scale, len(batch.ids))
-            teacher = None if alone else self._teacher(output)
+            yield self._dense_loss(output, scale, len(batch.ids))
+            teacher = self._teacher(output)
         else:
             rows, here = self._rest_rows(batch, step)
             output = forward_batch(forward, batch.select(rows))
-            seen = len(rows) * here + TEACHING * (len(batch.ids) - len(rows) * here)
-            yield Loss("dense", output.label_loss_sum * here, output.num_units * here, scale, seen)
-        if alone:
-            return
+            seen = len(rows) * here
+            yield self._dense_loss(output, scale, seen + TEACHING * (len(batch.ids) - seen), here)
         del output
         if (step - self.warmup_steps) % self.config.refresh_every == 0:
             self.supernet.refresh()
         for index in range(self.num_subnets):
             yield self._subnet_loss(forward, batch, teacher, step, index, scale)
         self.supernet.activate(None)
+
+    def _dense_loss(
+        self, output: ModelOutput, scale: float, utterances: float, here: int = 1
+    ) -> Loss:
+        value, units = output.label_loss_sum * here, output.num_units * here
+        return Loss("dense", value, units, scale, utterances)
 
     @property
     def _weight_sum(self) -> float:
