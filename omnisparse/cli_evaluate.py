@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from omnisparse.cli_group import PATH, Report, reports
+
+if TYPE_CHECKING:
+    from omnisparse.evaluation.evaluate import EvaluationResult
 
 MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
 
@@ -19,10 +23,15 @@ MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
 @click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
 @click.option("--card", is_flag=True, help="Write the result into the artifact's model card.")
+@click.option(
+    "--against", type=PATH, metavar="OTHER",
+    help="Recognise with this model, too, and test whether the two differ (paired bootstrap).",
+)  # fmt: skip
 @reports
 def evaluate(
-    report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool
-) -> Mapping[str, Any]:
+    report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool,
+    against: Path | None,
+) -> Mapping[str, Any]:  # fmt: skip
     """Measure the word error rate of MODEL, with a 95 % bootstrap interval."""
     from omnisparse import runs
     from omnisparse.artifact import update_card
@@ -30,35 +39,49 @@ def evaluate(
     from omnisparse.deploy.recognizer import Recognizer
     from omnisparse.errors import OmnisparseError
     from omnisparse.evaluation.evaluate import evaluate as evaluate_model
+    from omnisparse.evaluation.wer import paired_bootstrap
     from omnisparse.runs_account import read_account
 
     cuts = load_manifest(manifest)
-    loaded = runs.load_model(model)
-    if card and loaded.kind != "artifact":
+    models = {path: runs.load_model(path) for path in (model, against) if path is not None}
+    if card and models[model].kind != "artifact":
         raise OmnisparseError(f"{model}: a run has no model card; `omnisparse extract` makes one")
-    recognizer = Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
 
-    def transcribe_stream(samples: Any) -> str:
-        return recognizer.transcribe(samples, beam=beam, streaming=True).text
+    def recognise(loaded: runs.LoadedModel) -> EvaluationResult:
+        recognizer = Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
 
-    with report.progress("recognising") as progress:
-        result = evaluate_model(
-            loaded.model, cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
-            beam=beam, transcribe=transcribe_stream if streaming else None, progress=progress,
-        )  # fmt: skip
+        def transcribe_stream(samples: Any) -> str:
+            return recognizer.transcribe(samples, beam=beam, streaming=True).text
+
+        with report.progress("recognising") as progress:
+            return evaluate_model(
+                loaded.model, cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
+                beam=beam, transcribe=transcribe_stream if streaming else None, progress=progress,
+            )  # fmt: skip
+
+    results = {path: recognise(loaded) for path, loaded in models.items()}
+    result = results[model]
     report.note(
         f"WER {result.wer:.2f} % (95 % interval {result.wer_low:.2f} to {result.wer_high:.2f}), "
         f"{result.words:,} words in {result.utterances:,} utterances: "
         f"{result.substitutions} substituted, {result.deletions} deleted, "
         f"{result.insertions} inserted; real-time factor {result.rtf:.3f}"
     )
-    row = result.to_dict()
+    row: dict[str, Any] = result.to_dict()
     if card:
         name = manifest_name(manifest)
         name += f" beam {beam}" * (beam > 1) + " streaming" * streaming
         known = ("wer", "wer_low", "wer_high", "utterances")
         update_card(model, name, {key: row[key] for key in known})
         report.note(f"written into {model / 'README.md'}")
+    if against is not None:
+        other = results[against]
+        test = paired_bootstrap(other.counts, result.counts)
+        row["against"] = {"model": str(against), "wer": other.wer, **asdict(test)}
+        report.note(
+            f"{against}: WER {other.wer:.2f} %; difference {test.difference:+.2f} points "
+            f"(95 % interval {test.low:+.2f} to {test.high:+.2f}), p = {test.p_value:.2g}"
+        )
     sizes = runs.inspect(model)
     return {
         **row,

@@ -93,6 +93,11 @@ class EvaluationResult:
     hypotheses: tuple[UtteranceResult, ...] = field(repr=False)
     """One entry per utterance, in the order of the corpus."""
 
+    @property
+    def counts(self) -> list[ErrorCounts]:
+        """Word errors of each utterance, in the order of the corpus."""
+        return [utterance.counts for utterance in self.hypotheses]
+
     def to_dict(self) -> dict[str, float | int]:
         """The figures without the transcripts, ready for JSON."""
         names = [name for name in self.__dataclass_fields__ if name != "hypotheses"]

@@ -241,6 +241,20 @@ def test_the_card_takes_the_rate(world: World, tmp_path: Path) -> None:
     assert "no model card" in fails("evaluate", world.run, "--manifest", manifest, "--card")
 
 
+def test_two_models_are_compared_on_the_same_utterances(world: World) -> None:
+    manifest = ("--manifest", world.corpus / "test.jsonl")
+    alone = run_json("evaluate", world.run, *manifest)
+    found = run("evaluate", world.artifact, *manifest, "--against", world.run, "--json")
+    result = json.loads(found.stdout)
+    test = result["against"]
+    assert (test["model"], test["wer"]) == (str(world.run), alone["wer"])
+    assert test["difference"] == pytest.approx(result["wer"] - alone["wer"])
+    assert test["low"] <= test["difference"] <= test["high"]
+    assert 0 < test["p_value"] <= 1
+    same = run_json("evaluate", world.run, *manifest, "--against", world.run)["against"]
+    assert (same["difference"], same["low"], same["high"], same["p_value"]) == (0, 0, 0, 1)
+
+
 def test_a_run_is_a_model_too(world: World) -> None:
     result = run("transcribe", world.run, world.wav)
     assert result.exit_code == 0
