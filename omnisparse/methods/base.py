@@ -31,15 +31,14 @@ class Loss(NamedTuple):
         num_units: Scalar, the units summed over (label tokens); the trainer divides by the total
             of all processes.
         weight: Factor of the normalised loss in the step's objective.
-        utterances: Utterances that took part on this process, for the cost account; one that was
-            recognised only, without a backward, counts a third.
+        utterances: Utterances that took part on this process, for the cost account.
     """
 
     name: str
     value_sum: Tensor
     num_units: Tensor
     weight: float
-    utterances: float
+    utterances: int
 
 
 class Method(Protocol):

@@ -1,11 +1,13 @@
 """Supernet training by the sandwich rule with in-place distillation.
 
-Every step trains the dense net on the labels of the whole batch; then, after a dense warm-up,
-the sparsest subnet and some random ones, each on its own part of the same (equally augmented)
-batch, distilled from the dense net's detached outputs of the very same step.
+A dense warm-up comes first, then with ``core_fraction`` a while in which the smallest subnet is
+pruned and trained alone. From then on every step trains the dense net on the labels of the whole
+batch; then the smallest subnet and some random ones, each on its own part of the same (equally
+augmented) batch, distilled from the dense net's detached outputs of the very same step.
 
 Source: Yu & Huang 2019 (universally slimmable networks: sandwich rule, in-place distillation);
-Yang et al. 2022 (Omni-sparsity DNN, arXiv 2110.08352: masks on each layer of a shared net).
+Yang et al. 2022 (Omni-sparsity DNN, arXiv 2110.08352: masks on each layer of a shared net); for
+the core Han et al. 2017 (dense-sparse-dense training, arXiv 1607.04381), without a sandwich there.
 Deviation: the subnets see disjoint parts of the batch, not all of it (``member_share``), and keep
 a label term (``label_weight``); Omni-sparsity's own choices are not published in readable form.
 What the literature does differently is a field of ``SandwichConfig``, and an arm of
@@ -15,7 +17,7 @@ What the literature does differently is a field of ``SandwichConfig``, and an ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,10 +33,6 @@ from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet, find_prunable
-
-TEACHING = 1 / 3
-"""Passes that a forward without a backward counts as."""
-_POINTS = 1000  # of the integral over a share that grows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,16 +63,13 @@ class SandwichConfig:
     shrink_fraction: float = 0.0
     """Share of the run's steps, behind the warm-up, over which the smallest subnet shrinks from the
     dense net to ``min_size``, as fast as gradual pruning does; no subnet is smaller. 0: at once."""
+    core_fraction: float = 0.0
+    """Share of the run's steps, behind the warm-up, over which the smallest subnet trains alone, on
+    the labels of the whole batch: what it learns, all nets know. All other weights are zero then,
+    and grow again as the others join."""
     member_share: float = 0.3
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     With ``full_batch`` each subnet sees everything and this is ignored."""
-    final_member_share: float | None = None
-    """``member_share`` when the smallest subnet has shrunk, towards which it grows meanwhile (at
-    once without ``shrink_fraction``): the less a subnet is like the dense net, the more it needs to
-    see. None keeps ``member_share``."""
-    dense_sees: Literal["all", "rest"] = "all"
-    """What the dense net trains on after the warm-up: the whole batch, or the rest that no subnet
-    sees; on what they see it then computes what it teaches, and nothing more."""
     full_batch: bool = False
     """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
     subnet_weight: float = 1.0
@@ -112,30 +107,17 @@ class SandwichConfig:
     """Regular expressions of parameter names to prune, whatever they are part of; empty means LSTM,
     projection and feed-forward matrices, no attention."""
 
-    def member_period(self, progress: float = 1.0) -> int:
-        """A subnet sees one of so many utterances of a batch (unless ``full_batch``).
-
-        Args:
-            progress: How much of its shrinking the smallest subnet has behind it, in [0, 1].
-        """
-        final = self.member_share if self.final_member_share is None else self.final_member_share
-        share = self.member_share + progress * (final - self.member_share)
+    @property
+    def member_period(self) -> int:
+        """A subnet sees one of so many utterances of a batch (unless ``full_batch``)."""
         members = 1 + self.num_random_subnets
-        return max(members, round(members / share))
+        return max(members, round(members / self.member_share))
 
     @property
     def mean_passes(self) -> float:
         """Passes, forward and backward, that an utterance costs: mean over a run, at least 1."""
-        alone, shrinking = self.warmup_fraction, self.shrink_fraction
-        points = [(index + 0.5) / _POINTS for index in range(_POINTS)]
-        grown = sum(self._subnet_passes(point) for point in points) / _POINTS
-        return 1 + shrinking * grown + (1 - alone - shrinking) * self._subnet_passes(1.0)
-
-    def _subnet_passes(self, progress: float) -> float:
-        """What the subnets of a step add to the one pass of the dense net."""
-        share = 1.0 if self.full_batch else 1 / self.member_period(progress)
-        added = 1.0 if self.dense_sees == "all" else TEACHING
-        return (1 + self.num_random_subnets) * share * added
+        seen = (1 + self.num_random_subnets) * (1.0 if self.full_batch else 1 / self.member_period)
+        return 1 + (1 - self.warmup_fraction - self.core_fraction) * seen
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
@@ -144,38 +126,26 @@ class SandwichConfig:
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {bound}")
         left = 1 - self.warmup_fraction
-        most = {"warmup_fraction": 1.0, "shrink_fraction": left, "layer_spread": MAX_SPREAD}
+        most = {
+            "warmup_fraction": 1.0,
+            "shrink_fraction": left,
+            "core_fraction": left,
+            "layer_spread": MAX_SPREAD,
+        }
         for name, limit in most.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {limit:g}")
-        shares = ("member_share", "final_member_share")
-        self._check(shares, lambda value: 0 < value <= 1, "above 0, at most 1")
-        weights = ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight")
-        self._check(
-            weights, lambda value: math.isfinite(value) and value >= 0, "a number of at least 0"
-        )
+        if not 0 < self.member_share <= 1:
+            raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
+        for name in ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight"):
+            weight = getattr(self, name)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} is {weight}; a number of at least 0")
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
             raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
-        if self.dense_sees == "rest" and not self._leaves_rest:
-            raise ValueError(
-                "dense_sees is 'rest', and subnets leave none of a batch; legal: no full_batch, "
-                "and a smaller member_share and final_member_share"
-            )
         parse_block(self.block)
         for size in (self.min_size, *self.levels):
             parse_size(size)
-
-    @property
-    def _leaves_rest(self) -> bool:
-        members = 1 + self.num_random_subnets
-        least = min(self.member_period(progress) for progress in (0.0, 1.0))
-        return not self.full_batch and least > members
-
-    def _check(self, names: tuple[str, ...], is_legal: Callable[[float], bool], legal: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not is_legal(value):
-                raise ValueError(f"{name} is {value}; {legal}")
 
 
 class Sandwich:
@@ -192,7 +162,7 @@ class Sandwich:
         self.supernet: Supernet
         self.space: SparsitySpace
         self.smallest: SubnetSpec
-        self.warmup_steps = self.shrunk_steps = 0
+        self.warmup_steps = self.shrunk_steps = self.core_steps = 0
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> Supernet:
         """Wrap ``model`` into a supernet and fix the range of subnets.
@@ -222,6 +192,7 @@ class Sandwich:
         )
         self.warmup_steps = round(config.warmup_fraction * max_steps)
         self.shrunk_steps = self.warmup_steps + round(config.shrink_fraction * max_steps)
+        self.core_steps = self.warmup_steps + round(config.core_fraction * max_steps)
         return self.supernet
 
     def _density(self, size: str) -> float:
@@ -231,42 +202,43 @@ class Sandwich:
 
     @property
     def num_subnets(self) -> int:
-        """Subnets per step after the warm-up, the dense net not counted."""
+        """Subnets per step of all nets, the dense net not counted."""
         return 1 + self.config.num_random_subnets
 
     def num_losses(self, step: int) -> int:
-        """Return 1 during the warm-up, then 1 + the number of subnets."""
-        return 1 if step < self.warmup_steps else 1 + self.num_subnets
+        """Return 1 while one net trains alone, then 1 + the number of subnets."""
+        return 1 if step < self.core_steps else 1 + self.num_subnets
 
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
-        """Yield the dense net's loss, then each subnet's."""
-        self.supernet.activate(None)
-        if step < self.warmup_steps:
-            yield self._dense_loss(forward_batch(forward, batch), 1.0, len(batch.ids))
-            return
-        scale = 1 / self._weight_sum if self.config.normalise_members else 1.0
-        teacher = None
-        if self.config.dense_sees == "all":
-            output = forward_batch(forward, batch)
-            yield self._dense_loss(output, scale, len(batch.ids))
-            teacher = self._teacher(output)
-        else:
-            rows, here = self._rest_rows(batch, step)
-            output = forward_batch(forward, batch.select(rows))
-            seen = len(rows) * here
-            yield self._dense_loss(output, scale, seen + TEACHING * (len(batch.ids) - seen), here)
-        del output
-        if (step - self.warmup_steps) % self.config.refresh_every == 0:
+        """Yield the dense net's loss, then each subnet's; or that of the one that trains alone."""
+        if (
+            step >= self.warmup_steps
+            and (step - self.warmup_steps) % self.config.refresh_every == 0
+        ):
             self.supernet.refresh()
-        for index in range(self.num_subnets):
-            yield self._subnet_loss(forward, batch, teacher, step, index, scale)
+        if step < self.core_steps:
+            name, spec = "dense", None
+            if step >= self.warmup_steps:
+                name, spec = "smallest", self._smallest(step)
+            yield _label_loss(name, self._forward(forward, batch, spec), batch)
+        else:
+            yield from self._sandwich(forward, batch, step)
         self.supernet.activate(None)
 
-    def _dense_loss(
-        self, output: ModelOutput, scale: float, utterances: float, here: int = 1
-    ) -> Loss:
-        value, units = output.label_loss_sum * here, output.num_units * here
-        return Loss("dense", value, units, scale, utterances)
+    def _sandwich(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
+        scale = 1 / self._weight_sum if self.config.normalise_members else 1.0
+        output = self._forward(forward, batch, None)
+        yield _label_loss("dense", output, batch, scale)
+        teacher = Teacher.of(output, self.config.distill, self.config.lattice_nodes)
+        del output
+        for index in range(self.num_subnets):
+            yield self._subnet_loss(forward, batch, teacher, step, index, scale)
+
+    def _forward(self, forward: Forward, batch: Batch, spec: SubnetSpec | None) -> ModelOutput:
+        self.supernet.activate(spec)
+        factor = 1.0 if spec is None else self._dropout_factor(spec)
+        with scaled_dropout(self.supernet.model, factor):
+            return forward_batch(forward, batch)
 
     @property
     def _weight_sum(self) -> float:
@@ -292,39 +264,30 @@ class Sandwich:
             final=1.0 - self._density(self.config.min_size),
         )
 
-    def _progress(self, step: int) -> float:
-        """How much of its shrinking the smallest subnet has behind it, from 0 to 1."""
-        length = self.shrunk_steps - self.warmup_steps
-        return min(1.0, (step - self.warmup_steps) / length) if length else 1.0
+    def _smallest(self, step: int) -> SubnetSpec:
+        least = self.least_density(step)
+        return self.space.at(least) if least else self.smallest
 
     def _subnet_loss(
         self,
         forward: Forward,
         batch: Batch,
-        teacher: Teacher | None,
+        teacher: Teacher,
         step: int,
         index: int,
         scale: float,
     ) -> Loss:
-        least = self.least_density(step)
         if index == 0:
-            name, spec = "smallest", self.space.at(least) if least else self.smallest
+            name, spec = "smallest", self._smallest(step)
         else:
             name = f"random_{index - 1}"
-            spec = self.space.sample(subnet_generator(self.seed, step, index), least)
+            generator = subnet_generator(self.seed, step, index)
+            spec = self.space.sample(generator, self.least_density(step))
         rows, here = self._member_rows(batch, step, index)
         part = batch.select(rows)
-        if teacher is None:
-            self.supernet.activate(None)
-            with torch.no_grad():
-                taught = self._teacher(forward_batch(forward, part))
-        else:
-            taught = teacher.select(rows)
-        self.supernet.activate(spec)
-        with scaled_dropout(self.supernet.model, self._dropout_factor(spec)):
-            output = forward_batch(forward, part)
+        output = self._forward(forward, part, spec)
         config = self.config
-        distilled = taught.distance(
+        distilled = teacher.select(rows).distance(
             output,
             posterior_weight=config.distillation_weight,
             encoder_weight=config.encoder_weight,
@@ -334,9 +297,6 @@ class Sandwich:
         value = config.label_weight * output.label_loss_sum + distilled
         weight = config.subnet_weight * scale
         return Loss(name, value * here, output.num_units * here, weight, len(rows) * here)
-
-    def _teacher(self, output: ModelOutput) -> Teacher:
-        return Teacher.of(output, self.config.distill, self.config.lattice_nodes)
 
     def _dropout_factor(self, spec: SubnetSpec) -> float:
         """What a subnet's dropout is multiplied with."""
@@ -353,17 +313,20 @@ class Sandwich:
         """
         if self.config.full_batch:
             return torch.arange(len(batch.ids), device=batch.positions.device), 1
-        return _rows_where(self._turns(batch, step) == index)
-
-    def _rest_rows(self, batch: Batch, step: int) -> tuple[Tensor, int]:
-        """Rows of ``batch`` that no subnet sees, and 0 if there are none really."""
-        return _rows_where(self._turns(batch, step) >= self.num_subnets)
-
-    def _turns(self, batch: Batch, step: int) -> Tensor:
-        return (batch.positions + step) % self.config.member_period(self._progress(step))
+        turns = (batch.positions + step) % self.config.member_period
+        rows = torch.nonzero(turns == index).flatten()
+        if rows.numel():
+            return rows, 1
+        # A process without a row of this member's still runs, weightless: all must synchronise.
+        return torch.zeros(1, dtype=torch.long, device=rows.device), 0
 
     def on_step_end(self, step: int) -> None:
-        """Nothing to do: masks follow the ranking, which is refreshed within the step."""
+        """Keep the dense net what the smallest subnet is while that trains alone.
+
+        Otherwise nothing: masks follow the ranking, which is refreshed within the step.
+        """
+        if self.warmup_steps <= step < self.core_steps:
+            self.supernet.clear(self._smallest(step))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the ranking in force; it was made from weights that are gone by now."""
@@ -374,10 +337,5 @@ class Sandwich:
         self.supernet.load_ranking_state(state)
 
 
-def _rows_where(chosen: Tensor) -> tuple[Tensor, int]:
-    """The rows, and 1; row 0 and 0 where nothing is chosen.
-
-    A process without a row of a net's still runs it, weightless: all must synchronise.
-    """
-    rows = torch.nonzero(chosen).flatten()
-    return (rows, 1) if rows.numel() else (torch.zeros(1, dtype=torch.long, device=rows.device), 0)
+def _label_loss(name: str, output: ModelOutput, batch: Batch, scale: float = 1.0) -> Loss:
+    return Loss(name, output.label_loss_sum, output.num_units, scale, len(batch.ids))

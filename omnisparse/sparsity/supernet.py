@@ -340,6 +340,21 @@ class Supernet(nn.Module):
             state[fqn] = kept.clone() if masks is None and kept.device.type == "cpu" else kept.cpu()
         return state
 
+    @torch.no_grad()
+    def clear(self, spec: SubnetSpec) -> None:
+        """Set to zero what a subnet does not hold, by the ranking of the last refresh.
+
+        The dense net then computes what the subnet does.
+
+        Raises:
+            ValueError: If the spec names unknown matrices.
+        """
+        with self.active(spec):
+            for fqn, count in self._kept.items():
+                parameter = self.model.get_parameter(fqn)
+                if count < parameter.numel():
+                    parameter.mul_(self._mask(fqn, count, parameter))
+
     @contextmanager
     def squashed(self, spec: SubnetSpec | None) -> Iterator[nn.Module]:
         """The inner model with the subnet's weights written into it, for decoding.

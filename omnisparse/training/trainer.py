@@ -220,7 +220,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.set_step(step)
         metrics: Metrics = {}
-        passes = 0.0
+        passes = 0
         losses = self.method.losses(self.module, batch, step)
         count = self.method.num_losses(step)
         for index in range(count):

@@ -14,7 +14,7 @@ from torch import nn
 from omnisparse.data.batching import Batch
 from omnisparse.methods import Sandwich, SandwichConfig
 from omnisparse.methods.base import Loss, distillation_sum, forward_batch
-from omnisparse.methods.inplace import scaled_dropout
+from omnisparse.methods.inplace import Teacher, scaled_dropout
 from omnisparse.models import LasConfig, TransducerConfig, build_model
 from omnisparse.models.divergence import kl_divergence
 from omnisparse.models.losses import lattice_occupancy
@@ -117,37 +117,8 @@ def test_nodes_may_count_as_the_alignments_of_the_dense_net_pass_them() -> None:
     divergence = kl_divergence(dense.log_posteriors, subnet.log_posteriors)
     assert values[1][1] == pytest.approx((weights * divergence).sum().item(), rel=1e-3)
     # An attention decoder has no lattice, and every step of it counts.
-    las = make_method(LAS, lattice_nodes="occupied")
-    assert las._teacher(forward_batch(las.supernet, batch)).weights is None
-
-
-@MODELS
-def test_the_dense_net_may_train_on_the_rest_and_teach_what_it_does_not_train_on(
-    config: LasConfig | TransducerConfig,
-) -> None:
-    method = make_method(config, dense_sees="rest", member_share=0.5, full_batch=False)
-    method.supernet.eval()  # no dropout: the same posteriors whoever else is in the batch
-    batch = make_batch(8)
-    everything = make_method(config, member_share=0.5)
-    everything.supernet.load_state_dict(method.supernet.state_dict())
-    everything.supernet.eval()
-    step = 2
-    rest = method._rest_rows(batch, step)[0]
-    members = [method._member_rows(batch, step, index)[0] for index in (0, 1)]
-    assert sorted(torch.cat([rest, *members]).tolist()) == list(range(8))
-    dense, *subnets = method.losses(method.supernet, batch, step)
-    alone = forward_batch(method.supernet, batch.select(rest))
-    torch.testing.assert_close(dense.value_sum, alone.label_loss_sum)
-    assert dense.utterances == pytest.approx(4 + 4 / 3)
-    others = list(everything.losses(everything.supernet, batch, step))[1:]
-    for subnet, other in zip(subnets, others, strict=True):
-        torch.testing.assert_close(subnet.value_sum, other.value_sum, rtol=1e-4, atol=1e-4)
-        assert subnet.value_sum.requires_grad
-    # A process that has none of the rest still takes part.
-    lonely = batch.select(members[0][:1])
-    dense = next(method.losses(method.supernet, lonely, step))
-    assert (dense.value_sum.item(), dense.num_units.item()) == (0.0, 0.0)
-    assert dense.utterances == pytest.approx(1 / 3)
+    output = forward_batch(make_model(LAS), batch)
+    assert Teacher.of(output, "posteriors", "occupied").weights is None
 
 
 def test_a_process_without_rows_of_a_member_weighs_nothing() -> None:
@@ -199,12 +170,13 @@ def test_the_smallest_subnet_shrinks_from_the_dense_net_to_its_size(
         {"num_random_subnets": 3},
         {"member_share": 1.0},
         {"full_batch": True},
-        {"dense_sees": "rest", "member_share": 0.5},
+        {"core_fraction": 0.5, "shrink_fraction": 0.25},
+        {"core_fraction": 0.25, "shrink_fraction": 0.5},
     ],
 )
 def test_a_run_costs_the_passes_that_the_config_says(options: dict[str, object]) -> None:
     method = make_method(LAS, warmup_fraction=0.25, **options)
-    utterances, steps = 2 * method.config.member_period(), 8
+    utterances, steps = 2 * method.config.member_period, 8
     batch = make_batch(utterances)
     method.prepare(make_model(LAS), max_steps=steps)
     passes = 0
@@ -214,20 +186,44 @@ def test_a_run_costs_the_passes_that_the_config_says(options: dict[str, object])
     assert passes == pytest.approx(method.config.mean_passes * steps * utterances)
 
 
-def test_subnets_see_more_as_the_smallest_shrinks_and_the_cost_counts_it() -> None:
-    steps, utterances = 100, 420  # a multiple of every period
-    method = make_method(LAS, warmup_fraction=0.2, shrink_fraction=0.5, final_member_share=1.0)
-    batch = make_batch(utterances)
-    seen = []
-    for step in range(steps):
-        parts = [method._member_rows(batch, step, index)[0] for index in (0, 1)]
-        assert not set(parts[0].tolist()) & set(parts[1].tolist())
-        seen.append(sum(len(part) for part in parts) if method.num_losses(step) > 1 else 0)
-    assert set(seen[:20]) == {0}
-    assert seen[20:] == sorted(seen[20:])
-    assert seen[20] == 2 * utterances // 7  # 0.3, as near as whole utterances come
-    assert set(seen[70:]) == {utterances}
-    assert 1 + sum(seen) / utterances / steps == pytest.approx(method.config.mean_passes, rel=0.01)
+def test_the_core_trains_alone_and_the_dense_net_grows_from_it() -> None:
+    method = make_method(
+        LAS,
+        warmup_fraction=0.1,
+        core_fraction=0.5,
+        shrink_fraction=0.3,
+        refresh_every=5,
+        min_size="60%",
+        subnet_dropout="none",
+    )
+    supernet, batch = method.supernet, make_batch()
+    model, numel = supernet.model, supernet.budget.prunable
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    kept = []
+    for step in range(10, 60):
+        assert method.num_losses(step) == 1
+        optimizer.zero_grad()
+        (loss,) = method.losses(supernet, batch, step)
+        assert (loss.name, loss.utterances) == ("smallest", len(batch.ids))
+        loss.value_sum.backward()
+        optimizer.step()
+        method.on_step_end(step)
+        kept.append(sum(int(model.get_parameter(fqn).count_nonzero()) for fqn in numel))
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > kept[-1] == sum(method.smallest.counts(numel).values())
+
+    now = {fqn: value.clone() for fqn, value in model.state_dict().items()}
+    losses = list(method.losses(supernet, batch, 60))
+    assert [loss.name for loss in losses] == ["dense", "smallest", "random_0"]
+    smallest = supernet.extract(method.smallest)
+    assert all(torch.equal(now[fqn], smallest[fqn]) for fqn in now)
+    model.zero_grad(set_to_none=True)
+    losses = method.losses(supernet, batch, 61)
+    next(losses).value_sum.backward()
+    for fqn in numel:  # zeros are not stuck: the dense net's gradient reaches them
+        gradient = model.get_parameter(fqn).grad
+        assert gradient is not None
+        assert gradient[now[fqn] == 0].abs().sum() > 0, fqn
 
 
 def test_the_warm_up_trains_the_dense_net_only() -> None:
@@ -290,9 +286,10 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
     [
         ({"num_random_subnets": -1}, "num_random_subnets is -1; at least 0"),
         ({"member_share": 0.0}, "member_share is 0.0; above 0, at most 1"),
-        ({"dense_sees": "rest", "member_share": 1.0}, "subnets leave none of a batch"),
-        ({"dense_sees": "rest", "full_batch": True}, "subnets leave none of a batch"),
-        ({"final_member_share": 1.5}, "final_member_share is 1.5; above 0, at most 1"),
+        (
+            {"warmup_fraction": 0.5, "core_fraction": 0.6},
+            "core_fraction is 0.6; from 0 to 0.5",
+        ),
         ({"refresh_every": 0}, "refresh_every is 0"),
         ({"label_weight": math.nan}, "label_weight is nan"),
         ({"min_size": "16 apples"}, "16 apples"),

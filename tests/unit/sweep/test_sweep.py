@@ -176,7 +176,6 @@ def test_the_ablation_changes_one_choice_at_a_time_at_one_budget() -> None:
     together = [
         {"label_weight", "distillation_weight"},
         {"full_batch", "num_random_subnets"},
-        {"dense_sees", "member_share"},
     ]
     for arm in arms[1:]:
         changed = {f for f in base.__dataclass_fields__ if getattr(arm, f) != getattr(base, f)}
