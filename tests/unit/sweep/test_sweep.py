@@ -172,10 +172,11 @@ def test_the_ablation_changes_one_choice_at_a_time_at_one_budget() -> None:
         arms.append(config.method)
         passes.append(config.training.epochs * config.method.mean_passes)
     base = arms[0]
-    assert (base.warmup_fraction, base.min_size) == (0.15, "12.5%")
+    assert (base.warmup_fraction, base.core_fraction, base.min_size) == (0.0, 0.4, "12.5%")
     together = [
         {"label_weight", "distillation_weight"},
         {"full_batch", "num_random_subnets"},
+        {"core_fraction", "warmup_fraction", "shrink_fraction"},
     ]
     for arm in arms[1:]:
         changed = {f for f in base.__dataclass_fields__ if getattr(arm, f) != getattr(base, f)}
