@@ -27,7 +27,7 @@ from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
 from omnisparse.pipeline_claim import claimed_run, finished_metrics
 from omnisparse.pipeline_methods import Student, check_size, load_method, require_models
-from omnisparse.sparsity.supernet import find_prunable
+from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import load_newest
 from omnisparse.training.launch import make_accelerator
 from omnisparse.training.tracking import Metrics, Tracker

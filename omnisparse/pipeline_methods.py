@@ -36,7 +36,7 @@ from omnisparse.methods.hypotheses import Found, HypothesisCache, decode_hypothe
 from omnisparse.models import SpeechModel
 from omnisparse.sparsity.budget import Budget, num_nonzero, num_parameters
 from omnisparse.sparsity.layer_limit import check_layer_limit, count_layers, parse_layer_limit
-from omnisparse.sparsity.supernet import find_prunable
+from omnisparse.sparsity.prunable import find_prunable
 
 Stage = Callable[[str], None]
 """Told a line about what is being done."""

@@ -72,7 +72,7 @@ def make_run(run: Path) -> None:
     import torch
 
     from omnisparse import runs
-    from omnisparse.sparsity.supernet import find_prunable
+    from omnisparse.sparsity.prunable import find_prunable
     from omnisparse.training.checkpoint import save_checkpoint
 
     torch.manual_seed(0)

@@ -35,7 +35,7 @@ from omnisparse.artifact import (
 from omnisparse.artifact.sources import FileSource
 from omnisparse.config import load_config
 from omnisparse.models import LasConfig, build_model
-from omnisparse.sparsity.supernet import find_prunable
+from omnisparse.sparsity.prunable import find_prunable
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "configs" / "las_110m_librispeech.yaml"
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -30,9 +30,10 @@ from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
 from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.keys import parse_block
+from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
-from omnisparse.sparsity.supernet import Supernet, find_prunable
+from omnisparse.sparsity.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +126,7 @@ class SandwichConfig:
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {bound}")
-        left = 1 - self.warmup_fraction
+        left = round(1 - self.warmup_fraction, 9)  # 1 - 0.8 is a little less than 0.2
         most = {
             "warmup_fraction": 1.0,
             "shrink_fraction": left,

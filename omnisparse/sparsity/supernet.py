@@ -5,13 +5,12 @@
         loss = supernet(features)          # gradients reach the dense weights
     state = supernet.extract(supernet.spec_for("16M"))
 
-While a subnet is active, `forward` runs the model on `weight * mask` through `functional_call`:
-the parameters themselves are never written, so several subnets may share one optimizer step.
+While a subnet is active, `forward` runs the model on `weight * mask` through `functional_call`: it
+does not write the parameters, so several subnets may share one optimizer step.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,73 +27,7 @@ from omnisparse.sparsity.masks import apply_mask, masked_tensors
 from omnisparse.sparsity.ranking import rank
 from omnisparse.sparsity.space import SubnetSpec
 
-DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
-"""Pruned only where asked for: embeddings, the output head, attention, normalisation."""
-
-_RECURRENT = re.compile(r"weight_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
 _FLIP_DENSITY = 0.25
-
-
-def find_prunable(
-    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] | None = None
-) -> list[str]:
-    """Names of the matrices to prune.
-
-    By default the LSTM matrices (`weight_ih`, `weight_hh`, `weight_hr`) and the weights of
-    `nn.Linear` (projections, feed-forward layers).
-
-    Args:
-        model: Any module.
-        include: Regular expressions searched in parameter names; where given they choose among
-            all parameters of two or more dimensions instead of the default rule.
-        exclude: Regular expressions of names to leave out; `DEFAULT_EXCLUDE` by default, or
-            nothing where `include` says what is wanted.
-
-    Returns:
-        Fully qualified names, in model order; a tied parameter appears once.
-
-    Raises:
-        ValueError: If an expression is malformed, one of `include` matches nothing, or nothing is
-            left.
-
-    Source: Pang et al. 2018, section 5: only encoder and decoder LSTM weights are pruned.
-    """
-    if exclude is None:
-        exclude = () if include else DEFAULT_EXCLUDE
-    try:
-        included = [re.compile(pattern) for pattern in include]
-        excluded = [re.compile(pattern) for pattern in exclude]
-    except re.error as error:
-        message = f"pattern {error.pattern!r} is not a regular expression: {error}"
-        raise ValueError(message) from error
-    matrices = {
-        fqn: parameter
-        for fqn, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and parameter.numel() and parameter.is_floating_point()
-    }
-    for pattern in included:
-        if not any(pattern.search(fqn) for fqn in matrices):
-            raise ValueError(
-                f"include pattern {pattern.pattern!r} matches none of: {', '.join(matrices)}"
-            )
-    if included:
-        chosen = [fqn for fqn in matrices if any(pattern.search(fqn) for pattern in included)]
-    else:
-        chosen = [fqn for fqn in matrices if _is_prunable_kind(model, fqn)]
-    names = [fqn for fqn in chosen if not any(pattern.search(fqn) for pattern in excluded)]
-    if not names:
-        raise ValueError(
-            f"nothing to prune with include {list(include)} and exclude {list(exclude)}; "
-            f"matrices: {', '.join(matrices) or 'none'}"
-        )
-    return names
-
-
-def _is_prunable_kind(model: nn.Module, fqn: str) -> bool:
-    module, _, name = fqn.rpartition(".")
-    if _RECURRENT.fullmatch(name):
-        return True
-    return name == "weight" and isinstance(model.get_submodule(module), nn.Linear)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -124,7 +57,7 @@ class Supernet(nn.Module):
 
     Args:
         model: The dense net.
-        prunable: Names of the matrices that masks may thin (see `find_prunable`).
+        prunable: Names of the matrices that masks may thin (see `prunable.find_prunable`).
         refresh_every: Optimizer steps between rankings, for `refresh_on_schedule`.
         block: Block shape of the masks.
         norm: Block score.
@@ -212,13 +145,8 @@ class Supernet(nn.Module):
         if self._spec is None:
             return self.model(*args, **kwargs)
         masked: dict[str, Tensor] = {}
-        for fqn, count in self._kept.items():
-            weight = self.model.get_parameter(fqn)
-            if count < weight.numel():
-                mask = self._mask(fqn, count, weight)
-                masked[fqn] = (
-                    _pass_through(weight, mask) if self.straight_through else weight * mask
-                )
+        for fqn, weight, mask in self._active_masks():
+            masked[fqn] = _pass_through(weight, mask) if self.straight_through else weight * mask
         return functional_call(self.model, masked, args, kwargs)
 
     @torch.no_grad()
@@ -350,10 +278,8 @@ class Supernet(nn.Module):
             ValueError: If the spec names unknown matrices.
         """
         with self.active(spec):
-            for fqn, count in self._kept.items():
-                parameter = self.model.get_parameter(fqn)
-                if count < parameter.numel():
-                    parameter.mul_(self._mask(fqn, count, parameter))
+            for _, parameter, mask in self._active_masks():
+                parameter.mul_(mask)
 
     @contextmanager
     def squashed(self, spec: SubnetSpec | None) -> Iterator[nn.Module]:
@@ -366,12 +292,9 @@ class Supernet(nn.Module):
         dense: dict[str, Tensor] = {}
         try:
             with self.active(spec), torch.no_grad():
-                for fqn, count in self._kept.items():
-                    parameter = self.model.get_parameter(fqn)
-                    if count < parameter.numel():
-                        mask = self._mask(fqn, count, parameter)
-                        dense[fqn] = parameter.detach().clone()
-                        parameter.mul_(mask)
+                for fqn, parameter, mask in self._active_masks():
+                    dense[fqn] = parameter.detach().clone()
+                    parameter.mul_(mask)
             yield self.model
         finally:
             with torch.no_grad():
@@ -391,6 +314,13 @@ class Supernet(nn.Module):
             entered = (new < top) & (self._positions[fqn].to(new.device) >= top)
             flips, kept = flips + int(entered.sum()), kept + top
         return flips / kept
+
+    def _active_masks(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Name, weights and mask of every matrix that the active subnet thins."""
+        for fqn, count in self._kept.items():
+            weight = self.model.get_parameter(fqn)
+            if count < weight.numel():
+                yield fqn, weight, self._mask(fqn, count, weight)
 
     def _mask(self, fqn: str, count: int, weight: Tensor) -> Tensor:
         """Mask in the weight's dtype (a product with it needs no conversion), from the cache."""

@@ -53,11 +53,15 @@ def interrupt_at(steps: set[int]) -> Callable[..., None]:
     return on_progress
 
 
-@pytest.mark.parametrize("model", ["las", "transducer"])
+CORE = {"core_fraction": 0.4, "shrink_fraction": 0.3}  # steps 2 to 5, then the sandwich
+
+
+@pytest.mark.parametrize(("model", "options"), [("las", {}), ("las", CORE), ("transducer", {})])
 def test_two_interruptions_change_nothing(
-    tiny_config: Callable[..., RunConfig], tmp_path: Path, model: str
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, model: str, options: dict[str, float]
 ) -> None:
     config = tiny_config(model)
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, **options))
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train(config, out=straight)
     for step in (4, 7):  # within one ranking's life, and within one epoch

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from omnisparse.cli import verbs
 from omnisparse.models import LasConfig, build_model
 from omnisparse.runs import RunDescription, write_description
-from omnisparse.sparsity.supernet import find_prunable
+from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import save_checkpoint
 
 SMALL = LasConfig(

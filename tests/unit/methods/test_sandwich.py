@@ -226,6 +226,11 @@ def test_the_core_trains_alone_and_the_dense_net_grows_from_it() -> None:
         assert gradient[now[fqn] == 0].abs().sum() > 0, fqn
 
 
+def test_shares_of_a_run_may_add_up_to_all_of_it() -> None:
+    SandwichConfig(warmup_fraction=0.8, shrink_fraction=0.2)
+    assert SandwichConfig(warmup_fraction=0.9, core_fraction=0.1).mean_passes == pytest.approx(1)
+
+
 def test_the_warm_up_trains_the_dense_net_only() -> None:
     method = make_method(LAS, warmup_fraction=0.3)
     assert [method.num_losses(step) for step in (0, 29, 30)] == [1, 1, 3]

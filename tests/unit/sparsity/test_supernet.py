@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from omnisparse.sparsity.budget import num_nonzero
 from omnisparse.sparsity.masks import mask_from_count
+from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.space import SubnetSpec
-from omnisparse.sparsity.supernet import Supernet, find_prunable
+from omnisparse.sparsity.supernet import Supernet
 
 
 class Net(nn.Module):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
-from omnisparse.sparsity.supernet import Supernet, find_prunable
+from omnisparse.sparsity.prunable import find_prunable
+from omnisparse.sparsity.supernet import Supernet
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "emformer": {"encoder": "emformer", "right_context": 2},

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from omnisparse.sparsity.supernet import Supernet, find_prunable
+from omnisparse.sparsity.prunable import find_prunable
+from omnisparse.sparsity.supernet import Supernet
 
 BATCH = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
 SPARSITIES = (None, 0.5, 0.9)
