@@ -47,8 +47,16 @@ def evaluate(
     if card and models[model].kind != "artifact":
         raise OmnisparseError(f"{model}: a run has no model card; `omnisparse extract` makes one")
 
-    def recognise(loaded: runs.LoadedModel) -> EvaluationResult:
-        recognizer = Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
+    recognizers = {
+        path: Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
+        for path, loaded in models.items()
+    }
+    if streaming:
+        for recognizer in recognizers.values():
+            recognizer.stream(beam=beam)  # one that cannot is told before any time is spent
+
+    def recognise(path: Path, loaded: runs.LoadedModel) -> EvaluationResult:
+        recognizer = recognizers[path]
 
         def transcribe_stream(samples: Any) -> str:
             return recognizer.transcribe(samples, beam=beam, streaming=True).text
@@ -59,7 +67,7 @@ def evaluate(
                 beam=beam, transcribe=transcribe_stream if streaming else None, progress=progress,
             )  # fmt: skip
 
-    results = {path: recognise(loaded) for path, loaded in models.items()}
+    results = {path: recognise(path, loaded) for path, loaded in models.items()}
     result = results[model]
     report.note(
         f"WER {result.wer:.2f} % (95 % interval {result.wer_low:.2f} to {result.wer_high:.2f}), "

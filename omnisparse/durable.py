@@ -42,6 +42,7 @@ def replacing(final: Path) -> Iterator[Path]:
         yield partial
         sync_path(partial)
         os.replace(partial, final)
+        sync_path(final.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -142,17 +142,20 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
     raise failure
 
 
-def newest_weights(run: Path) -> tuple[MappedState, int]:
-    """Map the weights of the newest checkpoint of ``run`` into memory, and tell its step.
+def newest_weights(run: Path) -> tuple[MappedState, Path]:
+    """Map the weights of the newest checkpoint of ``run`` into memory.
+
+    Returns:
+        The weights, and the checkpoint's folder: whatever else is read of it (a training that goes
+        on may write the next at any moment) belongs to them.
 
     Raises:
         FormatError: If there is no checkpoint that is whole.
     """
     from omnisparse.artifact import MappedState
 
-    path, document = newest_checkpoint(run)
-    state = MappedState(path / WEIGHTS, order=read_description(run).parameters)
-    return state, document["step"]
+    path, _ = newest_checkpoint(run)
+    return MappedState(path / WEIGHTS, order=read_description(run).parameters), path
 
 
 def load_model(path: Path | str) -> LoadedModel:

@@ -72,9 +72,9 @@ def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], 
 def _read(path: Path, *, row: str | None) -> Candidate:
     """Read a run; without a row given, it has that of its method."""
     description = runs.read_description(path)
-    record = read_record(path)
-    state = {name: tensor for name, tensor in runs.newest_weights(path)[0].items()
-             if name in set(description.parameters)}  # fmt: skip
+    weights, checkpoint = runs.newest_weights(path)
+    record = read_record(checkpoint)
+    state = {name: weights[name] for name in description.parameters}
     is_supernet = description.method == "sandwich"
     if row is None:
         row = record.row or derive_row(read_config(path))

@@ -10,8 +10,8 @@ from typing import Any
 
 from omnisparse import runs
 from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
-from omnisparse.runs_account import read_record
-from omnisparse.search.front import FrontEntry, pick, read_front
+from omnisparse.runs_account import RunRecord, read_record
+from omnisparse.search.front import FrontEntry, read_front
 from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.arrays import Array
 from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
@@ -67,15 +67,19 @@ def extract(
     """
     started = time.perf_counter()
     request = _Request(size=size, sparsity=sparsity, spec=spec, front=front)
+    request.check(block=block, norm=norm, scope=scope, floor=floor)
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
-    weights, _ = runs.newest_weights(run)
+    weights, checkpoint = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
     shape = parse_block(description.block if block is None else block)
     budget = Budget(shapes, description.prunable, floor=floor, block=shape)
-    contents = contents_of(run, weights, block=shape, precision=precision, format=format, wer=wer)
+    record = read_record(checkpoint)
+    contents = contents_of(
+        run, weights, record, block=shape, precision=precision, format=format, wer=wer
+    )
     allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
-    entry = request.entry(budget)
+    entry = request.entry(budget, record)
     if entry is not None:
         contents = searched(contents, entry)
     kept = request.kept(budget, allocator, weights, contents, entry)
@@ -91,6 +95,7 @@ def extract(
 def contents_of(
     run: Path,
     weights: Mapping[str, Array],
+    record: RunRecord,
     *,
     block: tuple[int, int],
     precision: str = "fp32",
@@ -102,6 +107,7 @@ def contents_of(
     Args:
         run: The run.
         weights: Its weights, of which names and shapes are read.
+        record: What their checkpoint says of them.
         block: Block shape of the masks.
         precision: See :func:`extract`.
         format: See :func:`extract`.
@@ -118,7 +124,7 @@ def contents_of(
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
         dense_parameters=num_parameters((n, weights[n]) for n in description.parameters),
         prunable=description.prunable,
-        source={**read_record(run).source_block, "method": description.method},
+        source={**record.source_block, "method": description.method},
         precision=precision,
         block=block,
         format=format,
@@ -157,11 +163,32 @@ class _Request:
             return name if self.front is None else f"{name}-searched"
         return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
 
-    def entry(self, budget: Budget) -> FrontEntry | None:
+    def check(self, *, block: str | None, norm: str, scope: str, floor: float) -> None:
+        """Refuse options that choose weights where a spec has already chosen.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        named = "front" if self.front is not None else "spec"
+        if self.front is None and self.spec is None:
+            return
+        if scope != "layer":
+            raise ValueError(f"scope {scope} with a {named}, which says what each matrix keeps")
+        if self.front is not None and (block is not None or norm != "l1" or floor):
+            raise ValueError("block, norm or floor with a front, whose models were found without")
+
+    def entry(self, budget: Budget, record: RunRecord) -> FrontEntry | None:
         """What the front has of the size, where one is to be looked at."""
         if self.front is None or self.size is None:
             return None
-        return pick(read_front(self.front), budget.unprunable + budget.solve(self.size))
+        front = read_front(self.front)
+        if front.identity != record.training.identity:
+            raise ValueError(
+                f"{self.front}: found in other weights ({front.identity}) than these of "
+                f"{record.training.run} ({record.training.identity}); search in these, or take "
+                "the sparsities alone: --spec with a file of the folder specs beside it"
+            )
+        return front.pick(budget.unprunable + budget.solve(self.size))
 
     def kept(
         self,

@@ -54,8 +54,8 @@ def write_nested_run(
     started = time.perf_counter()
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
-    weights, _ = runs.newest_weights(run)
-    record = read_record(run)
+    weights, checkpoint = runs.newest_weights(run)
+    record = read_record(checkpoint)
     buffers = [name for name in weights if name not in set(description.parameters)]
     path = out or run / "extracted" / f"{run.name}{SUFFIX}"
     info = write_nested(

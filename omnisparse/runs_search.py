@@ -16,14 +16,15 @@ from omnisparse.artifact import planned_bytes
 from omnisparse.config import CorpusConfig, config_from_dict
 from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.compare import ResultRow, plot_pareto, write_csv
 from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.wer import ErrorCounts, bootstrap_interval, corpus_wer
+from omnisparse.runs_account import read_record
 from omnisparse.runs_extract import contents_of, searched
 from omnisparse.search.evaluation_subset import Subset, choose_subset, spearman
-from omnisparse.search.front import FrontEntry, front_to_json
+from omnisparse.search.front import Front, FrontEntry, read_front
 from omnisparse.search.journal import Journal, key_of
 from omnisparse.search.pareto import Candidate, search
 from omnisparse.search.scores import ItemScores
@@ -88,7 +89,9 @@ def search_run(
     """Find the best per-layer sparsity of each size of a trained run.
 
     What was measured is kept in the output folder: a search that was stopped at any moment is
-    continued by the same call, and another one (more evaluations, other sizes) starts from it.
+    continued by the same call, and another one (more evaluations, other sizes) starts from it. The
+    front there keeps the sizes that were found before in the same weights on the same utterances
+    by the same objective.
 
     Args:
         run: Run directory; None for ``runs/latest``.
@@ -133,10 +136,9 @@ def search_run(
     on_stage("recognising the whole dev set with the best")
     recognised = _Recognised(task, dev, journal)
     entries = [_entry(task, size, found[total], recognised) for size, total in task.totals.items()]
-    entries = _mark_dominated(entries)
     facts = {
         "run": run.name,
-        "step": task.step,
+        "step": task.record.training.optimizer_steps,
         "objective": config.objective,
         "evaluations": sum(len(candidates) for candidates in found.values()),
         "evaluated_now": scores.num_measured,
@@ -151,7 +153,11 @@ def search_run(
         },
         "seconds": time.perf_counter() - started,
     }
-    _write(task, out, entries, facts, recognised)
+    front = Front(
+        identity=task.record.training.identity, journal=journal.name, entries=tuple(entries)
+    ).joined(_earlier(out / FRONT))
+    _write(task, out, front, facts, recognised)
+    entries = [entry for entry in front.entries if entry.size in task.totals]
     return {"path": str(out / FRONT), **facts, "front": [entry.to_dict() for entry in entries]}
 
 
@@ -162,8 +168,9 @@ class _Task:
         runs.require_directory(run)
         self.run, self.config = run, config
         description = runs.read_description(run)
-        _, self.step = runs.newest_weights(run)
-        self.loaded = runs.load_model(run)
+        self.weights, checkpoint = runs.newest_weights(run)
+        self.record = read_record(checkpoint)
+        self.loaded = runs.load_model(checkpoint)
         block = parse_block(description.block)
         self.supernet = Supernet(
             self.loaded.model, prunable=description.prunable, block=block, num_cached_specs=0
@@ -172,8 +179,6 @@ class _Task:
         if not sizes:
             raise ValueError("sizes names no size; one or more, such as 50%,25%")
         self.totals = {size.strip(): budget.solve(size.strip()) for size in sizes}
-        if len(set(self.totals.values())) < len(sizes):
-            raise ValueError(f"sizes {','.join(sizes)}: two of them are the same size")
         self.space = SparsitySpace(
             {fqn: budget.shapes[fqn] for fqn in budget.prunable},
             spread=config.spread,
@@ -181,6 +186,9 @@ class _Task:
             num_layer_levels=_LAYER_LEVELS,
             block=block,
         )
+        distinct = {self.space.spec(total) for total in self.totals.values()}
+        if len(distinct) < len(sizes):  # with blocks, two totals may be one subnet
+            raise ValueError(f"sizes {','.join(sizes)}: two of them are the same size")
 
     def circumstances(self) -> dict[str, Any]:
         """What a measurement depends on, beside the spec and the utterances."""
@@ -308,6 +316,7 @@ def _entry(
     best, (wer, low, high) = min(finalists.values(), key=lambda pair: pair[1][0])
     return FrontEntry(
         size=size,
+        requested=task.supernet.budget.unprunable + total,
         nonzero=task.supernet.nonzero(best.spec),
         wer=wer,
         wer_low=low,
@@ -321,13 +330,12 @@ def _entry(
     )
 
 
-def _mark_dominated(entries: Sequence[FrontEntry]) -> list[FrontEntry]:
-    """Entries from the smallest on, each told whether a smaller one is at least as good."""
-    ordered = sorted(entries, key=lambda entry: entry.nonzero)
-    return [
-        replace(entry, dominated=any(other.wer <= entry.wer for other in ordered[:index]))
-        for index, entry in enumerate(ordered)
-    ]
+def _earlier(path: Path) -> Front | None:
+    """The front that an earlier search left; None where there is none of this format."""
+    try:
+        return read_front(path)
+    except FormatError:
+        return None
 
 
 def _dev_cuts(run: Path) -> Any:
@@ -351,25 +359,25 @@ def _dev_cuts(run: Path) -> Any:
 def _write(
     task: _Task,
     out: Path,
-    entries: Sequence[FrontEntry],
+    front: Front,
     facts: Mapping[str, Any],
     recognised: _Recognised,
 ) -> None:
     """Write the front as JSON, CSV and PNG, and each spec for ``extract --spec``."""
     specs = out / "specs"
     specs.mkdir(exist_ok=True)
-    for entry in entries:
+    for entry in front.entries:
         with replacing(specs / f"{entry.nonzero}.json") as partial:
             partial.write_text(entry.spec.to_json() + "\n", encoding="utf-8")
-    weights, _ = runs.newest_weights(task.run)
-    plain = contents_of(task.run, weights, block=task.supernet.block)
+    weights = task.weights
+    plain = contents_of(task.run, weights, task.record, block=task.supernet.block)
     budget = task.supernet.budget
     rows = []
     for curve, seconds in (("searched", float(facts["seconds"])), ("uniform", 0.0)):
-        for entry in entries:
+        for entry in front.entries:
             spec, contents = entry.spec, searched(plain, entry)
             if curve == "uniform":
-                spec, contents = task.space.spec(task.totals[entry.size]), plain
+                spec, contents = task.space.spec(entry.requested - budget.unprunable), plain
             wer, low, high = recognised(spec)
             planned = vars(replace(contents, spec=spec))
             rows.append(
@@ -389,4 +397,4 @@ def _write(
     write_csv(rows, out / "front.csv")
     plot_pareto(rows, out / "front.png", title=f"{task.run.name}: dev set, searched and uniform")
     with replacing(out / FRONT) as partial:  # last: where it is, the others are too
-        partial.write_text(front_to_json(entries, facts), encoding="utf-8")
+        partial.write_text(front.to_json(facts), encoding="utf-8")

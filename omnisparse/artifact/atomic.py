@@ -8,10 +8,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from omnisparse.durable import sync_path
+from omnisparse.durable import replacing, sync_path
 from omnisparse.errors import OmnisparseError
 
 _AT_FDCWD = -100
@@ -91,16 +91,9 @@ def replaced_file(out: Path) -> Iterator[Path]:
         OmnisparseError: If the disk refuses.
     """
     out = Path(os.path.realpath(out))
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-        sync_path(out.parent)
+        with replacing(out) as temporary:
+            yield temporary
     except OSError as error:
         raise OmnisparseError(f"{out}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()

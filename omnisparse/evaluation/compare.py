@@ -1,4 +1,4 @@
-"""Results of several models side by side: as a markdown table, as CSV, and as a plot."""
+"""Results of several models side by side: as CSV, and as a plot."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from typing import Any, Protocol
 from omnisparse.durable import replacing
 from omnisparse.evaluation.account import TrainingAccount
 
-COLUMN_TITLES = {
-    "curve": "method",
-    "size": "size",
-    "nonzero": "non-zero",
-    "bytes": "bytes",
-    "wer": "WER %",
-    "interval": "95 % interval",
-}
 COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774", "#c9a400", "#1b1b1b")
 """Colours of curves, bars and points, by number."""
 
@@ -89,25 +81,6 @@ class ResultRow:
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         account: TrainingAccount = own.pop("account")
         return {**own, **account.to_dict()}
-
-
-def to_markdown(rows: Sequence[ResultRow]) -> str:
-    """The rows as a markdown table, one line per model, in the order given."""
-    lines = [
-        "| " + " | ".join(COLUMN_TITLES.values()) + " |",
-        "|---|---|---:|---:|---:|---|",
-    ]
-    for row in rows:
-        cells = (
-            row.curve,
-            row.size,
-            f"{row.nonzero:,}",
-            f"{row.bytes:,}",
-            f"{row.wer:.2f}",
-            f"{row.wer_low:.2f} - {row.wer_high:.2f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def write_csv(rows: Sequence[ResultRow], path: Path) -> None:

@@ -195,7 +195,11 @@ def _one_by_one(
 ) -> Iterator[tuple[int, str]]:
     """Yields (index of the cut, its text), one utterance after the other."""
     for index, cut in enumerate(cuts):
-        yield index, transcribe(load_samples(cut, sampling_rate))
+        samples = load_samples(cut, sampling_rate)
+        try:
+            yield index, transcribe(samples)
+        except DataError as error:
+            raise DataError(f"{cut.id}: {error}") from error
 
 
 def score(

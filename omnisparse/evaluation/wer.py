@@ -45,11 +45,6 @@ class ErrorCounts:
         """Substitutions, deletions and insertions together."""
         return self.substitutions + self.deletions + self.insertions
 
-    @property
-    def hits(self) -> int:
-        """Reference words recognised correctly."""
-        return self.words - self.substitutions - self.deletions
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedDifference:
@@ -89,7 +84,8 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[Er
         return []
     import jiwer  # takes a moment to import, and `omnisparse --help` needs none of it
 
-    output = jiwer.process_words(list(references), list(hypotheses))
+    spaced = [[" ".join(text.split()) for text in texts] for texts in (references, hypotheses)]
+    output = jiwer.process_words(*spaced)  # which splits at the plain space only
     return [
         _count(chunks, words=len(reference))
         for chunks, reference in zip(output.alignments, output.references, strict=True)

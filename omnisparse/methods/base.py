@@ -60,6 +60,10 @@ class Method(Protocol):
         """Called after the optimizer has stepped; mask schedules live here."""
         ...
 
+    def metrics(self) -> Mapping[str, float]:
+        """What to log beside the losses, as it is now."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs beyond weights and step number."""
         ...
@@ -138,6 +142,10 @@ class Dense:
 
     def on_step_end(self, step: int) -> None:
         """Nothing to do."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Nothing beside the loss."""
+        return {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return no state."""

@@ -193,6 +193,10 @@ class Distillation:
     def on_step_end(self, step: int) -> None:
         """Nothing to do."""
 
+    def metrics(self) -> Mapping[str, float]:
+        """Nothing beside the losses."""
+        return {}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the teacher's digest: a resumed run must have the same teacher."""
         return {"teacher": torch.tensor(list(bytes.fromhex(self.teacher.digest)))}

@@ -154,6 +154,13 @@ class GradualPruning:
         self._update(step + 1)
         self.objective.on_step_end(step)
 
+    def metrics(self) -> Mapping[str, float]:
+        """Share of the prunable weights that is masked, and the objective's metrics."""
+        kept = sum(int(mask.sum()) for mask in self.masks.values())
+        whole = self.budget.prunable_parameters
+        sparsity = 1.0 - kept / whole if self.masks else 0.0
+        return {"sparsity": sparsity, **self.objective.metrics()}
+
     def _update(self, done: int) -> None:
         """Cut new masks if the schedule has a point after ``done`` steps."""
         if not self.begin <= done <= self.end:

@@ -49,7 +49,7 @@ class SandwichConfig:
     distribution: Literal["uniform", "log_uniform", "levels"] = "log_uniform"
     """How random sizes are drawn between ``min_size`` and dense."""
     levels: tuple[str, ...] = ("12%", "25%", "50%")
-    """Sizes drawn from when ``distribution`` is ``levels``."""
+    """Sizes drawn from when ``distribution`` is ``levels``; none below ``min_size``."""
     per_layer: bool = False
     """Random subnets draw a sparsity per layer, their total held, instead of one for all."""
     layer_spread: float = 1.0
@@ -70,7 +70,7 @@ class SandwichConfig:
     and grow again as the others join."""
     member_share: float = 0.3
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
-    With ``full_batch`` each subnet sees everything and this is ignored."""
+    Rounded so that each sees one utterance in ``member_period``. Ignored with ``full_batch``."""
     full_batch: bool = False
     """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
     subnet_weight: float = 1.0
@@ -169,7 +169,8 @@ class Sandwich:
         """Wrap ``model`` into a supernet and fix the range of subnets.
 
         Raises:
-            ValueError: If ``min_size`` or a level cannot be reached by this model.
+            ValueError: If ``min_size`` or a level cannot be reached by this model, or a level is
+                below ``min_size``.
         """
         config = self.config
         prunable = find_prunable(model, include=config.prunable)
@@ -179,6 +180,9 @@ class Sandwich:
         )
         self.smallest = self.supernet.spec_for(config.min_size)
         levels = config.levels if config.distribution == "levels" else ()
+        for level in levels:
+            if self._density(level) < self._density(config.min_size):
+                raise ValueError(f"levels: {level} is below min_size, which is {config.min_size}")
         budget = self.supernet.budget
         self.space = SparsitySpace(
             {fqn: budget.shapes[fqn] for fqn in budget.prunable},
@@ -328,6 +332,11 @@ class Sandwich:
         """
         if self.warmup_steps <= step < self.core_steps:
             self.supernet.clear(self._smallest(step))
+
+    def metrics(self) -> Mapping[str, float]:
+        """How much the last ranking changed, once there are two."""
+        rate = self.supernet.mask_flip_rate
+        return {} if rate is None else {"mask_flip_rate": rate}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the ranking in force; it was made from weights that are gone by now."""

@@ -74,8 +74,8 @@ def choose_subset(
     if num_items < 1:
         raise ValueError(f"num_items is {num_items}; at least 1")
     whole = values.sum(1) / units.sum()
-    predicted = np.empty(len(values))
-    for model in range(len(values)):
+    predicted = whole.copy()
+    for model in range(len(values)) if len(values) >= _FEWEST_TO_RANK else ():
         others = [index for index in range(len(values)) if index != model]
         items = _choose(values[others], units, [groups[i] for i in others], num_items)
         predicted[model] = values[model, items].sum() / units[items].sum()

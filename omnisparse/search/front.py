@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omnisparse.errors import FormatError
 from omnisparse.sparsity.space import SubnetSpec
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +20,10 @@ class FrontEntry:
 
     size: str
     """The size as it was asked for."""
+    requested: int
+    """Non-zero parameters of the whole model that this size asks for."""
     nonzero: int
-    """Non-zero parameters of the whole model."""
+    """Those it has: with blocks, as many as whole blocks make of them."""
     wer: float
     """Word error rate on the whole dev set."""
     wer_low: float
@@ -47,13 +49,56 @@ class FrontEntry:
         return {**plain, "spec": {"sparsity": dict(self.spec.sparsity)}}
 
 
-def front_to_json(entries: Sequence[FrontEntry], facts: Mapping[str, Any]) -> str:
-    """The front as a document; `facts` says how it came about."""
-    front = [entry.to_dict() for entry in entries]
-    return json.dumps({"format": _FORMAT, **facts, "front": front}, indent=1) + "\n"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Front:
+    """The best subnets found of some weights, one of each size."""
+
+    identity: str
+    """Step and checksum of the weights that were searched (`Training.identity`)."""
+    journal: str
+    """Name of the journal of what was measured: another for other weights, utterances, measures."""
+    entries: tuple[FrontEntry, ...]
+    """From the smallest on."""
+
+    def joined(self, earlier: Front | None) -> Front:
+        """This front with the other sizes of an earlier one, if that was measured alike.
+
+        Returns:
+            From the smallest size on, each told whether a smaller one is at least as good.
+        """
+        now = {entry.requested for entry in self.entries}
+        before = earlier.entries if earlier and earlier.journal == self.journal else ()
+        every = [*self.entries, *(entry for entry in before if entry.requested not in now)]
+        ordered = sorted(every, key=lambda entry: entry.nonzero)
+        marked = (
+            replace(entry, dominated=any(other.wer <= entry.wer for other in ordered[:index]))
+            for index, entry in enumerate(ordered)
+        )
+        return replace(self, entries=tuple(marked))
+
+    def to_json(self, facts: Mapping[str, Any]) -> str:
+        """The front as a document; `facts` says how it came about."""
+        head = {"format": _FORMAT, "identity": self.identity, "journal": self.journal}
+        front = [entry.to_dict() for entry in self.entries]
+        return json.dumps({**head, **facts, "front": front}, indent=1) + "\n"
+
+    def pick(self, requested: int) -> FrontEntry:
+        """The entry of a size of exactly this many non-zeros.
+
+        Raises:
+            ValueError: If there is none; names those there are.
+        """
+        for entry in self.entries:
+            if entry.requested == requested:
+                return entry
+        there = ", ".join(f"{entry.size} ({entry.requested})" for entry in self.entries) or "none"
+        raise ValueError(
+            f"the front has no model of {requested} non-zero parameters; it has {there}; "
+            "`omnisparse search --sizes` adds sizes"
+        )
 
 
-def read_front(path: Path) -> list[FrontEntry]:
+def read_front(path: Path) -> Front:
     """Read a front that a search has stored.
 
     Raises:
@@ -70,25 +115,28 @@ def read_front(path: Path) -> list[FrontEntry]:
     if version != _FORMAT:
         raise FormatError(f"{path}: format {version!r} of a front; known: {_FORMAT}")
     try:
-        return [
-            FrontEntry(**{**entry, "spec": SubnetSpec.from_json(json.dumps(entry["spec"]))})
-            for entry in document["front"]
-        ]
+        return Front(
+            identity=str(document["identity"]),
+            journal=str(document["journal"]),
+            entries=tuple(_entry(fields) for fields in document["front"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: not a front ({error})") from error
 
 
-def pick(entries: Sequence[FrontEntry], nonzero: int) -> FrontEntry:
-    """The entry of exactly this many non-zeros.
+def _entry(fields: Mapping[str, Any]) -> FrontEntry:
+    """An entry as it was stored.
 
     Raises:
-        ValueError: If there is none; names those there are.
+        KeyError: If it has no spec.
+        TypeError: If a field is missing, unknown, or not of its type.
+        ValueError: If its spec is none.
     """
-    for entry in entries:
-        if entry.nonzero == nonzero:
-            return entry
-    there = ", ".join(f"{entry.size} ({entry.nonzero})" for entry in entries) or "none"
-    raise ValueError(
-        f"the front has no model of {nonzero} non-zero parameters; it has {there}; "
-        "`omnisparse search --sizes` adds sizes"
-    )
+    entry = FrontEntry(**{**fields, "spec": SubnetSpec.from_json(json.dumps(fields["spec"]))})
+    kinds = {"size": str, "requested": int, "nonzero": int, "evaluations": int, "dominated": bool}
+    for name in entry.__dataclass_fields__:
+        kind = kinds.get(name, float)
+        value = getattr(entry, name)
+        if name != "spec" and type(value) is not kind:
+            raise TypeError(f"{name} is {value!r}, not of type {kind.__name__}")
+    return entry

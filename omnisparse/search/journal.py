@@ -36,9 +36,9 @@ class Journal:
 
     def __init__(self, folder: Path, circumstances: Mapping[str, Any]) -> None:
         text = json.dumps({"format": _FORMAT, "circumstances": circumstances}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.name = hashlib.sha256(text.encode()).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"evaluations-{digest}.jsonl"
+        self.path = folder / f"evaluations-{self.name}.jsonl"
         self._answers: dict[str, Any] = {}
         if not self._read(text):
             with self.path.open("w", encoding="utf-8") as file:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from omnisparse.sparsity.budget import (
     allocate_proportional,
-    allocate_uniform,
     check_names,
     floors_of,
 )
@@ -101,16 +100,6 @@ class SubnetSpec:
         if not isinstance(mapping, dict) or set(content) != {"sparsity"}:
             raise ValueError(f"spec has no (or not only) a `sparsity` table; {expected}")
         return cls(mapping)
-
-
-def uniform_spec(numel: Mapping[str, int], total_kept: int, floor: float = 0.0) -> SubnetSpec:
-    """The same sparsity in every matrix, keeping exactly `total_kept` weights in all.
-
-    Raises:
-        ValueError: If the total is below the floors or above the sum of `numel`.
-    """
-    shapes = {fqn: (count,) for fqn, count in numel.items()}
-    return SubnetSpec.from_counts(allocate_uniform(shapes, total_kept, floor), numel)
 
 
 def subnet_generator(seed: int, step: int, index: int) -> torch.Generator:

@@ -28,6 +28,7 @@ from omnisparse.sparsity.ranking import rank
 from omnisparse.sparsity.space import SubnetSpec
 
 _FLIP_DENSITY = 0.25
+_FLIP_RATE = "mask_flip_rate"
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -58,7 +59,6 @@ class Supernet(nn.Module):
     Args:
         model: The dense net.
         prunable: Names of the matrices that masks may thin (see `prunable.find_prunable`).
-        refresh_every: Optimizer steps between rankings, for `refresh_on_schedule`.
         block: Block shape of the masks.
         norm: Block score.
         straight_through: Pass the gradient of a masked weight as if it had not been masked; by
@@ -79,7 +79,6 @@ class Supernet(nn.Module):
         model: nn.Module,
         *,
         prunable: Sequence[str],
-        refresh_every: int = 100,
         block: Block = (1, 1),
         norm: Norm = "l1",
         straight_through: bool = False,
@@ -87,15 +86,12 @@ class Supernet(nn.Module):
         num_cached_specs: int = 16,
     ) -> None:
         super().__init__()
-        if refresh_every < 1:
-            raise ValueError(f"refresh_every {refresh_every} must be at least 1 step")
         if num_cached_specs < 0:
             raise ValueError(f"num_cached_specs {num_cached_specs} must not be negative")
         self.model = model
         self.block = check_block(block)
         self.norm: Norm = norm
         self.budget = Budget.of(model, prunable, floor=floor, block=block)
-        self.refresh_every = refresh_every
         self.straight_through = straight_through
         self.mask_flip_rate: float | None = None
         """Share of the top quarter of the weights that the last refresh exchanged."""
@@ -163,20 +159,16 @@ class Supernet(nn.Module):
         self.mask_flip_rate = self._flip_rate(positions)
         self._install(positions)
 
-    def refresh_on_schedule(self, step: int) -> bool:
-        """Refresh if `step` (optimizer steps done so far) is a multiple of `refresh_every`."""
-        due = step % self.refresh_every == 0
-        if due:
-            self.refresh()
-        return due
-
     def ranking_state(self) -> dict[str, Tensor]:
-        """The ranking of the last refresh, int32 on CPU, for a training checkpoint.
+        """The ranking of the last refresh, int32 on CPU, and how much it changed, for a checkpoint.
 
         Empty before the first refresh. Needed for an exact resume only between refreshes: a run
         resumed at a step that refreshes makes the same ranking from the weights.
         """
-        return {fqn: positions.cpu() for fqn, positions in self._positions.items()}
+        state = {fqn: positions.cpu() for fqn, positions in self._positions.items()}
+        if self.mask_flip_rate is not None:
+            state[_FLIP_RATE] = torch.tensor(self.mask_flip_rate, dtype=torch.float64)
+        return state
 
     def load_ranking_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over the ranking of a checkpoint; an empty one means none was made yet.
@@ -184,6 +176,8 @@ class Supernet(nn.Module):
         Raises:
             ValueError: If it belongs to other matrices or blocks.
         """
+        state = dict(state)
+        flip_rate = state.pop(_FLIP_RATE, None)
         check_names(state, self.budget.prunable, "ranking state")
         if state:
             for fqn in self.budget.prunable:
@@ -191,6 +185,7 @@ class Supernet(nn.Module):
                 found = state[fqn].numel() if fqn in state else 0
                 if found != expected:
                     raise ValueError(f"ranking of {fqn} has {found} entries; legal: {expected}")
+        self.mask_flip_rate = None if flip_rate is None else float(flip_rate)
         self._install({fqn: positions.to(torch.int32) for fqn, positions in state.items()})
 
     def spec_for(
@@ -266,6 +261,10 @@ class Supernet(nn.Module):
         ):
             kept = tensor.detach() if masks is None else apply_mask(tensor, masks[0])
             state[fqn] = kept.clone() if masks is None and kept.device.type == "cpu" else kept.cpu()
+        owners = {id(self.model.get_parameter(fqn)): fqn for fqn in counts}
+        for fqn, parameter in self.model.named_parameters(remove_duplicate=False):
+            if id(parameter) in owners:  # a tied matrix is one matrix under each of its names
+                state[fqn] = state[owners[id(parameter)]]
         return state
 
     @torch.no_grad()

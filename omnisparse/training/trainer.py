@@ -226,7 +226,9 @@ class Trainer:
         for index in range(count):
             with self._synchronised(last=index == count - 1):
                 loss = next(losses)
-                metrics[f"loss/{loss.name}"] = self._backward(loss)
+                value = self._backward(loss)
+                if value is not None:
+                    metrics[f"loss/{loss.name}"] = value
                 passes += loss.utterances
                 del loss
         next(losses, None)  # lets the method tidy up behind its last loss
@@ -247,14 +249,19 @@ class Trainer:
         # Forward AND backward must lie inside no_sync: DDP decides at the forward.
         return nullcontext() if last else self.accelerator.no_sync(self.module)
 
-    def _backward(self, loss: Loss) -> float:
-        """Normalise ``loss`` over all processes, run its backward, return its value."""
+    def _backward(self, loss: Loss) -> float | None:
+        """Normalise ``loss`` over all processes, run its backward, return its value, if any.
+
+        A subnet may have no utterance of a small batch, and then has no loss in this step.
+        """
         num_units = self._sum(loss.num_units.detach().float())
         processes = self.accelerator.num_processes
         value_sum = loss.value_sum.float()
         # DDP averages gradients over processes; the factor makes that the sum over all units.
         self.accelerator.backward(value_sum * (loss.weight * processes) / num_units.clamp(min=1.0))
-        return float(self._sum(value_sum.detach()) / num_units.clamp(min=1.0))
+        if not num_units:
+            return None
+        return float(self._sum(value_sum.detach()) / num_units)
 
     def _sum(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
@@ -286,6 +293,7 @@ class Trainer:
                 sums.setdefault(key, []).append(value)
         metrics = {key: sum(values) / len(values) for key, values in sums.items()}
         metrics.pop("audio_seconds", None)
+        metrics |= self.method.metrics()
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["epoch"] = self.step / max(1, self.batches.steps_per_epoch)
         metrics |= self._summed_cost()

@@ -88,7 +88,7 @@ def test_search_resumes_and_its_models_are_extracted(run: Path, speech: Path) ->
         assert measured["wer"] == pytest.approx(entry["wer"])
         assert measured["search_evaluations"] == entry["evaluations"]
 
-    # Started again, nothing is measured again; with more to spend, only what is new.
+    # Started again, nothing is measured again.
     same = invoke_json("search", *options, "--sizes", SIZES, "--evaluations", EVALUATIONS)
     assert same["evaluated_now"] == 0
     assert same["front"] == front
@@ -96,6 +96,27 @@ def test_search_resumes_and_its_models_are_extracted(run: Path, speech: Path) ->
     assert wrong.exit_code == 1
     assert "the front has no model of" in wrong.stderr
     assert "50%" in wrong.stderr
+
+
+def test_a_later_search_adds_its_sizes_and_a_front_is_of_its_weights(
+    run: Path, speech: Path
+) -> None:
+    options = ("--manifest", speech / "dev.jsonl", "--evaluations", 8, "--finalists", 1)
+    path = run / "search" / "front.json"
+    (first,) = invoke_json("search", "--run", run, "--sizes", "70%", *options)["front"]
+    (second,) = invoke_json("search", "--run", run, "--sizes", "50%", *options)["front"]
+    document = json.loads(path.read_text())
+    assert [entry["spec"] for entry in document["front"]] == [second["spec"], first["spec"]]
+    rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
+    assert [row["size"] for row in rows] == ["50%", "70%"] * 2
+    extract = ("extract", "--run", run, "--size", "70%", "--front")
+    assert invoke_json(*extract, path)["nonzero"] == first["nonzero"]
+
+    other = path.with_name("other.json")
+    other.write_text(path.read_text().replace(document["identity"], "7-0badcafe"))
+    wrong = invoke(*extract, other)
+    assert wrong.exit_code == 1
+    assert "found in other weights (7-0badcafe) than these of run (6-" in wrong.stderr
 
 
 def test_a_search_begins_with_uniform_and_lamp_and_measures_how_its_subset_ranks(
@@ -145,7 +166,25 @@ def test_blocks_of_the_training_are_those_of_extraction_and_search(
         "extract", "--run", run, "--size", "60%", "--block", "1x1", "--out", tmp_path / "finer"
     )
     assert finer["nonzero"] - 8 < taken["nonzero"] <= finer["nonzero"]
-    found = invoke_json(
-        "search", "--run", run, "--sizes", "60%", "--evaluations", 8, "--finalists", 1
-    )  # on the dev split of the run
+    options = ("--evaluations", 8, "--finalists", 1)
+    search = ("search", "--run", run, *options)  # on the dev split of the run
+    found = invoke_json(*search, "--sizes", "60%")
     assert [entry["nonzero"] for entry in found["front"]] == [taken["nonzero"]]
+
+    # A size between two numbers of blocks is asked for as it was searched for.
+    (entry,) = invoke_json(*search, "--sizes", "61%")["front"]
+    assert entry["requested"] - 8 < entry["nonzero"] < entry["requested"]
+    front = run / "search" / "front.json"
+    taken = invoke_json("extract", "--run", run, "--size", "61%", "--front", front)
+    assert taken["nonzero"] == entry["nonzero"]
+    sizes = ",".join(str(entry["nonzero"] + more) for more in (1, 2))
+    same = invoke(*search, "--sizes", sizes)
+    assert same.exit_code == 1
+    assert "two of them are the same size" in same.stderr
+
+
+def test_a_search_at_one_size_that_is_the_dense_net_finds_it(run: Path, speech: Path) -> None:
+    options = ("--manifest", speech / "dev.jsonl", "--evaluations", 4, "--finalists", 1)
+    (entry,) = invoke_json("search", "--run", run, "--sizes", "100%", *options)["front"]
+    assert set(entry["spec"]["sparsity"].values()) == {0.0}
+    assert entry["wer"] == entry["uniform_wer"]

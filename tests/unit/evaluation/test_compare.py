@@ -12,7 +12,6 @@ from omnisparse.evaluation.compare import (
     ResultRow,
     format_count,
     plot_pareto,
-    to_markdown,
     write_csv,
 )
 
@@ -37,13 +36,6 @@ ROWS = [
     _row("supernet", "25%", 250, 6.0),
     _row("baseline", "25%", 250, 60.25),
 ]
-
-
-def test_markdown_has_a_line_per_row() -> None:
-    lines = to_markdown(ROWS).splitlines()
-    assert len(lines) == 2 + len(ROWS)
-    assert lines[-1] == "| baseline | 25% | 250 | 1,000 | 60.25 | 59.25 - 61.25 |"
-    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_csv_reads_back(tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ def _edit_distance(reference: list[str], hypothesis: list[str]) -> int:
     return row[-1]
 
 
+@pytest.mark.parametrize("space", ["\t", "\n", "\u00a0", "\u3000", "  "])
+def test_any_whitespace_separates_words(space: str) -> None:
+    for texts in ([f"a{space}b"], ["a b"]), (["a b"], [f"a{space}b"]):
+        (count,) = word_errors(*texts)
+        assert (count.errors, count.words) == (0, 2)
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=8))
 def test_word_errors_are_minimal_and_add_up(pairs: list[tuple[str, str]]) -> None:
@@ -44,7 +51,7 @@ def test_word_errors_are_minimal_and_add_up(pairs: list[tuple[str, str]]) -> Non
     ):
         assert count.errors == _edit_distance(reference.split(), hypothesis.split())
         assert count.words == len(reference.split())
-        assert count.hits + count.substitutions + count.insertions == len(hypothesis.split())
+        assert count.words - count.deletions + count.insertions == len(hypothesis.split())
 
 
 @settings(deadline=None)

@@ -311,6 +311,12 @@ def test_illegal_choices_are_named(options: dict[str, object], message: str) -> 
         SandwichConfig(**options)  # type: ignore[arg-type]
 
 
+def test_no_level_is_below_the_smallest_subnet() -> None:
+    options = {"distribution": "levels", "min_size": "80%", "warmup_fraction": 0.0}
+    with pytest.raises(ValueError, match="levels: 60% is below min_size, which is 80%"):
+        make_method(LAS, levels=("90%", "60%"), **options)
+
+
 def test_an_unreachable_smallest_size_names_the_legal_range() -> None:
     with pytest.raises(ValueError, match=r"'1%' is out of range .*legal"):
         make_method(LAS, min_size="1%")

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from omnisparse.errors import FormatError
-from omnisparse.search.front import FrontEntry, front_to_json, pick, read_front
+from omnisparse.search.front import Front, FrontEntry, read_front
 from omnisparse.sparsity.space import SubnetSpec
 
 
-def entry(size: str, nonzero: int) -> FrontEntry:
+def entry(size: str, requested: int, wer: float = 10.0) -> FrontEntry:
     return FrontEntry(
-        size=size, nonzero=nonzero, wer=10.0, wer_low=9.5, wer_high=1 / 3, score=0.1,
-        uniform_wer=11.0, uniform_score=0.2, evaluations=7, dominated=False,
+        size=size, requested=requested, nonzero=requested - 8, wer=wer, wer_low=9.5,
+        wer_high=1 / 3, score=0.1, uniform_wer=11.0, uniform_score=0.2, evaluations=7,
+        dominated=False,
         spec=SubnetSpec({"encoder.weight": 1 / 7, "joiner.weight": 0.5}),
     )  # fmt: skip
 
 
-ENTRIES = [entry("25%", 250), entry("50%", 500)]
+FRONT = Front(
+    identity="6-0badcafe", journal="abc", entries=(entry("25%", 250), entry("50%", 500, 9.0))
+)
 
 
 def test_a_front_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "front.json"
-    path.write_text(front_to_json(ENTRIES, {"seed": 3}))
-    assert read_front(path) == ENTRIES
+    path.write_text(FRONT.to_json({"seed": 3}))
+    assert read_front(path) == FRONT
     assert json.loads(path.read_text())["seed"] == 3
-    assert pick(ENTRIES, 500) is ENTRIES[1]
+    assert FRONT.pick(500) is FRONT.entries[1]  # by what was asked for, not by what blocks made
 
 
 def test_a_size_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"no model of 400 .* it has 25% \(250\), 50% \(500\)"):
-        pick(ENTRIES, 400)
+        FRONT.pick(400)
     with pytest.raises(ValueError, match="it has none"):
-        pick([], 400)
+        dataclasses.replace(FRONT, entries=()).pick(400)
 
 
-WHOLE = front_to_json(ENTRIES, {})
+def test_a_later_front_keeps_the_other_sizes_of_one_that_was_measured_alike() -> None:
+    later = dataclasses.replace(FRONT, entries=(entry("70%", 700, 9.5), entry("25%", 250, 9.5)))
+    joined = later.joined(FRONT)
+    assert [(one.size, one.wer, one.dominated) for one in joined.entries] == [
+        ("25%", 9.5, False), ("50%", 9.0, False), ("70%", 9.5, True)
+    ]  # fmt: skip
+    for other in (None, dataclasses.replace(FRONT, journal="of other weights")):
+        assert [one.size for one in later.joined(other).entries] == ["25%", "70%"]
+
+
+WHOLE = FRONT.to_json({})
 
 
 @pytest.mark.parametrize(
@@ -46,12 +60,14 @@ WHOLE = front_to_json(ENTRIES, {})
     [
         ("{", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ("[]", "format None of a front; known: 1"),
-        (WHOLE.replace('"format": 1', '"format": 2'), "format 2 of a front"),
-        ('{"format": 1}', "not a front"),
-        ('{"format": 1, "front": 3}', "not a front"),
-        ('{"format": 1, "front": [3]}', "not a front"),
+        ("[]", "format None of a front; known: 2"),
+        (WHOLE.replace('"format": 2', '"format": 1'), "format 1 of a front"),
+        ('{"format": 2}', "not a front"),
+        ('{"format": 2, "front": 3}', "not a front"),
+        ('{"format": 2, "front": [3]}', "not a front"),
         (WHOLE.replace("nonzero", "zero"), "not a front"),
+        (WHOLE.replace('"evaluations": 7', '"evaluations": null'), "evaluations is None, not of"),
+        (WHOLE.replace('"wer": 10.0', '"wer": "10"'), "wer is '10', not of type float"),
         (WHOLE.replace("0.5", "1.5"), "sparsity of joiner.weight is 1.5; legal"),
     ],
     ids=lambda text: text[:30],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnisparse.sparsity.groups import group_matrices
-from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator, uniform_spec
+from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 
 NUMEL = {"a": 6000, "b": 1400, "c": 333}
 
@@ -34,7 +34,7 @@ def test_counts_survive_as_sparsities(numel: int, data: st.DataObject) -> None:
 
 @given(st.integers(3, sum(NUMEL.values())))
 def test_uniform_specs_are_exact(total: int) -> None:
-    assert sum(uniform_spec(NUMEL, total).counts(NUMEL).values()) == total
+    assert sum(SparsitySpace(NUMEL).spec(total).counts(NUMEL).values()) == total
 
 
 def test_specs_are_frozen_and_layers_not_named_are_whole() -> None:

@@ -193,7 +193,7 @@ def test_state_dict_is_the_models_own() -> None:
 
 
 def test_masks_change_at_refresh_only() -> None:
-    supernet = make(refresh_every=10, num_cached_specs=0)
+    supernet = make(num_cached_specs=0)
     spec = supernet.spec_for(sparsity=0.5)
     supernet.activate(spec)
     first = supernet(TOKENS)
@@ -201,9 +201,8 @@ def test_masks_change_at_refresh_only() -> None:
         for fqn in PRUNABLE:
             supernet.model.get_parameter(fqn).mul_(-1)
     flipped = supernet(TOKENS)
-    assert not supernet.refresh_on_schedule(9)
     assert torch.equal(flipped, supernet(TOKENS))
-    assert supernet.refresh_on_schedule(10)
+    supernet.refresh()
     assert supernet.mask_flip_rate == 0.0
     assert torch.equal(flipped, supernet(TOKENS))
     with torch.no_grad():
@@ -216,7 +215,8 @@ def test_masks_change_at_refresh_only() -> None:
 
 def train(supernet: Supernet, steps: range, optimizer: torch.optim.Optimizer) -> None:
     for number in steps:
-        supernet.refresh_on_schedule(number)
+        if number % 5 == 0:
+            supernet.refresh()
         for sparsity in (0.5, 0.9):
             step(supernet, supernet.spec_for(sparsity=sparsity))
         optimizer.step()
@@ -224,18 +224,32 @@ def train(supernet: Supernet, steps: range, optimizer: torch.optim.Optimizer) ->
 
 
 def test_resume_between_refreshes_is_bitwise() -> None:
-    whole = make(refresh_every=5)
+    whole = make()
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.5)
     train(whole, range(8), optimizer)
     state, ranking = copy.deepcopy(whole.state_dict()), whole.ranking_state()
     train(whole, range(8, 12), optimizer)
 
-    resumed = make(refresh_every=5)
+    resumed = make()
     resumed.load_state_dict(state)
     resumed.load_ranking_state(ranking)
     train(resumed, range(8, 12), torch.optim.SGD(resumed.parameters(), lr=0.5))
     for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, found)
+
+
+def test_tied_matrices_are_masked_under_every_name() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    supernet = Supernet(model, prunable=find_prunable(model))
+    assert supernet.prunable == ("0.weight",)
+    spec = supernet.spec_for(sparsity=0.5)
+    alone = copy.deepcopy(model)
+    alone[2].weight = nn.Parameter(torch.zeros(8, 8))  # a net that does not tie them
+    alone.load_state_dict(supernet.extract(spec))
+    features = torch.randn(3, 8)
+    with supernet.active(spec):
+        torch.testing.assert_close(supernet(features), alone(features))
 
 
 def test_ranking_state_is_checked() -> None:
@@ -278,8 +292,6 @@ def test_illegal_requests_are_named() -> None:
         supernet.spec_for()
     with pytest.raises(ValueError, match="spec names unknown layers: nowhere"):
         supernet.activate(SubnetSpec({"nowhere": 0.5}))
-    with pytest.raises(ValueError, match="refresh_every 0"):
-        make(refresh_every=0)
 
 
 def test_a_weight_that_is_not_finite_is_named() -> None:

@@ -29,11 +29,12 @@ class Net(nn.Module):
 def train(features: Tensor, parallel: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = Net()
-    supernet = Supernet(model, prunable=find_prunable(model), refresh_every=2)
+    supernet = Supernet(model, prunable=find_prunable(model))
     forward: nn.Module = DistributedDataParallel(supernet) if parallel else supernet
     optimizer = torch.optim.SGD(supernet.parameters(), lr=0.5)
     for step in range(4):
-        supernet.refresh_on_schedule(step)
+        if step % 2 == 0:
+            supernet.refresh()
         for index, sparsity in enumerate(SPARSITIES):
             spec = None if sparsity is None else supernet.spec_for(sparsity=sparsity)
             forward.require_backward_grad_sync = index == len(SPARSITIES) - 1

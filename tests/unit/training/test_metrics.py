@@ -1,0 +1,41 @@
+"""What a training writes into ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from omnisparse.config import RunConfig
+from omnisparse.methods.gradual_pruning import GradualPruningConfig
+from omnisparse.pipeline import train
+
+
+def metrics_of(config: RunConfig, out: Path) -> list[dict[str, float]]:
+    lines = (train(config, out=out).run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_subnet_without_utterances_has_no_loss_and_rankings_say_what_changed(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_config()
+    method = dataclasses.replace(config.method, warmup_fraction=0.0)
+    assert method.member_period > config.data.max_batch_size  # not in every batch for every subnet
+    found = metrics_of(dataclasses.replace(config, method=method), tmp_path / "run")
+    for name in ("loss/smallest", "loss/random_0"):
+        values = [line[name] for line in found if name in line]
+        assert 0 < len(values) < len(found)
+        assert min(values) > 0.5
+    assert "mask_flip_rate" not in found[2]  # one ranking, after 0 steps
+    assert 0 < found[3]["mask_flip_rate"] < 1
+
+
+def test_pruning_says_how_far_it_is(tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    method = GradualPruningConfig(size="60%", begin=0.2, end=0.8, frequency=1)
+    config = dataclasses.replace(tiny_config(method="dense"), method=method)
+    sparsity = [line["sparsity"] for line in metrics_of(config, tmp_path / "run")]
+    assert sparsity == sorted(sparsity)
+    assert sparsity[0] == 0
+    assert 0.4 < sparsity[-1] < 0.8  # of the prunable weights, which are not all
