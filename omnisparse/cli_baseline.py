@@ -149,6 +149,7 @@ def plan_baseline(
     """
     from omnisparse.baselines import scale_length
     from omnisparse.config import load_config
+    from omnisparse.evaluation.method_rows import PART
 
     request = parse_request(overrides)
     base = load_config(config, request.common)
@@ -168,7 +169,7 @@ def plan_baseline(
             report.heading(f"initialisation: {request.pretrain:.0%} of the steps on labels")
             start = replace(request, method=WITHOUT_TEACHER[request.method], teacher=None, own=())
             part = _first_part(base, request.pretrain)
-            chosen = replace(chosen, init=_train_first(report, part, start))
+            chosen = replace(chosen, init=_train_first(report, part, start, row=PART))
             shared = scale_length(base, 1 - request.pretrain)
         final = row if chosen is request else configure(shared, chosen)
         result = train_and_report(report, final, out=out, row=request.method, size=request.size)
@@ -205,10 +206,10 @@ def _first_part(base: RunConfig, share: float) -> RunConfig:
     return replace(part, name=f"{base.name}-part", training=training)
 
 
-def _train_first(report: Report, base: RunConfig, request: Request) -> Path:
+def _train_first(report: Report, base: RunConfig, request: Request, row: str | None = None) -> Path:
     """Train a run that another needs, unless it is there, and return its directory."""
     config = configure(base, request)
     if os.environ.get("WANDB_SWEEP_ID"):  # the agent's W&B run is that of the row itself
         config = replace(config, tracking=replace(config.tracking, wandb="off"))
-    result = train_and_report(report, config, row=request.method, size=request.size)
+    result = train_and_report(report, config, row=row or request.method, size=request.size)
     return Path(result["run"])

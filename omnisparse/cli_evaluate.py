@@ -46,6 +46,7 @@ def evaluate(
     models = {path: runs.load_model(path) for path in (model, against) if path is not None}
     if card and models[model].kind != "artifact":
         raise OmnisparseError(f"{model}: a run has no model card; `omnisparse extract` makes one")
+    sizes, account = runs.inspect(model), read_account(model)
 
     recognizers = {
         path: Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
@@ -90,11 +91,10 @@ def evaluate(
             f"{against}: WER {other.wer:.2f} %; difference {test.difference:+.2f} points "
             f"(95 % interval {test.low:+.2f} to {test.high:+.2f}), p = {test.p_value:.2g}"
         )
-    sizes = runs.inspect(model)
     return {
         **row,
         **{key: sizes[key] for key in ("parameters", "nonzero", "bytes")},
-        **read_account(model).to_dict(),
+        **account.to_dict(),
     }
 
 

@@ -17,11 +17,12 @@ from omnisparse import runs
 from omnisparse.config import CorpusConfig, RunConfig, config_to_dict
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
-from omnisparse.data.corpora import load_manifest, manifest_name, perturb_speed
+from omnisparse.data.corpora import load_manifest, perturb_speed
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
@@ -52,8 +53,6 @@ class Splits:
 
     train: CutSet
     dev: CutSet
-    test: dict[str, Path]
-    """Test manifests by name."""
 
 
 def train(
@@ -188,7 +187,6 @@ def load_splits(
     base = Path(config.base)
     train = [perturb_speed(load_manifest(base / p), speed_factors) for p in config.train]
     dev = [load_manifest(base / path) for path in config.dev]
-    tests = list_test_manifests(config)
     if config.synthetic is not None:
         folder = synthetic_folder(config)
         stage(f"corpus {folder}")
@@ -198,7 +196,7 @@ def load_splits(
     joined = _join(train)
     if len(joined) == 0:
         raise DataError("the training split is empty")
-    return Splits(joined, _join(dev), {manifest_name(path): path for path in tests})
+    return Splits(joined, _join(dev))
 
 
 def list_test_manifests(config: CorpusConfig) -> list[Path]:
@@ -281,10 +279,14 @@ def _batches(
 
 def _record_left_out(run: Path, items: list[Any], stage: Callable[[str], None]) -> None:
     """Name the utterances that training leaves out, in ``left_out.jsonl``."""
+    path = run / "left_out.jsonl"
     if items:
         lines = [json.dumps(asdict(item)) + "\n" for item in items]
-        (run / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
-        stage(f"{len(items)} utterances left out: see {run / 'left_out.jsonl'}")
+        with replacing(path) as partial:
+            partial.write_text("".join(lines), encoding="utf-8")
+        stage(f"{len(items)} utterances left out: see {path}")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _describe(

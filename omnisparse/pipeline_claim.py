@@ -28,6 +28,10 @@ except ImportError:  # Windows: two trainings of one run directory are the user'
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".lock"
+_EARLY_FILES = (
+    "tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id", "left_out.jsonl",
+)  # fmt: skip
+"""What a training writes before its first checkpoint."""
 
 
 class RunDirectoryError(OmnisparseError):
@@ -134,7 +138,7 @@ def _choose_run(config: RunConfig, out: Path | None) -> Path:
 
 def _make_run(run: Path, config: RunConfig) -> Path:
     if not list_checkpoints(run / "checkpoints"):
-        for stale in ("tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id"):
+        for stale in _EARLY_FILES:
             (run / stale).unlink(missing_ok=True)
     with replacing(run / "config.yaml") as partial:
         partial.write_text(config_to_yaml(config), encoding="utf-8")
@@ -146,7 +150,9 @@ def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
     if not run.exists() or (run.is_dir() and not any(p.name != _LOCK for p in run.iterdir())):
         return None
     if (run / "config.yaml").is_file() and not list_checkpoints(run / "checkpoints"):
-        return None  # it failed before its first checkpoint: nothing of it is worth keeping
+        if fcntl is None or (run / _LOCK).exists():
+            return None  # it failed before its first checkpoint: nothing of it is worth keeping
+        return "files that no training left there"
     try:
         existing = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):

@@ -137,11 +137,12 @@ def _is_possible(model: Model, warn: Callable[[str], None]) -> bool:
 
 def _budget(run: Path) -> Any:
     from omnisparse.sparsity.budget import Budget
+    from omnisparse.sparsity.keys import parse_block
 
     description = runs.read_description(run)
     weights, _ = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
-    return Budget(shapes, description.prunable)
+    return Budget(shapes, description.prunable, block=parse_block(description.block))
 
 
 def list_manifests(candidates: Sequence[Candidate], given: Sequence[Path]) -> dict[str, Path]:

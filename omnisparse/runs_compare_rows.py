@@ -12,7 +12,7 @@ from typing import Any, Literal
 from omnisparse import runs
 from omnisparse.config import ConfigError, RunConfig, config_to_dict, load_config
 from omnisparse.errors import OmnisparseError
-from omnisparse.evaluation.method_rows import METHODS, ROWS, SUPERNET, SUPERNETS, TableRows
+from omnisparse.evaluation.method_rows import METHODS, PART, ROWS, SUPERNET, SUPERNETS, TableRows
 from omnisparse.methods import SandwichConfig
 from omnisparse.runs_account import SOURCE_KEYS, RunRecord, read_record
 from omnisparse.sparsity.budget import num_nonzero, num_parameters
@@ -51,8 +51,9 @@ def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], 
     """Read what runs are, and the rows that they make.
 
     Args:
-        paths: The runs, each counted once however it is named; where rows are configurations, the
-            first is of the row that all others are compared with.
+        paths: The runs, each counted once however it is named; those that are only the first steps
+            of others are left out. Where rows are configurations, the first is of the row that
+            all others are compared with.
         by: What a row is: a method of ``ROWS``, or everything of one configuration.
 
     Raises:
@@ -62,6 +63,9 @@ def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], 
         runs.require_directory(path)
         runs.read_description(path)  # an artifact is told so, not that it lacks a file
     found = list(dict.fromkeys(path.resolve() for path in paths))
+    found = [path for path in found if read_record(path).row != PART]
+    if not found:
+        raise OmnisparseError("the runs are only the first steps of others; name those")
     if by == "method":
         return [_read(path, row=None) for path in found], METHODS
     configs = [read_config(path) for path in found]

@@ -20,13 +20,13 @@ from omnisparse.sparsity.space import SubnetSpec
 
 
 def extract(
-    run: Path | None = None,
+    run: Path | str | None = None,
     *,
     size: str | None = None,
     sparsity: float | None = None,
-    spec: Path | None = None,
-    front: Path | None = None,
-    out: Path | None = None,
+    spec: Path | str | None = None,
+    front: Path | str | None = None,
+    out: Path | str | None = None,
     precision: str = "fp32",
     block: str | None = None,
     norm: Norm = "l1",
@@ -66,9 +66,9 @@ def extract(
         OmnisparseError: If the run cannot be read.
     """
     started = time.perf_counter()
-    request = _Request(size=size, sparsity=sparsity, spec=spec, front=front)
+    request = _Request(size=size, sparsity=sparsity, spec=_path(spec), front=_path(front))
     request.check(block=block, norm=norm, scope=scope, floor=floor)
-    run = runs.latest_run() if run is None else run
+    run, out = _path(run) or runs.latest_run(), _path(out)
     description = runs.read_description(run)
     weights, checkpoint = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
@@ -90,6 +90,10 @@ def extract(
     )
     (info,) = write_extractions(weights, [extraction], norm=norm)
     return {**info.to_dict(), "seconds": time.perf_counter() - started}
+
+
+def _path(place: Path | str | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 def contents_of(

@@ -38,6 +38,7 @@ MACROS = (
     "${env}", "${interpreter}", "${program}", "${args}", "${args_no_hyphens}", "${args_no_equals}",
     "${args_no_boolean_flags}", "${args_json}",
 )  # fmt: skip
+_MOST_LOG = 700.0
 _MACRO = re.compile(r"\$\{[a-z_]+\}")
 _ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
@@ -187,16 +188,29 @@ def _check_rule(where: str, rule: Any, method: str) -> None:
         raise SweepError(f"{where}.distribution is {kind!r}; legal: {', '.join(DISTRIBUTIONS)}")
     if method == "grid" and kind not in ("constant", "categorical"):
         raise SweepError(f"{where}: a grid needs values or value, not a distribution")
+    if not _is_plain(values if values is not None else rule.get("value")):
+        raise SweepError(f"{where}: a value that JSON cannot hold, such as a date; quote it")
     needed = {"categorical": "values", "constant": "value"}.get(kind)
     if needed is not None and needed not in rule:
         raise SweepError(f"{where}: {kind} needs {needed}")
-    weights = rule.get("probabilities")
-    if weights is not None and (not _are_numbers(weights) or len(weights) != len(values or ())):
-        raise SweepError(f"{where}.probabilities: a number for each of the values is expected")
+    if "probabilities" in rule:
+        _check_weights(f"{where}.probabilities", rule["probabilities"], len(values or ()))
     _check_range(where, rule, kind)
 
 
+def _check_weights(where: str, weights: Any, count: int) -> None:
+    if not _are_numbers(weights) or len(weights) != count:
+        raise SweepError(f"{where}: a number for each of the values is expected")
+    if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise SweepError(f"{where}: none below 0, and one above, is expected")
+
+
 def _check_range(where: str, rule: Mapping[str, Any], kind: str) -> None:
+    numbers = [rule[key] for key in ("mu", "sigma", "q") if key in rule]
+    if not _are_numbers(numbers) or not all(map(math.isfinite, numbers)):
+        raise SweepError(f"{where}: mu, sigma and q are numbers")
+    if not rule.get("q", 1) > 0:
+        raise SweepError(f"{where}: q is {rule['q']!r}; above 0")
     if kind in ("constant", "categorical", "normal", "q_normal"):
         return
     low: Any = rule.get("min")
@@ -205,8 +219,20 @@ def _check_range(where: str, rule: Mapping[str, Any], kind: str) -> None:
         raise SweepError(
             f"{where}: min {low!r} and max {high!r}; two numbers in order are expected"
         )
+    if kind == "int_uniform" and not (isinstance(low, int) and isinstance(high, int)):
+        raise SweepError(f"{where}: min {low!r} and max {high!r}; whole numbers for int_uniform")
+    if kind == "log_uniform" and not high < _MOST_LOG:
+        raise SweepError(f"{where}: max is {high!r}; below {_MOST_LOG:g}: the value is e to it")
     if kind == "log_uniform_values" and not low > 0:
         raise SweepError(f"{where}: min is {low!r}; above 0 for log_uniform_values")
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _are_numbers(values: Any) -> bool:

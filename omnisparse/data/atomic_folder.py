@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +29,11 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """
     final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{final.name}.tmp-"
+    prefix = f".{final.name}.tmp-{platform.node()}-"  # on a shared disk: only this machine's
     for stale in final.parent.glob(f"{prefix}*"):
-        if not _is_alive(stale.name.removeprefix(prefix)):
+        if not _is_alive(stale.name.removeprefix(prefix).partition("-")[0]):
             shutil.rmtree(stale, ignore_errors=True)
-    folder = final.parent / f"{prefix}{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=final.parent))
     try:
         yield folder
         files = sorted(folder.iterdir())

@@ -125,6 +125,8 @@ def _load_lhotse(path: Path) -> list[Cut]:
                 f"{path}:{number}: cut {cut.id} has {len(cut.supervisions)} supervisions, not 1"
             )
         for source in _file_sources(cut):
+            if not isinstance(source.source, str):
+                raise DataError(f"{path}:{number}: cut {cut.id}: its audio's source is no path")
             source.source = str(folder / source.source)
     return cuts
 

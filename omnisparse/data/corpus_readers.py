@@ -24,6 +24,7 @@ CorpusFormat = Literal["nemo", "lhotse", "kaldi", "librispeech"]
 
 # The one pipe that is common in Kaldi directories and names a file that can be read directly.
 _FLAC_PIPE = re.compile(r"^\s*flac\s+(?:-\S+\s+)*(\S+\.flac)\s*\|\s*$")
+_MOST_SECONDS = 1e9
 _AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
@@ -119,7 +120,7 @@ def read_nemo(source: Path) -> dict[str, Listing]:
     files = [source]
     if source.is_dir():
         files = [path for path in _manifests(source) if manifest_format(path) == "nemo"]
-    splits = {}
+    splits: dict[str, Listing] = {}
     for path in files:
         listing = Listing()
         for number, line in read_lines(path):
@@ -128,8 +129,19 @@ def read_nemo(source: Path) -> dict[str, Listing]:
             except ValueError as error:
                 name = f"{path.name}:{number}"
                 listing.skipped.append(SkippedItem(name, "malformed", str(error)))
-        splits[split_name(path)] = listing
+        _add(splits, split_name(path), listing, path)
     return splits
+
+
+def _add(splits: dict[str, Listing], name: str, listing: Listing, source: Path) -> None:
+    """Add a split.
+
+    Raises:
+        DataError: If there is one of its name: `train.jsonl` and `train.jsonl.gz` both are `train`.
+    """
+    if name in splits:
+        raise DataError(f"{source}: a second manifest of the split {name}; remove or rename one")
+    splits[name] = listing
 
 
 def parse_nemo_line(line: str, folder: Path) -> Item:
@@ -173,8 +185,8 @@ def _seconds(record: dict[str, Any], name: str) -> float | None:
     value = record.get(name)
     if value is None:
         return None
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be a number of seconds from 0, got {value!r}")
+    if not isinstance(value, int | float) or not 0 <= value < _MOST_SECONDS:
+        raise ValueError(f"{name} must be a number of seconds from 0, got {str(value)[:40]!r}")
     return float(value)
 
 
@@ -191,12 +203,11 @@ def read_lhotse(source: Path) -> dict[str, Listing]:
             if partner.is_file() and not files:
                 pair = CutSet.from_manifests(load_manifest(path), load_manifest(partner))
                 name = re.sub(r"[-_.]?recordings[-_.]?", "-", split_name(path)).strip("-")
-                splits[name or "all"] = _list_cuts(pair, source)
+                _add(splits, name or "all", _list_cuts(pair, source), path)
     for path in files:
         cuts = read_lhotse_cuts(path)
-        splits[re.sub(r"^cuts[-_.]|[-_.]cuts$", "", split_name(path))] = _list_cuts(
-            cuts, path.parent
-        )
+        name = re.sub(r"^cuts[-_.]|[-_.]cuts$", "", split_name(path))
+        _add(splits, name, _list_cuts(cuts, path.parent), path)
     return splits
 
 
@@ -284,7 +295,7 @@ def _read_kaldi_directory(folder: Path) -> Listing:
             # A manifest is data: a command found in it is never run.
             listing.skipped.append(SkippedItem(name, "unsupported", f"a command: {location}"))
             continue
-        if end <= start:
+        if not 0 <= start < end or (has_segments and end == math.inf):  # so is NaN
             detail = f"segment from {start} s to {end} s"
             listing.skipped.append(SkippedItem(name, "malformed", detail))
             continue

@@ -150,7 +150,13 @@ def prepare_synthetic(
                 json.dumps({"config": record, "statistics": statistics}, indent=2) + "\n"
             )
             scratch.chmod(0o755)  # mkdtemp makes it private
-            scratch.replace(target)
+            try:
+                scratch.replace(target)
+            except OSError:  # another process was faster with the same corpus, or the disk fails
+                existing = _existing_statistics(out, record)
+                if existing is None:
+                    raise
+                return existing
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+PART = "part"
+"""Row of a run that is only the first steps of another: no row of a table."""
+
 ROWS = {
     "base": "Base",
     "factored": "Factorization (F)",

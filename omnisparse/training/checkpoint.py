@@ -48,7 +48,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of ``step`` atomically, then drop all but the newest ``keep``.
+    """Write the checkpoint of ``step`` atomically, then drop all but the ``keep`` up to it.
 
     Args:
         root: The run's ``checkpoints`` folder; made if absent.
@@ -89,8 +89,10 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_path(root)
-    for old in list_checkpoints(root)[:-keep]:
-        _remove(old)
+    found = list_checkpoints(root)
+    done = found.index(final) + 1
+    for other in (*found[done:], *found[: max(0, done - keep)]):
+        _remove(other)  # a later one was passed over as damaged, and would stay the newest
     for leftover in root.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
     return final

@@ -91,27 +91,37 @@ class Tracker:
         mode = _mode(config)
         if mode == "off":
             return None
-        import wandb
-
         # A sweep's agent names its run itself. Any other run continues under its own name's
         # identity, so that a resumed training is one line on the chart and not two.
         identity = None if "WANDB_RUN_ID" in os.environ else _run_identity(run)
-        try:
-            return wandb.init(
-                project=config.project,
-                name=run.name,
-                id=identity,
-                dir=str(run),
-                mode=mode,
-                config=flatten(run_config),
-                resume="allow",
-            )
-        except (wandb.errors.Error, OSError) as error:
-            reason = " ".join(str(error).split())
-            if config.wandb != "auto":
-                raise OmnisparseError(f"tracking.wandb={mode}: W&B says {reason}") from None
-            print(f"W&B is left out, it cannot be started: {reason}", file=sys.stderr)
-            return None
+        return _init_wandb(
+            config,
+            name=run.name,
+            id=identity,
+            dir=str(run),
+            mode=mode,
+            config=flatten(run_config),
+            resume="allow",
+        )
+
+
+def _init_wandb(tracking: TrackingConfig, **options: Any) -> Any:
+    """Start a W&B run; None, and a line to the user, where it cannot be and was not asked for.
+
+    Raises:
+        OmnisparseError: If it was asked for.
+    """
+    import wandb
+
+    try:
+        return wandb.init(project=tracking.project, **options)
+    except (wandb.errors.Error, OSError) as error:
+        reason = " ".join(str(error).split())
+        if tracking.wandb != "auto":
+            message = f"tracking.wandb={tracking.wandb}: W&B says {reason}"
+            raise OmnisparseError(message) from None
+        print(f"W&B is left out, it cannot be started: {reason}", file=sys.stderr)
+        return None
 
 
 def log_comparison(
@@ -130,16 +140,19 @@ def log_comparison(
         folder: Where W&B keeps its files.
         table: Rows of the same keys, their values plain.
         images: Plots to show.
+
+    Raises:
+        OmnisparseError: If W&B was asked for and cannot be started.
     """
     mode = _mode(config)
     if mode == "off" or not table:
         return
+    run = _init_wandb(config, name=name, dir=str(folder), mode=mode, job_type="compare")
+    if run is None:
+        return
     import wandb
 
     columns = list(table[0])
-    run = wandb.init(
-        project=config.project, name=name, dir=str(folder), mode=mode, job_type="compare"
-    )
     rows = [[row[column] for column in columns] for row in table]
     run.log(
         {
@@ -179,9 +192,9 @@ def _run_identity(run: Path) -> str:
 def _automatic_mode() -> Mode:
     """What ``auto`` means here; found out without importing wandb (a second)."""
     mode = os.environ.get("WANDB_MODE", "")
-    if mode == "offline":
+    if mode in ("offline", "dryrun"):  # W&B's new and old name of it
         return "offline"
-    if mode in ("disabled", "dryrun"):
+    if mode == "disabled":
         return "off"
     if mode == "online" or os.environ.get("WANDB_API_KEY"):
         return "online"

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline import train
 from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.trainer import InterruptedTrainingError
@@ -54,6 +55,18 @@ def interrupt_at(steps: set[int]) -> Callable[..., None]:
 
 
 CORE = {"core_fraction": 0.4, "shrink_fraction": 0.3}  # steps 2 to 5, then the sandwich
+
+
+def test_files_of_the_user_are_not_taken_for_a_run_that_failed(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(max_steps=0)
+    contents = {"config.yaml": f"# mine\n{config_to_yaml(config)}", "tokenizer.model": "mine"}
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(OmnisparseError, match="files that no training left there"):
+        train(config, out=tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
 
 
 @pytest.mark.parametrize(("model", "options"), [("las", {}), ("las", CORE), ("transducer", {})])

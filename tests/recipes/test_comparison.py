@@ -21,8 +21,10 @@ from omnisparse.cli import verbs
 from omnisparse.cli_baseline import plan_baseline
 from omnisparse.cli_recipe import run_recipe
 from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.compare import format_count
 from omnisparse.runs_account import read_record
+from omnisparse.runs_compare_rows import read_candidates
 from omnisparse.runs_extract import extract
 
 ROOT = Path(__file__).parents[2]
@@ -199,6 +201,18 @@ def test_an_interrupted_sweep_continues_its_run(config: Path) -> None:
     assert 0 < step < 4000
     # A finished run of the same command line is what the next start finds.
     assert "interrupted at step" in entry["error"]
+
+
+def test_the_first_steps_of_a_run_are_no_row(config: Path) -> None:
+    train(config, "method=base")
+    train(config, "method=distilled", "size=60%")
+    runs = sorted(path for path in Path("runs").iterdir() if not path.is_symlink())
+    (part,) = (run for run in runs if read_record(run).row == "part")
+    candidates, _ = read_candidates(runs, by="method")
+    assert sorted(candidate.row for candidate in candidates) == ["base", "distilled"]
+    assert part.resolve() not in [candidate.path for candidate in candidates]
+    with pytest.raises(OmnisparseError, match="only the first steps of others"):
+        read_candidates([part], by="method")
 
 
 # -- the table --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,11 @@ def test_failure_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_dead_processes_go(tmp_path: Path) -> None:
-    (tmp_path / ".a.tmp-999999999").mkdir()
-    (tmp_path / ".a.tmp-1").mkdir()  # process 1 is alive
+    here = platform.node()
+    (tmp_path / f".a.tmp-{here}-999999999-x").mkdir()
+    (tmp_path / f".a.tmp-{here}-1-x").mkdir()  # process 1 is alive
+    (tmp_path / ".a.tmp-elsewhere-999999999-x").mkdir()  # on another machine perhaps, too
     with atomic_folder(tmp_path / "a") as folder:
         (folder / "file").write_text("x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.tmp-1", "a"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f".a.tmp-{here}-1-x", ".a.tmp-elsewhere-999999999-x", "a"}

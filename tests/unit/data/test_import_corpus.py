@@ -14,7 +14,7 @@ import soundfile
 from lhotse import CutSet, RecordingSet, SupervisionSet
 
 from omnisparse.data.corpora import import_corpus, load_manifest
-from omnisparse.data.corpus_readers import detect_format
+from omnisparse.data.corpus_readers import detect_format, read_kaldi
 from omnisparse.errors import DataError
 
 RATE = 16000
@@ -195,6 +195,10 @@ def test_kaldi_segments_pipes_and_gaps(manifest: Path, tmp_path: Path) -> None:
     assert result["reasons"] == {"malformed": 1}
     cut = next(iter(load_manifest(tmp_path / "out" / "train.jsonl.gz")))
     assert (cut.start, cut.num_samples) == (0.05, 3200)
+    for place in ("nan 0.25", "0.05 nan", "-1 0.25", "0.05 inf"):
+        (folder / "segments").write_text(f"{names[0]} {names[0]} {place}\n")
+        (split,) = read_kaldi(folder).values()
+        assert [item.reason for item in split.skipped if item.id == names[0]] == ["malformed"]
 
 
 def test_kaldi_commands_are_never_run(manifest: Path, tmp_path: Path) -> None:
@@ -226,6 +230,14 @@ def test_librispeech_subsets_are_splits(manifest: Path, tmp_path: Path) -> None:
     assert result["reasons"] == {"untranscribed": 1, "missing": 1}
     first = next(iter(load_manifest(tmp_path / "out" / "dev-clean.jsonl.gz")))
     assert first.supervisions[0].text.isupper()
+
+
+def test_two_manifests_of_one_split_are_refused(manifest: Path, tmp_path: Path) -> None:
+    copy = copy_of(manifest, tmp_path)
+    copy.with_name("train.jsonl.gz").write_bytes(gzip.compress(copy.read_bytes()))
+    with pytest.raises(DataError, match=r"train\.jsonl\.gz: a second manifest of the split train"):
+        import_corpus(copy.parent, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_sources_and_formats(tmp_path: Path, manifest: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,23 @@ def test_the_same_corpus_is_reused_and_another_refused(
     assert prepare_synthetic(SyntheticConfig(hours=SMALL, seed=7), out) == statistics
     with pytest.raises(DataError, match="another configuration"):
         prepare_synthetic(SyntheticConfig(hours=SMALL, seed=9), out)
+
+
+def test_of_two_processes_that_speak_the_same_one_waits_for_neither(
+    corpus: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoken, statistics = corpus
+    out = tmp_path / "corpus"
+
+    def speak_too_slowly(*arguments: Any) -> dict[str, Any]:
+        shutil.copytree(spoken, out)  # what the other process was quicker with
+        (arguments[2] / "train.jsonl").write_text("")
+        return {}
+
+    monkeypatch.setattr(synthetic, "_speak_corpus", speak_too_slowly)
+    assert prepare_synthetic(SyntheticConfig(hours=SMALL, seed=7), out) == statistics
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    assert (out / "train.jsonl").read_bytes() == (spoken / "train.jsonl").read_bytes()
 
 
 def test_text_mode_speaks_the_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def test_command_lines_are_those_of_wandbs_agent(
         (
             {"method": "random", "parameters": {"a": {"values": [1], "probabilities": [1, 2]}}},
             "a number for each",
+        ),
+        ({"parameters": {"a": {"values": [1], "probabilities": [0]}}}, "one above, is expected"),
+        ({"parameters": {"a": {"value": date(2026, 1, 1)}}}, "a value that JSON cannot hold"),
+        *(
+            ({"method": "random", "parameters": {"a": {"distribution": kind, **rule}}}, message)
+            for kind, rule, message in (
+                ("q_uniform", {"min": 0, "max": 1, "q": 0}, "q is 0; above 0"),
+                ("normal", {"mu": "a"}, "mu, sigma and q are numbers"),
+                ("int_uniform", {"min": 0.5, "max": 2}, "whole numbers for int_uniform"),
+                ("log_uniform", {"min": 0, "max": 1000}, "max is 1000; below 700"),
+            )
         ),
     ],
 )

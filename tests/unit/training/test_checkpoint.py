@@ -66,6 +66,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert newest.step == 1
 
 
+def test_a_damaged_checkpoint_does_not_stay_the_newest(tmp_path: Path) -> None:
+    for keep in (1, 2):
+        save(tmp_path, 8, keep=2)  # damaged, and passed over; the run went on from one before
+        assert save(tmp_path, 7, keep=keep) in list_checkpoints(tmp_path)
+        assert list_checkpoints(tmp_path)[-1].name == "step-00000007"
+
+
 def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
     assert load_newest(tmp_path / "absent") is None
     (save(tmp_path, 1) / "state.json").write_text(json.dumps({"format": 99}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
@@ -66,7 +67,8 @@ def test_a_comparison_is_logged_as_table_and_plot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "expected"), [("offline", "offline"), ("online", "online"), ("disabled", None)]
+    ("mode", "expected"),
+    [("offline", "offline"), ("dryrun", "offline"), ("online", "online"), ("disabled", None)],
 )
 def test_auto_follows_the_environment(
     mode: str, expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -92,3 +94,10 @@ def test_wandb_that_fails_is_an_error_only_where_it_was_asked_for(
     Tracker(tmp_path, TrackingConfig(), run_config={}).log(1, {"loss": 1.0})
     assert capsys.readouterr().err == "W&B is left out, it cannot be started: no route\n"
     assert steps_of(tmp_path) == [1]
+
+    rows = [{"method": "pruned", "wer": 9.5}]
+    options: dict[str, Any] = {"name": "c", "folder": tmp_path, "table": rows, "images": []}
+    log_comparison(TrackingConfig(), **options)
+    assert capsys.readouterr().err.startswith("W&B is left out")
+    with pytest.raises(OmnisparseError, match=r"tracking\.wandb=online: W&B says no route"):
+        log_comparison(TrackingConfig(wandb="online"), **options)
