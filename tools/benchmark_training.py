@@ -82,7 +82,8 @@ def make_config(arguments: argparse.Namespace) -> RunConfig:
         "full_batch": arguments.full_batch or None,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    method = replace(config.method, warmup_fraction=0.0, **changes)
+    alone = {"warmup_fraction": 0.0, "core_fraction": 0.0, "shrink_fraction": 0.0}
+    method = replace(config.method, **alone, **changes)  # the sandwich from the first step on
     vocab_size = arguments.vocab_size or config.data.vocab_size
     return replace(config, method=method, data=replace(config.data, vocab_size=vocab_size))
 
