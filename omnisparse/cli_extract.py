@@ -86,12 +86,6 @@ def _check_extract_usage(
         return
     if chosen != 1:
         raise click.UsageError("give exactly one of --size, --sparsity and --spec")
-    if front is not None and (size is None or block is not None or not plain or floor):
-        raise click.UsageError(
-            "--front goes with --size, and not with --block/--norm/--scope/--floor"
-        )
-    if spec is not None and scope != "layer":
-        raise click.UsageError("--scope goes with --size or --sparsity, not with --spec")
     if place is not None:
         alone = spec is None and run is None and front is None
         if not alone or not plain or floor:

@@ -74,8 +74,9 @@ def choose_subset(
     if num_items < 1:
         raise ValueError(f"num_items is {num_items}; at least 1")
     whole = values.sum(1) / units.sum()
-    predicted = whole.copy()
-    for model in range(len(values)) if len(values) >= _FEWEST_TO_RANK else ():
+    predicted = whole.copy()  # stays so where there are too few to rank
+    ranked = len(values) if len(values) >= _FEWEST_TO_RANK else 0
+    for model in range(ranked):
         others = [index for index in range(len(values)) if index != model]
         items = _choose(values[others], units, [groups[i] for i in others], num_items)
         predicted[model] = values[model, items].sum() / units[items].sum()

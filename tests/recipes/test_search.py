@@ -112,6 +112,16 @@ def test_a_later_search_adds_its_sizes_and_a_front_is_of_its_weights(
     extract = ("extract", "--run", run, "--size", "70%", "--front")
     assert invoke_json(*extract, path)["nonzero"] == first["nonzero"]
 
+    for *options, message in (
+        ("--size", "70%", "--front", path, "--scope", "lamp", "scope lamp with a front"),
+        ("--size", "70%", "--front", path, "--block", "8x1", "block, norm or floor with a front"),
+        ("--spec", path.parent / "specs" / f"{first['nonzero']}.json", "--scope", "lamp",
+         "scope lamp with a spec"),
+    ):  # fmt: skip
+        refused = invoke("extract", "--run", run, *options, "--out", run / "refused")
+        assert (refused.exit_code, message in refused.stderr) == (1, True)
+        assert not (run / "refused").exists()
+
     other = path.with_name("other.json")
     other.write_text(path.read_text().replace(document["identity"], "7-0badcafe"))
     wrong = invoke(*extract, other)
