@@ -173,7 +173,7 @@ def load_model(path: Path | str) -> LoadedModel:
     require_directory(path)
     if is_artifact(path):
         artifact = read_artifact(path)
-        return LoadedModel(
+        return _fitting(
             _build(artifact.model, artifact.state, path),
             Tokenizer.from_bytes(artifact.tokenizer),
             _extractor(FeatureExtractor, artifact.features, path),
@@ -188,13 +188,34 @@ def load_model(path: Path | str) -> LoadedModel:
         mapped, _ = newest_weights(path)
         state = {name: as_tensor(array).clone() for name, array in mapped.items()}
     description = read_description(run)
-    return LoadedModel(
+    return _fitting(
         _build(description.model, state, path),
         Tokenizer.load(run / "tokenizer.model"),
         _extractor(FeatureExtractor, description.features, path),
         "run",
         path,
     )
+
+
+def _fitting(
+    model: SpeechModel,
+    tokenizer: Tokenizer,
+    extractor: FeatureExtractor,
+    kind: Literal["run", "artifact"],
+    path: Path,
+) -> LoadedModel:
+    """Put the parts together, if the net reads what the extractor makes and its tokens exist."""
+    if extractor.input_dim != model.input_dim:
+        raise FormatError(
+            f"{path}: its features have {extractor.input_dim} values a frame, its model reads "
+            f"{model.input_dim}"
+        )
+    if tokenizer.vocab_size < model.vocab_size:
+        raise FormatError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
+            f"{model.vocab_size}"
+        )
+    return LoadedModel(model, tokenizer, extractor, kind, path)
 
 
 def _extractor(owner: type[FeatureExtractor], document: Any, path: Path) -> FeatureExtractor:
@@ -224,11 +245,14 @@ def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) ->
     fields = dict(model)
     try:
         sizes = {name: int(fields.pop(name)) for name in ("input_dim", "vocab_size")}
-        owner = {"las": LasConfig, "transducer": TransducerConfig}[fields["kind"]]
+        config = {"las": LasConfig, "transducer": TransducerConfig}[fields["kind"]](**fields)
+        for name, value in fields.items():
+            if name.endswith("_layers") and value > len(state):  # building them would take hours
+                raise ValueError(f"{name} is {value} with {len(state)} tensors")
         with torch.device("meta"):
-            net = build_model(owner(**fields), **sizes)
+            net = build_model(config, **sizes)
         net.load_state_dict(dict(state), assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"{path}: its weights do not fit its model ({reason[:200]})") from error
     net.requires_grad_(False)

@@ -112,6 +112,7 @@ def extract_nested(
         raise ValueError("exactly one of size and sparsity must be given")
     started = time.perf_counter()
     nested = NestedFile(place)
+    nested.require_base()  # its lengths are believed below
     budget = nested.budget
     request = budget.parse(size) if size is not None else parse_sparsity(sparsity or 0.0)
     header = nested.header

@@ -127,10 +127,7 @@ class NestedFile:
         needed = self._sections_for(total_kept)
         start, stop = self.stops[0], self.stops[needed]
         name = self.source.name
-        if stop > self.source.size_bytes:
-            raise FormatError(
-                f"{name}: holds {self.source.size_bytes} bytes, this size needs {stop}; grow it"
-            )
+        self._require(needed)
         dense_bytes = 4 * sum(math.prod(tensor.shape) for tensor in self.header.tensors)
         if dense_bytes > MAX_EXPANSION * stop:
             raise FormatError(f"{name}: describes a net too large for its bytes")
@@ -141,6 +138,16 @@ class NestedFile:
             raise FormatError(f"{name}: {error}") from None
         except UnicodeDecodeError:
             raise FormatError(f"{name}: tokens are not UTF-8 text") from None
+
+    def require_base(self) -> None:
+        """Raises FormatError unless all that the header says of the base section is there."""
+        self._require(1)
+
+    def _require(self, sections: int) -> None:
+        stop, there = self.stops[sections], self.source.size_bytes
+        if stop > there:
+            message = f"{self.source.name}: holds {there} bytes, this size needs {stop}; grow it"
+            raise FormatError(message)
 
     def _decode(self, data: memoryview, counts: Mapping[str, int], needed: int) -> Artifact:
         header = self.header

@@ -41,14 +41,17 @@ class FeatureConfig:
         Raises:
             ValueError: If a field is outside its range.
         """
+        for name in ("num_bins", "stack", "sampling_rate"):
+            if type(getattr(self, name)) is not int:  # of a file: 8.0, "8" or true
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if self.num_bins < 4:
             raise ValueError(f"num_bins must be at least 4, got {self.num_bins}")
         if self.stack < 1:
             raise ValueError(f"stack must be at least 1, got {self.stack}")
-        if self.sampling_rate < 8000 or self.sampling_rate % 200:
+        if not 8000 <= self.sampling_rate <= 384_000 or self.sampling_rate % 200:
             raise ValueError(
-                "sampling_rate must be a multiple of 200 Hz from 8000, so that 5 ms are whole "
-                f"samples, got {self.sampling_rate}"
+                "sampling_rate must be a multiple of 200 Hz from 8000 to 384000, so that 5 ms are "
+                f"whole samples, got {self.sampling_rate}"
             )
 
 

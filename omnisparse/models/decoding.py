@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from omnisparse.models.base import BLANK, SOS_EOS, Hypothesis
+from omnisparse.errors import OmnisparseError
+from omnisparse.models.base import BLANK, NO_FINITE_SCORE, SOS_EOS, Hypothesis
 
 if TYPE_CHECKING:
     from omnisparse.models.las import LasModel
@@ -78,6 +79,9 @@ def las_beam_search(
     Returns:
         Per utterance up to ``beam`` hypotheses, best first.
 
+    Raises:
+        OmnisparseError: If the net's scores are no numbers, so that no hypothesis is left.
+
     Source: Wu et al. 2016, arXiv:1609.08144, eq. 14 (length penalty; no coverage term).
     """
     batch, device = encoded.size(0), encoded.device
@@ -117,7 +121,10 @@ def las_beam_search(
                 pool.closed = pool.is_complete(best_running[utterance])
         if all(pool.closed for pool in ended):
             break
-    return [pool.ranked() for pool in ended]
+    ranked = [pool.ranked() for pool in ended]
+    if not all(ranked):
+        raise OmnisparseError(NO_FINITE_SCORE)
+    return ranked
 
 
 class _EndedHypotheses:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnisparse.models.encoder import Encoder
+from omnisparse.models.validation import check_whole
 
 LstmState = tuple[Tensor, Tensor]
 """Output ``[B, P]`` and cell ``[B, H]`` of one layer (P = projection, or H without one)."""
@@ -225,6 +226,7 @@ def num_reductions(time_reduction: int, num_layers: int) -> int:
     Raises:
         ValueError: If ``time_reduction`` is no power of two, or needs more layers than there are.
     """
+    check_whole("time_reduction", time_reduction)
     halvings = time_reduction.bit_length() - 1
     if time_reduction < 1 or time_reduction != 1 << halvings or halvings >= num_layers:
         raise ValueError(

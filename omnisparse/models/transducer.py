@@ -25,6 +25,7 @@ from omnisparse.models.transducer_decoding import (
     transducer_greedy_search,
 )
 from omnisparse.models.validation import (
+    MAX_CONTEXT_FRAMES,
     check_fraction,
     check_multiple,
     check_positive,
@@ -117,8 +118,9 @@ class TransducerConfig:
         check_positive(self, "encoder_layers encoder_dim predictor_dim embedding_dim joiner_dim")
         check_positive(self, "predictor_layers predictor_warmup", minimum=0)
         check_projection(self, "encoder")
-        check_positive(self, "encoder_heads encoder_feed_forward encoder_kernel segment")
-        check_positive(self, "left_context right_context", minimum=0)
+        check_positive(self, "encoder_heads encoder_feed_forward encoder_kernel")
+        check_positive(self, "segment", maximum=MAX_CONTEXT_FRAMES)
+        check_positive(self, "left_context right_context", minimum=0, maximum=MAX_CONTEXT_FRAMES)
         check_fraction(self, "dropout ctc_weight")
         self._check_encoder()
 

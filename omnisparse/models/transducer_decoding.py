@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from omnisparse.models.base import BLANK, SOS_EOS, Hypothesis
+from omnisparse.errors import OmnisparseError
+from omnisparse.models.base import BLANK, NO_FINITE_SCORE, SOS_EOS, Hypothesis
 
 if TYPE_CHECKING:
     from omnisparse.models.predictor import PredictorState
@@ -180,6 +181,9 @@ def advance_beam(
     Returns:
         The hypotheses after these frames.
 
+    Raises:
+        OmnisparseError: If the net's scores are no numbers, so that no hypothesis is left.
+
     Source: Saon et al. 2020, "Alignment-length synchronous decoding for RNN transducer",
     ICASSP (its time-synchronous reference). Deviation: a running hypothesis is dropped once it
     cannot enter the ``beam`` best of the frame; all it could add is a merged alignment.
@@ -205,6 +209,8 @@ def advance_beam(
             running = _extend(model, running.select(parents), tokens, scores)
         assert ended is not None
         best = _where(time < lengths, ended, best)
+    if not (best.scores > float("-inf")).any(dim=1).all():
+        raise OmnisparseError(NO_FINITE_SCORE)
     return best
 
 

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 
-def check_positive(config: object, names: str, *, minimum: int = 1) -> None:
+MAX_CONTEXT_FRAMES = 10_000
+"""Longest segment or context of an encoder: 400 s at 40 ms. Masks and memories grow with them."""
+
+
+def check_whole(name: str, value: object) -> None:
+    """Check that a count is an int: 2.0 would only fail later, and True is none.
+
+    Raises:
+        ValueError: If ``value`` is anything else.
+    """
+    if type(value) is not int:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+
+
+def check_positive(
+    config: object, names: str, *, minimum: int = 1, maximum: int | None = None
+) -> None:
     """Check counts and widths.
 
     Args:
         config: A model configuration.
         names: Its fields to check, separated by spaces.
         minimum: Smallest legal value.
+        maximum: Largest legal value; None for no limit.
 
     Raises:
-        ValueError: If a field is below ``minimum``.
+        ValueError: If a field is no int, below ``minimum`` or above ``maximum``.
     """
     for name in names.split():
         value = getattr(config, name)
+        check_whole(name, value)
         if value < minimum:
             raise ValueError(f"{name} is {value}; it must be at least {minimum}")
+        if maximum is not None and value > maximum:
+            raise ValueError(f"{name} is {value}; it must be at most {maximum}")
 
 
 def check_fraction(config: object, names: str) -> None:
@@ -65,7 +85,10 @@ def check_projection(config: object, part: str) -> None:
         ValueError: If the projection is not None and outside 1..dim - 1.
     """
     projection, dim = getattr(config, f"{part}_projection"), getattr(config, f"{part}_dim")
-    if projection is not None and not 1 <= projection < dim:
+    if projection is None:
+        return
+    check_whole(f"{part}_projection", projection)
+    if not 1 <= projection < dim:
         raise ValueError(
             f"{part}_projection is {projection}; it must be null or from 1 to {dim - 1} "
             f"(below {part}_dim)"

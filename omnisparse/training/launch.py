@@ -18,12 +18,15 @@ import psutil
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
 from omnisparse.errors import OmnisparseError
 
 PRECISIONS = ("no", "bf16")
 """Values of the launcher's ``--mixed_precision`` that train."""
+
+DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Whole copies of the net, one per process: masks rank whole matrices."""
 
 _LAUNCHER = re.compile(r"(^|/)(launch|accelerate-launch|launch\.py|accelerate\.commands\.launch)$")
 
@@ -32,7 +35,8 @@ def make_accelerator() -> Accelerator:
     """Return the accelerator of this process; on machines without one, gloo on CPUs.
 
     Raises:
-        OmnisparseError: If the launcher asks for a precision that this loop does not train in.
+        OmnisparseError: If the launcher asks for a precision, an accumulation of gradients, a way to
+            distribute or a compiler that this loop does not train with.
     """
     # One process may speak a corpus and compute its features for hours while the others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
@@ -42,7 +46,26 @@ def make_accelerator() -> Accelerator:
             f"mixed precision {accelerator.mixed_precision} is not supported (its loss would need "
             f"scaling); legal: {', '.join(PRECISIONS)}"
         )
+    _refuse_other_loops(accelerator)
     return accelerator
+
+
+def _refuse_other_loops(accelerator: Accelerator) -> None:
+    """Refuse what the launcher can ask for and this loop would do by halves, or not at all."""
+    steps = accelerator.gradient_accumulation_steps
+    if steps != 1:  # accelerate would divide every gradient by it
+        raise OmnisparseError(
+            f"gradient accumulation over {steps} steps is not supported; legal: 1 (the "
+            "size of a batch is data.batch_seconds)"
+        )
+    if accelerator.distributed_type not in DISTRIBUTED:
+        raise OmnisparseError(
+            f"distributed type {accelerator.distributed_type.value} is not supported; legal: "
+            + ", ".join(kind.value for kind in DISTRIBUTED)
+        )
+    dynamo = accelerator.state.dynamo_plugin.backend
+    if dynamo != DynamoBackend.NO:
+        raise OmnisparseError(f"dynamo backend {dynamo.value} is not supported; legal: NO")
 
 
 def ensure_cpu_processes() -> None:
