@@ -152,6 +152,7 @@ def _train(
         record={"max_steps": max_steps, **record},
         evaluate=_evaluator(config, model, splits.dev, extractor, tokenizer),
         on_progress=on_progress,
+        stage=stage,
     )
     if checkpoint is not None:
         trainer.load(checkpoint)

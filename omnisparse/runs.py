@@ -212,8 +212,7 @@ def _fitting(
         )
     if tokenizer.vocab_size < model.vocab_size:
         raise FormatError(
-            f"{path}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
-            f"{model.vocab_size}"
+            f"{path}: its tokenizer has {tokenizer.vocab_size} tokens, its model {model.vocab_size}"
         )
     return LoadedModel(model, tokenizer, extractor, kind, path)
 

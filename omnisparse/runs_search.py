@@ -157,7 +157,7 @@ def search_run(
         identity=task.record.training.identity, journal=journal.name, entries=tuple(entries)
     ).joined(_earlier(out / FRONT))
     _write(task, out, front, facts, recognised)
-    entries = [entry for entry in front.entries if entry.size in task.totals]
+    entries = [entry for entry in front.entries if entry.requested in task.totals.values()]
     return {"path": str(out / FRONT), **facts, "front": [entry.to_dict() for entry in entries]}
 
 

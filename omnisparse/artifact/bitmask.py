@@ -102,19 +102,27 @@ def block_mask_shape(shape: tuple[int, int], block: Block) -> tuple[int, int]:
     return rows, -(-columns // 8)
 
 
-def _band_blocks(band: Array, block: Block) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """A band of at most bR rows as [blocks, bR * bC], and which of these lie in the matrix."""
-    rows, columns = band.shape
-    blocks = -(-columns // block[1])
-    padded = np.zeros((block[0], blocks * block[1]), band.dtype)
-    padded[:rows, :columns] = band
-    inside = np.zeros(padded.shape, np.bool_)
-    inside[:rows, :columns] = True
+def _blocks_of(weight: Array, block: Block) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """A matrix as [blocks, bR * bC], row of blocks by row, and which of these lie in it."""
+    bands, blocks = _block_grid((weight.shape[0], weight.shape[1]), block)
+    inside = np.zeros((bands * block[0], blocks * block[1]), np.bool_)
+    inside[: weight.shape[0], : weight.shape[1]] = True
+    padded = np.zeros(inside.shape, weight.dtype)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
 
     def arrange(array: Array) -> Array:
-        return array.reshape(block[0], blocks, block[1]).swapaxes(0, 1).reshape(blocks, -1)
+        tiles = array.reshape(bands, block[0], blocks, block[1]).swapaxes(1, 2)
+        return tiles.reshape(bands * blocks, -1)
 
     return arrange(padded), arrange(inside)
+
+
+def _matrix_of(blocks: Array, shape: tuple[int, int], block: Block) -> Array:
+    """The matrix of which :func:`_blocks_of` gave the blocks."""
+    rows, columns = _block_grid(shape, block)
+    tiles = blocks.reshape(rows, columns, block[0], block[1]).swapaxes(1, 2)
+    whole = tiles.reshape(rows * block[0], columns * block[1])
+    return whole[: shape[0], : shape[1]]
 
 
 def pack_blocks(weight: Array, block: Block) -> tuple[Bits, Array]:
@@ -130,11 +138,14 @@ def pack_blocks(weight: Array, block: Block) -> tuple[Bits, Array]:
     shape = (weight.shape[0], weight.shape[1])
     bits = np.empty(block_mask_shape(shape, block), np.uint8)
     pieces: list[Array] = []
-    for index in range(bits.shape[0]):
-        band, inside = _band_blocks(weight[index * block[0] : (index + 1) * block[0]], block)
-        kept = (band != 0).any(axis=1)
-        bits[index] = np.packbits(kept, bitorder="little")
-        pieces.append(band[kept] if inside.all() else band[kept][inside[kept]])
+    bands = _row_chunks(bits.shape[0], block[0] * shape[1])
+    for start in bands:
+        stop = start + bands.step
+        blocks, inside = _blocks_of(weight[start * block[0] : stop * block[0]], block)
+        kept = (blocks != 0).any(axis=1)
+        grid = kept.reshape(-1, _block_grid(shape, block)[1])
+        bits[start:stop] = np.packbits(grid, axis=1, bitorder="little")
+        pieces.append(blocks[kept][inside[kept]])
     return bits, np.concatenate([piece.reshape(-1) for piece in pieces])
 
 
@@ -154,18 +165,19 @@ def unpack_blocks(bits: Bits, values: Array, shape: tuple[int, int], block: Bloc
         raise FormatError("block bitmask keeps more blocks than there are values")
     dense = np.zeros(shape, values.dtype)
     at = 0
-    for index in range(bits.shape[0]):
-        rows = dense[index * block[0] : (index + 1) * block[0]]
-        band, inside = _band_blocks(rows, block)
-        kept = np.unpackbits(bits[index], count=columns, bitorder="little").view(np.bool_)
-        chosen = inside & kept[:, None]
+    bands = _row_chunks(bits.shape[0], block[0] * shape[1])
+    for start in bands:
+        stop = start + bands.step
+        rows = dense[start * block[0] : stop * block[0]]
+        blocks, inside = _blocks_of(rows, block)
+        kept = np.unpackbits(bits[start:stop], axis=1, count=columns, bitorder="little")
+        chosen = inside & kept.reshape(-1, 1).view(np.bool_)
         end = at + int(chosen.sum())
         if end > values.size:
             raise FormatError("block bitmask keeps more weights than are stored")
-        band[chosen] = values[at:end]
+        blocks[chosen] = values[at:end]
         at = end
-        grid = band.reshape(columns, block[0], block[1]).swapaxes(0, 1).reshape(block[0], -1)
-        rows[:] = grid[: shape[0] - index * block[0], : shape[1]]
+        rows[:] = _matrix_of(blocks, (rows.shape[0], shape[1]), block)
     if at != values.size:
         raise FormatError(f"block bitmask keeps {at} weights, {values.size} are stored")
     return dense

@@ -35,6 +35,8 @@ def parse_precision(text: str) -> Precision:
 def row_scales(weight: FloatArray) -> FloatArray:
     """Symmetric int8 scales, one per row: the largest magnitude of a row becomes 127.
 
+    127 times a scale is a float32, too, so that what is stored can be read.
+
     Args:
         weight: [R, C] float32.
 
@@ -43,6 +45,9 @@ def row_scales(weight: FloatArray) -> FloatArray:
     """
     largest = np.maximum(weight.max(axis=1, initial=0.0), -weight.min(axis=1, initial=0.0))
     scales = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):
+        too_large = np.isinf(scales * np.float32(127))  # the quotient may have been rounded up
+    scales = np.where(too_large, np.nextafter(scales, np.float32(0)), scales)
     return np.where(largest > 0, scales, np.float32(1)).astype(np.float32)
 
 

@@ -39,6 +39,9 @@ class Batch:
     """Audio of these utterances, padding excluded."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Transcripts by id."""
+    is_copy: bool = False
+    """Whether another process computes on these utterances, too, and they count there: a batch
+    smaller than the number of processes leaves some without, and all must synchronise."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on ``device``."""
@@ -51,6 +54,7 @@ class Batch:
             positions=self.positions.to(device, non_blocking=True),
             audio_seconds=self.audio_seconds,
             texts=self.texts,
+            is_copy=self.is_copy,
         )
 
     def select(self, index: Tensor) -> Batch:
@@ -74,6 +78,7 @@ class Batch:
             positions=self.positions[index],
             audio_seconds=self.audio_seconds * share,
             texts={name: self.texts[name] for name in ids if name in self.texts},
+            is_copy=self.is_copy,
         )
 
     def __len__(self) -> int:
@@ -85,6 +90,8 @@ def collate(
     features: Sequence[FloatArray],
     tokens: Sequence[Sequence[int]],
     positions: Sequence[int],
+    *,
+    is_copy: bool = False,
 ) -> Batch:
     """Pad utterances into one batch.
 
@@ -93,6 +100,7 @@ def collate(
         features: [T_b, F] of each.
         tokens: [U_b] of each.
         positions: Places in the global batch.
+        is_copy: As :class:`Batch` has it.
     """
     longest = max(len(one) for one in features)
     most_tokens = max(len(one) for one in tokens)
@@ -110,6 +118,7 @@ def collate(
         positions=torch.tensor(list(positions), dtype=torch.int64),
         audio_seconds=float(sum(cut.duration for cut in cuts)),
         texts={cut.id: text_of(cut) for cut in cuts},
+        is_copy=is_copy,
     )
 
 
@@ -122,7 +131,8 @@ def process_slice(num_utterances: int, rank: int, world_size: int) -> list[int]:
     """Places of a global batch that one process takes.
 
     Stretches differ in size by at most one and joined in order of rank give the batch. A batch
-    smaller than ``world_size`` is cycled, because every process must have something to compute.
+    smaller than ``world_size`` is cycled, because every process must have something to compute;
+    from rank ``num_utterances`` on these are copies (:attr:`Batch.is_copy`).
     """
     if num_utterances < world_size:
         return [rank % num_utterances]

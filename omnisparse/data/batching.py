@@ -253,7 +253,7 @@ class TrainingBatches:
         chosen = [cuts[place] for place in places]
         features = [self._prepare(cut.id, epoch) for cut in chosen]
         tokens = [self._tokens[text_of(cut)] for cut in chosen]
-        return collate(chosen, features, tokens, places)
+        return collate(chosen, features, tokens, places, is_copy=self._rank >= len(cuts))
 
     def _prepare(self, utterance: str, epoch: int) -> FloatArray:
         frames = self._extractor.normalise(self._features.frames(utterance))

@@ -57,7 +57,8 @@ class GradualPruningConfig:
     scope: Literal["layer", "global", "lamp"] = "layer"
     """How matrices share the weights to keep: one density for all, or one ranking."""
     prunable: tuple[str, ...] = LSTM_MATRICES
-    """Regular expressions of parameter names to prune."""
+    """Regular expressions of parameter names to prune; none chooses as the sandwich does: LSTM and
+    linear matrices but embeddings, attention and the output."""
     distillation: DistillationConfig | None = None
     """Learn from a teacher while pruning; null learns from the labels."""
 
@@ -105,7 +106,7 @@ class GradualPruning:
         """
         config = self.config
         self.model = model
-        prunable = find_prunable(model, include=config.prunable, exclude=())
+        prunable = find_prunable(model, include=config.prunable)
         self.budget = Budget.of(model, prunable)
         kept = self.budget.solve(config.size)
         self.final_sparsity = 1.0 - kept / self.budget.prunable_parameters

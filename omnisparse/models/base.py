@@ -18,7 +18,9 @@ BLANK = 0
 SOS_EOS = 1
 """Token id that starts and ends a sentence in the LAS decoder."""
 
-NO_FINITE_SCORE = "the model's scores are no numbers (do its weights overflow?), so nothing was found"
+NO_FINITE_SCORE = (
+    "the model's scores are no numbers (do its weights overflow?), so nothing was found"
+)
 """What a beam search says that has no hypothesis left."""
 
 

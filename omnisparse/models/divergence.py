@@ -125,7 +125,7 @@ def adaptive_alpha_divergence(
 
 
 def encoder_distance(teacher: Tensor, student: Tensor, lengths: Tensor) -> Tensor:
-    """Squared error of a student's encoder, in units of the teacher's own energy.
+    """Squared error of a student's encoder, in units of the teacher's energy in each utterance.
 
     Args:
         teacher: ``[B, T', D]``, detached; may be padded further than the student's.
@@ -142,6 +142,7 @@ def encoder_distance(teacher: Tensor, student: Tensor, lengths: Tensor) -> Tenso
     """
     mask = length_mask(lengths, student.size(1))[..., None]
     target = teacher[:, : student.size(1)].detach().float().masked_fill(~mask, 0.0)
-    error = (student.float() - target).masked_fill(~mask, 0.0).square().sum()
-    energy = target.square().sum() / lengths.sum()
-    return error / energy.clamp(min=torch.finfo(torch.float32).tiny)
+    error = (student.float() - target).masked_fill(~mask, 0.0).square().sum(dim=(1, 2))
+    # Of each utterance by itself: a loss must not depend on what else is in the batch.
+    energy = target.square().sum(dim=(1, 2)) / lengths.clamp(min=1)
+    return (error / energy.clamp(min=torch.finfo(torch.float32).tiny)).sum()

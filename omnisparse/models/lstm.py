@@ -8,6 +8,7 @@ Legend: B batch, T frames, F features, D model.
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -61,10 +62,20 @@ def run_lstm(
         state: Where the sequence continues; None for zeros.
 
     Returns:
-        ``[T, B, P]`` outputs and the state after the last frame.
+        ``[T, B, P]`` outputs and the state after the last frame; float32 where autocast is on.
     """
     initial = None if state is None else (state[0].unsqueeze(0), state[1].unsqueeze(0))
-    with warnings.catch_warnings():
+    device = inputs.device.type
+    full: AbstractContextManager[Any]
+    if device in ("cuda", "cpu") and torch.is_autocast_enabled(device):
+        # torch's autocast of cuDNN's LSTM casts to fp16 whatever type was asked for, which
+        # overflows without scaled losses; cuDNN computes float32 on tensor cores (TF32) anyway.
+        inputs = inputs.float()
+        initial = None if initial is None else (initial[0].float(), initial[1].float())
+        full = torch.autocast(device, enabled=False)
+    else:
+        full = nullcontext()
+    with full, warnings.catch_warnings():
         # Both are about speed, and neither can be acted on: oneDNN has no LSTMP, and masked
         # weights of a subnet are never one chunk of memory.
         warnings.filterwarnings("ignore", message="LSTM with projections is not supported")

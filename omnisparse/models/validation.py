@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 MAX_CONTEXT_FRAMES = 10_000
 """Longest segment or context of an encoder: 400 s at 40 ms. Masks and memories grow with them."""
 

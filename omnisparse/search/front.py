@@ -61,15 +61,18 @@ class Front:
     """From the smallest on."""
 
     def joined(self, earlier: Front | None) -> Front:
-        """This front with the other sizes of an earlier one, if that was measured alike.
+        """This front and an earlier one, if that was measured alike: of each size the better.
 
         Returns:
             From the smallest size on, each told whether a smaller one is at least as good.
         """
-        now = {entry.requested for entry in self.entries}
         before = earlier.entries if earlier and earlier.journal == self.journal else ()
-        every = [*self.entries, *(entry for entry in before if entry.requested not in now)]
-        ordered = sorted(every, key=lambda entry: entry.nonzero)
+        best = {entry.requested: entry for entry in before}
+        for entry in self.entries:
+            known = best.get(entry.requested)
+            if known is None or entry.wer <= known.wer:
+                best[entry.requested] = entry
+        ordered = sorted(best.values(), key=lambda entry: entry.nonzero)
         marked = (
             replace(entry, dominated=any(other.wer <= entry.wer for other in ordered[:index]))
             for index, entry in enumerate(ordered)

@@ -54,15 +54,25 @@ class Journal:
         return self._answers.get(question)
 
     def put(self, question: str, answer: Any) -> None:
-        """Keep an answer, as JSON can hold it (floats come back bit by bit)."""
-        self._answers[question] = answer
-        line = json.dumps({"question": question, "answer": answer}) + "\n"
+        """Keep an answer, as JSON can hold it (floats come back bit by bit).
+
+        Raises:
+            OSError: If the disk does not take it; the journal is as it was then.
+        """
+        rest = (json.dumps({"question": question, "answer": answer}) + "\n").encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(descriptor, line.encode())
-            os.fsync(descriptor)
+            whole = os.fstat(descriptor).st_size
+            try:
+                while rest:  # a full disk takes a part first, and refuses after
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, whole)  # or no later answer could be read
+                raise
         finally:
             os.close(descriptor)
+        self._answers[question] = answer
 
     def _read(self, header: str) -> bool:
         """Take over what is there; False if there is nothing of use."""

@@ -35,8 +35,8 @@ def make_accelerator() -> Accelerator:
     """Return the accelerator of this process; on machines without one, gloo on CPUs.
 
     Raises:
-        OmnisparseError: If the launcher asks for a precision, an accumulation of gradients, a way to
-            distribute or a compiler that this loop does not train with.
+        OmnisparseError: If the launcher asks for a precision, an accumulation of gradients, a way
+            to distribute or a compiler that this loop does not train with.
     """
     # One process may speak a corpus and compute its features for hours while the others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))

@@ -132,6 +132,7 @@ class Trainer:
         evaluate: Called on the main process every ``evaluate_every`` steps with the step; its
             metrics are logged.
         on_progress: Called on the main process after every step with (step, max_steps, metrics).
+        stage: Told what the user should know, a line at a time, on the main process.
     """
 
     def __init__(
@@ -149,11 +150,12 @@ class Trainer:
         record: dict[str, Any] | None = None,
         evaluate: Callable[[int], Metrics] | None = None,
         on_progress: Callable[[int, int, Metrics], None] | None = None,
+        stage: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config, self.max_steps, self.seed, self.run = config, max_steps, seed, run
         self.accelerator, self.tracker, self.record = accelerator, tracker, record or {}
         self.batches, self.method, self.model = batches, method, model
-        self.evaluate, self.on_progress = evaluate, on_progress
+        self.evaluate, self.on_progress, self.stage = evaluate, on_progress, stage
         self.module = accelerator.prepare(method.prepare(model, max_steps=max_steps))
         self.parameters = dict(model.named_parameters())
         self.optimizer = torch.optim.AdamW(
@@ -170,6 +172,7 @@ class Trainer:
         self.step = 0
         self.cost = dict.fromkeys(_SUMMED_COSTS, 0.0) | {"skipped_steps": 0.0}
         self._skipped_in_a_row = 0
+        self._window: dict[str, tuple[float, int]] = {}
         self._signal: int | None = None
 
     # -- the loop ---------------------------------------------------------------------------
@@ -184,16 +187,14 @@ class Trainer:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         metrics: Metrics = dict(self.cost)
-        window: list[Metrics] = []
         self.module.train()
         with self._signals(), _denormals_flushed():
             stream = iter(self.batches) if self.step < self.max_steps else iter(())
             for batch in stream:
-                window.append(self._train_step(batch.to(self.accelerator.device)))
+                self._remember(self._train_step(batch.to(self.accelerator.device)))
                 done = self.step >= self.max_steps
                 if self.step % self.config.log_every == 0 or done:
-                    metrics = self._log(window)
-                    window = []
+                    metrics = self._log()
                 if self.accelerator.is_main_process and self.on_progress is not None:
                     self.on_progress(self.step, self.max_steps, metrics)
                 self._evaluate_if_due(done)
@@ -226,6 +227,10 @@ class Trainer:
         for index in range(count):
             with self._synchronised(last=index == count - 1):
                 loss = next(losses)
+                if batch.is_copy:  # its utterances count where they are at home
+                    loss = loss._replace(
+                        value_sum=loss.value_sum * 0, num_units=loss.num_units * 0, utterances=0
+                    )
                 value = self._backward(loss)
                 if value is not None:
                     metrics[f"loss/{loss.name}"] = value
@@ -243,7 +248,7 @@ class Trainer:
         self.cost["utterance_passes"] += passes
         self.cost["device_seconds"] += time.perf_counter() - started
         self.cost["cpu_seconds"] += time.process_time() - cpu_started
-        return {**metrics, "gradient_norm": norm, "audio_seconds": batch.audio_seconds}
+        return {**metrics, "gradient_norm": norm}
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
         # Forward AND backward must lie inside no_sync: DDP decides at the forward.
@@ -277,6 +282,11 @@ class Trainer:
         """Count a step with a non-finite gradient (the same on every process: it is reduced)."""
         self.cost["skipped_steps"] += 1
         self._skipped_in_a_row += 1
+        if self.accelerator.is_main_process:
+            self.stage(
+                f"step {self.step} is skipped: its gradient is not finite (utterances "
+                f"{', '.join(batch.ids[:4])}{', ...' if len(batch.ids) > 4 else ''})"
+            )
         if self._skipped_in_a_row >= self.config.max_skipped_steps:
             raise OmnisparseError(
                 f"the gradient was not finite for {self._skipped_in_a_row} steps in a row, last at "
@@ -286,13 +296,16 @@ class Trainer:
 
     # -- records ----------------------------------------------------------------------------
 
-    def _log(self, window: list[Metrics]) -> Metrics:
-        sums: dict[str, list[float]] = {}
-        for entry in window:
-            for key, value in entry.items():
-                sums.setdefault(key, []).append(value)
-        metrics = {key: sum(values) / len(values) for key, values in sums.items()}
-        metrics.pop("audio_seconds", None)
+    def _remember(self, metrics: Metrics) -> None:
+        """Add a step to what is logged next; a skipped step's values are no numbers to average."""
+        for key, value in metrics.items():
+            if math.isfinite(value):
+                total, count = self._window.get(key, (0.0, 0))
+                self._window[key] = (total + value, count + 1)
+
+    def _log(self) -> Metrics:
+        metrics = {key: total / count for key, (total, count) in self._window.items()}
+        self._window = {}
         metrics |= self.method.metrics()
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["epoch"] = self.step / max(1, self.batches.steps_per_epoch)
@@ -322,6 +335,7 @@ class Trainer:
             "cost": self._summed_cost(),
             "processes": self.accelerator.num_processes,
             "record": self.record,
+            "window": self._window,
         }
         if self.accelerator.is_main_process:
             save_checkpoint(
@@ -344,6 +358,9 @@ class Trainer:
         self.method.load_state_dict(checkpoint.tensors["method"])
         self.batches.load_state_dict(checkpoint.state["batches"])
         self.step = checkpoint.step
+        # Absent in checkpoints of before: then the first line averages the steps since.
+        window = checkpoint.state.get("window", {})
+        self._window = {key: (total, count) for key, (total, count) in window.items()}
         cost = checkpoint.state["cost"]
         self.cost = {name: cost[name] / self.accelerator.num_processes for name in _SUMMED_COSTS}
         self.cost["skipped_steps"] = cost["skipped_steps"]

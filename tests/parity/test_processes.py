@@ -30,16 +30,26 @@ def run(command: list[str], folder: Path) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("model", ["las", "transducer"])
+@pytest.mark.parametrize(
+    ("model", "distill", "max_batch_size"),
+    [("las", "posteriors", 6), ("transducer", "both", 6), ("transducer", "posteriors", 1)],
+)
 def test_two_processes_give_the_gradient_of_one(
-    tiny_config: Callable[..., RunConfig], tmp_path: Path, model: str
+    tiny_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    model: str,
+    distill: str,
+    max_batch_size: int,  # 1: the second process has nothing of its own
 ) -> None:
     config = tiny_config(model, max_steps=1)
     # Dropout draws differ between processes; everything else is the default.
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dropout=0.0),
-        method=dataclasses.replace(config.method, warmup_fraction=0.0),
+        method=dataclasses.replace(
+            config.method, warmup_fraction=0.0, distill=distill, full_batch=max_batch_size == 1
+        ),
+        data=dataclasses.replace(config.data, max_batch_size=max_batch_size),
     )
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -69,11 +69,18 @@ def test_files_of_the_user_are_not_taken_for_a_run_that_failed(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
 
 
-@pytest.mark.parametrize(("model", "options"), [("las", {}), ("las", CORE), ("transducer", {})])
+@pytest.mark.parametrize(
+    ("model", "options", "log_every"),
+    [("las", {}, 1), ("las", CORE, 3), ("transducer", {}, 5)],  # 3 and 5: within one line's average
+)
 def test_two_interruptions_change_nothing(
-    tiny_config: Callable[..., RunConfig], tmp_path: Path, model: str, options: dict[str, float]
+    tiny_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    model: str,
+    options: dict[str, float],
+    log_every: int,
 ) -> None:
-    config = tiny_config(model)
+    config = tiny_config(model, log_every=log_every)
     config = dataclasses.replace(config, method=dataclasses.replace(config.method, **options))
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train(config, out=straight)

@@ -52,11 +52,18 @@ def test_rows_restore_exactly_whatever_the_chunk(shape, density, seed, chunk):
     st.sampled_from([(1, 1), (8, 1), (16, 1), (4, 4), (1, 3)]),
     st.sampled_from([0.0, 0.02, 0.5, 1.0]),
     st.integers(0, 9),
+    st.sampled_from([1, 64, 1 << 20]),
 )
-def test_blocks_restore_exactly_and_keep_whole_blocks(shape, block, density, seed):
+def test_blocks_restore_exactly_whatever_the_chunk(shape, block, density, seed, chunk):
     weight = sparse(shape, density, seed)
-    bits, values = bitmask.pack_blocks(weight, block)
-    assert np.array_equal(bitmask.unpack_blocks(bits, values, shape, block), weight)
+    before = bitmask.CHUNK_WEIGHTS
+    bitmask.CHUNK_WEIGHTS = chunk
+    try:
+        bits, values = bitmask.pack_blocks(weight, block)
+        restored = bitmask.unpack_blocks(bits, values, shape, block)
+    finally:
+        bitmask.CHUNK_WEIGHTS = before
+    assert np.array_equal(restored, weight)
     expected = []
     for row in range(0, shape[0], block[0]):
         for column in range(0, shape[1], block[1]):
@@ -112,6 +119,16 @@ def test_int8_errs_by_half_a_step_or_a_whole_one_next_to_zero():
     assert np.array_equal(restored != 0, weight != 0)
     assert error[np.abs(weight) >= scales / 2 * np.ones_like(weight)].max() <= 0.5001
     assert error.max() <= 1
+
+
+@pytest.mark.parametrize("largest", [3.4028234e38, -3.4028234e38, 1e38, 1e-45])
+def test_int8_of_the_largest_and_smallest_numbers_is_finite(largest):
+    weight = np.array([[largest, 0.0, largest / 2]], np.float32)
+    scales = row_scales(weight)
+    stored = round_values(weight, "int8", scales[:, None])
+    restored = restore_values(stored, "I8") * scales[:, None]
+    assert np.isfinite(restored).all()
+    assert restored[0, 0] == pytest.approx(largest, rel=1e-6, abs=2e-38)
 
 
 def test_fp16_overflow_is_refused():

@@ -130,7 +130,9 @@ def test_slices_of_processes_join_to_the_global_batch(make: MakeBatches, world_s
         if len(batch) < world_size:
             expected = [batch.ids[rank % len(batch)] for rank in range(world_size)]
             assert [one.ids for one in slices] == [(name,) for name in expected]
+            assert [one.is_copy for one in slices] == [r >= len(batch) for r in range(world_size)]
             continue
+        assert not any(one.is_copy for one in slices)
         assert tuple(itertools.chain(*(one.ids for one in slices))) == batch.ids
         positions = torch.cat([one.positions for one in slices])
         assert positions.tolist() == list(range(len(batch)))

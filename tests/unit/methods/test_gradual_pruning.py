@@ -22,6 +22,7 @@ from omnisparse.methods import (
 )
 from omnisparse.models import LasConfig, SpeechModel, TransducerConfig
 from omnisparse.sparsity.budget import compression_rate, num_nonzero
+from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.schedule import sparsity_at
 
 Config = LasConfig | TransducerConfig
@@ -104,6 +105,13 @@ def test_the_size_is_exact_and_only_lstm_matrices_are_pruned(config: Config, sco
     assert all((p != 0).any() for p in untouched)
     train(method, model, range(8, 10), adam(model))
     assert nonzero(method, model) == target
+
+
+def test_without_patterns_it_prunes_what_a_run_says_is_prunable() -> None:
+    model = make_model(LAS)
+    method = make_method(model, max_steps=0, size="60%", prunable=())
+    assert list(method.budget.prunable) == find_prunable(model)
+    assert not any("attention" in fqn for fqn in method.budget.prunable)
 
 
 def test_a_size_in_parameters() -> None:

@@ -149,3 +149,16 @@ def test_encoder_distance_counts_frames_in_units_of_the_teacher() -> None:
     assert zeros.grad is not None
     assert float(zeros.grad[1, 2:].abs().sum()) == 0.0
     assert float(zeros.grad[1, :2].abs().sum()) > 0.0
+
+
+def test_encoder_distance_of_a_batch_is_the_sum_of_its_utterances() -> None:
+    teacher = logits(3, 5, 4, scale=20.0).float() * torch.tensor([1.0, 5.0, 0.1])[:, None, None]
+    student = teacher + logits(3, 5, 4, scale=1.0).float()
+    lengths = torch.tensor([5, 2, 4])
+    alone = [
+        encoder_distance(teacher[row : row + 1], student[row : row + 1], lengths[row : row + 1])
+        for row in range(3)
+    ]
+    torch.testing.assert_close(
+        encoder_distance(teacher, student, lengths), torch.stack(alone).sum()
+    )

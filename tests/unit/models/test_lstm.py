@@ -27,6 +27,17 @@ def test_steps_equal_the_sequence(projection: int | None) -> None:
     torch.testing.assert_close(state[1], cell)
 
 
+def test_autocast_leaves_it_in_float32() -> None:
+    layer = make_lstm(4, 6)
+    inputs = torch.randn(7, 2, 4)
+    expected, state = run_lstm(layer, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, (hidden, _) = run_lstm(layer, inputs.bfloat16().float())
+        continued, _ = run_lstm(layer, inputs.bfloat16(), (hidden.bfloat16(), state[1]))
+    assert outputs.dtype == continued.dtype == torch.float32
+    torch.testing.assert_close(outputs, expected, rtol=0.02, atol=0.02)
+
+
 def test_forget_gate_starts_open() -> None:
     layer = make_lstm(4, 6)
     total = layer.bias_ih_l0 + layer.bias_hh_l0

@@ -52,6 +52,12 @@ def test_a_later_front_keeps_the_other_sizes_of_one_that_was_measured_alike() ->
         assert [one.size for one in later.joined(other).entries] == ["25%", "70%"]
 
 
+def test_of_a_size_searched_twice_the_better_stays() -> None:
+    worse = dataclasses.replace(FRONT, entries=(entry("0.25K", 250, 10.5), entry("50%", 500, 8.0)))
+    joined = worse.joined(FRONT)
+    assert [(one.size, one.wer) for one in joined.entries] == [("25%", 10.0), ("50%", 8.0)]
+
+
 WHOLE = FRONT.to_json({})
 
 

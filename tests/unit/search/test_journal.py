@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +31,30 @@ def test_other_circumstances_are_another_journal(tmp_path: Path) -> None:
     Journal(tmp_path, HERE).put("question", 1.0)
     assert Journal(tmp_path, {**HERE, "weights": "abd"}).get("question") is None
     assert Journal(tmp_path, HERE).get("question") == 1.0
+
+
+def test_a_full_disk_loses_the_answer_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, HERE)
+    journal.put("before", 1.0)
+    write, room = os.write, [5]
+
+    def fill(descriptor: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = write(descriptor, data[: room[0]])
+        room[0] -= done
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fill)
+        with pytest.raises(OSError, match="No space"):
+            journal.put("lost", 2.0)
+    journal.put("after", 3.0)
+    again = Journal(tmp_path, HERE)
+    assert [again.get(name) for name in ("before", "lost", "after")] == [1.0, None, 3.0]
+    assert journal.get("lost") is None
 
 
 def test_a_journal_cut_anywhere_keeps_all_whole_answers(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,12 +41,25 @@ def test_accelerates_own_file_is_read(tmp_path: Path) -> None:
     assert requested_processes(command) == 1
 
 
-def test_a_precision_that_needs_scaling_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MIXED_PRECISION", "fp16", "mixed precision fp16 is not supported.*legal: no, bf16"),
+        (
+            "GRADIENT_ACCUMULATION_STEPS",
+            "4",
+            "accumulation over 4 steps is not supported; legal: 1",
+        ),
+        ("DYNAMO_BACKEND", "INDUCTOR", "dynamo backend INDUCTOR is not supported; legal: NO"),
+    ],
+)
+def test_what_the_loop_would_do_by_halves_is_refused(
+    variable: str, value: str, message: str
+) -> None:
     # A process of its own: accelerate keeps its first state for life.
     code = "from omnisparse.training.launch import make_accelerator; make_accelerator()"
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "fp16"}
+    environment = {**os.environ, f"ACCELERATE_{variable}": value}
     answer = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert "mixed precision fp16 is not supported" in answer.stderr
-    assert "legal: no, bf16" in answer.stderr
+    assert re.search(message, answer.stderr)

@@ -32,6 +32,24 @@ def test_a_subnet_without_utterances_has_no_loss_and_rankings_say_what_changed(
     assert 0 < found[3]["mask_flip_rate"] < 1
 
 
+def test_a_skipped_step_is_counted_and_named_and_leaves_no_number_that_is_none(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(learning_rate=1e30, schedule="constant", warmup_steps=0, log_every=5)
+    told: list[str] = []
+    run = train(config, out=tmp_path / "run", on_stage=told.append).run
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    skipped = [line for line in told if "is skipped" in line]
+    assert len(skipped) == found[-1]["skipped_steps"] > 0
+    assert skipped[0].startswith("step ")
+    assert "(utterances " in skipped[0]
+
+
 def test_pruning_says_how_far_it_is(tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     method = GradualPruningConfig(size="60%", begin=0.2, end=0.8, frequency=1)
     config = dataclasses.replace(tiny_config(method="dense"), method=method)
