@@ -18,6 +18,7 @@ from omnisparse.artifact import (
     write_artifact,
     write_nested,
 )
+from omnisparse.errors import OmnisparseError
 from omnisparse.runs_account import read_record
 from omnisparse.runs_extract import solve_bytes
 from omnisparse.sparsity.allocation import Allocator
@@ -49,11 +50,16 @@ def write_nested_run(
 
     Raises:
         ValueError: If ``precision`` or ``floor`` is not legal.
-        OmnisparseError: If the run cannot be read or the file cannot be written.
+        OmnisparseError: If the run cannot be read, was trained with blocks, or the file cannot be
+            written.
     """
     started = time.perf_counter()
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
+    if description.block != "1x1":  # a prefix keeps single weights: subnets it never trained
+        raise OmnisparseError(
+            f"{run}: trained with block {description.block}; legal for --nested: 1x1"
+        )
     weights, checkpoint = runs.newest_weights(run)
     record = read_record(checkpoint)
     buffers = [name for name in weights if name not in set(description.parameters)]

@@ -316,6 +316,44 @@ def test_inspection_of_nested_files(nested: Path, tmp_path: Path, run: Run, run_
     assert "hold no model" in one_line(run("inspect", prefix))
 
 
+def blocked_run(small_run: Path, folder: Path) -> Path:
+    """The small run as if it had been trained with blocks of 8x1."""
+    shutil.copytree(small_run, folder)
+    description = folder / "model.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "block": "8x1"}))
+    return folder
+
+
+def test_a_run_of_blocks_is_in_no_nested_file(small_run: Path, tmp_path: Path, run: Run) -> None:
+    folder = blocked_run(small_run, tmp_path / "run")
+    line = one_line(run("extract", "--nested", "--run", folder, "--out", tmp_path / "n"))
+    assert line == f"{folder}: trained with block 8x1; legal for --nested: 1x1"
+    assert not (tmp_path / "n").exists()
+
+
+def test_options_have_a_default_folder_of_their_own(
+    small_run: Path, tmp_path: Path, run_json: Run
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    names = {
+        (): "50pct",
+        ("--precision", "int8"): "50pct-int8",
+        ("--precision", "fp16", "--block", "8x1", "--norm", "l2"): "50pct-fp16-8x1-l2",
+        ("--scope", "global", "--floor", "0.1"): "50pct-global-floor0.1",
+        ("--format", "dense"): "50pct-dense",
+        # What the run has by default is not named.
+        ("--precision", "fp32", "--block", "1x1", "--floor", "0"): "50pct",
+    }
+    for options, name in names.items():
+        made = run_json("extract", "--run", folder, "--size", "50%", *options)
+        assert made["path"] == str(folder / "extracted" / name)
+    blocks = blocked_run(small_run, tmp_path / "blocks")
+    for options, name in {(): "50pct", ("--block", "1x1"): "50pct-1x1"}.items():
+        made = run_json("extract", "--run", blocks, "--size", "50%", *options)
+        assert made["path"] == str(blocks / "extracted" / name)
+
+
 def test_zeros_among_the_weights_are_in_no_count(
     small_run: Path, tmp_path: Path, run_json: Run
 ) -> None:
