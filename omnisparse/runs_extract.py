@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extra
 from omnisparse.runs_account import RunRecord, read_record
 from omnisparse.search.front import FrontEntry, read_front
 from omnisparse.sparsity.allocation import Allocator, Scope
-from omnisparse.sparsity.arrays import Array
+from omnisparse.sparsity.arrays import Array, count_nonzero
 from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
 from omnisparse.sparsity.keys import Norm, parse_block
 from omnisparse.sparsity.space import SubnetSpec
@@ -34,6 +34,7 @@ def extract(
     floor: float = 0.0,
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write a deployable model of any size from a trained run.
 
@@ -56,6 +57,7 @@ def extract(
             stays in any case.
         format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
         wer: Known word error rates in percent by test set, for the model card.
+        warn: Told where the run holds fewer non-zero weights than were asked for.
 
     Returns:
         ``path, parameters, nonzero, sparsity, bytes, seconds``, the counts of
@@ -95,7 +97,29 @@ def extract(
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
     (info,) = write_extractions(weights, [extraction], norm=norm)
+    if info.nonzero < budget.unprunable + sum(kept.values()):  # else nobody need count
+        warn_of_missing({n: count_nonzero(weights[n]) for n in kept}, kept, budget, warn)
     return {**info.to_dict(), "seconds": time.perf_counter() - started}
+
+
+def warn_of_missing(
+    held: Mapping[str, int], asked: Mapping[str, int], budget: Budget, warn: Callable[[str], None]
+) -> None:
+    """Warn of matrices that hold fewer non-zero weights than were asked for, as of a pruned net.
+
+    Args:
+        held: Non-zero weights that there are, by matrix.
+        asked: Weights to keep, by matrix.
+        budget: That of the net.
+        warn: Told in one line, if there are any.
+    """
+    there = sum(min(count, held[name]) for name, count in asked.items())
+    wanted = sum(asked.values())
+    if there < wanted:
+        warn(
+            f"asked for {budget.unprunable + wanted:,} non-zero parameters, the run holds "
+            f"{budget.unprunable + there:,} of them: it was pruned, or has weights of exactly zero"
+        )
 
 
 def _path(place: Path | str | None) -> Path | None:

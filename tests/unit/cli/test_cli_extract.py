@@ -354,6 +354,33 @@ def test_options_have_a_default_folder_of_their_own(
         assert made["path"] == str(blocks / "extracted" / name)
 
 
+def test_a_pruned_run_that_holds_less_than_asked_is_told(
+    small_run: Path, tmp_path: Path, run: Run
+) -> None:
+    folder, nested = tmp_path / "run", tmp_path / "net.omni"
+    shutil.copytree(small_run, folder)
+    weights, _ = newest_weights(small_run)
+    state = {name: as_tensor(array).clone() for name, array in weights.items()}
+    for name in read_description(small_run).prunable:
+        state[name] *= mask_from_count(state[name], state[name].numel() // 2)
+    save_checkpoint(folder / "checkpoints", step=8, tensors={"model": state}, state={"step": 8})
+    held = UNPRUNABLE + (DENSE - UNPRUNABLE) // 2
+    assert run("extract", "--nested", "--run", folder, "--out", nested).exit_code == 0
+    for options in (("--run", folder), ("--run", folder, "--block", "8x1"), ("--from", nested)):
+        told = {}
+        for size in ("75%", str(held)):
+            out = ("--size", size, "--out", tmp_path / "m")
+            result = run("extract", *options, *out, "--json")
+            assert result.exit_code == 0
+            told[size] = [line for line in result.stderr.splitlines() if "asked for" in line]
+            assert f"{json.loads(result.stdout)['nonzero']:,} of {DENSE:,}" in result.stderr
+        assert len(told["75%"]) == 1
+        line = told["75%"][0]
+        if "--block" not in options:
+            assert f"asked for 45,510 non-zero parameters, the run holds {held:,} of them" in line
+            assert told[str(held)] == []
+
+
 def test_zeros_among_the_weights_are_in_no_count(
     small_run: Path, tmp_path: Path, run_json: Run
 ) -> None:
