@@ -19,6 +19,7 @@ from omnisparse.data.corpora import load_manifest
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.durable import replacing
+from omnisparse.errors import UsageError
 from omnisparse.evaluation.compare import ResultRow, format_count, plot_pareto, write_csv
 from omnisparse.evaluation.evaluate import EvaluationResult, evaluate
 from omnisparse.methods import DenseConfig, SandwichConfig
@@ -66,7 +67,7 @@ def run_demo(
     Raises:
         OmnisparseError: If a part of the work cannot be done.
         ConfigError: If an override is not legal, or asks for another corpus or method.
-        ValueError: If ``hours`` is not legal.
+        UsageError: If ``hours`` is not legal.
     """
     start = time.perf_counter()
     console = console if console is not None else Console(quiet=True)
@@ -120,7 +121,10 @@ def _configure(
             f"method: the demo trains a supernet, not {config.method.kind}; legal: sandwich"
         )
     if hours is not None:
-        synthetic = dataclasses.replace(synthetic, hours=hours)
+        try:
+            synthetic = dataclasses.replace(synthetic, hours=hours)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     manifests = CorpusConfig(
         synthetic=None,
         base=str(corpus),

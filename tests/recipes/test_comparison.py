@@ -324,7 +324,7 @@ def test_bad_comparisons_are_one_line(config: Path) -> None:
     assert "is not a directory" in invoke("compare", config, code=1).stderr
     line = invoke("compare", base, "--sizes", "30%", code=1).stderr.strip()
     assert "fit none of the sizes 30%" in line
-    assert invoke("compare", base, "--sizes", "x%", code=1).stderr.count("\n") == 1
+    assert invoke("compare", base, "--sizes", "x%", code=2).stderr.count("\n") == 1
     supernet = train(config, "training.max_steps=0", "method=supernet")
     for sizes in ("50%,50%", "50%,50.0%"):
         line = invoke("compare", base, supernet, "--sizes", f"100%,{sizes}", code=1).stderr

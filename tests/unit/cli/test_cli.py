@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from omnisparse.cli import SECTIONS, verbs
 from omnisparse.cli_group import Report, Verbs, reports
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import OmnisparseError, UsageError
 
 
 def _run(*arguments: str) -> Any:
@@ -101,6 +101,18 @@ def test_bad_usage_is_two(arguments: tuple[str, ...]) -> None:
     assert "Error: " in result.stderr
 
 
+@pytest.mark.parametrize("verb", [("prepare", "synthetic"), ("demo",)])
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "1001"])
+def test_hours_that_cannot_be_spoken_are_bad_usage(
+    tmp_path: Path, verb: tuple[str, ...], hours: str
+) -> None:
+    result = _run(*verb, "--out", str(tmp_path / "out"), "--hours", hours)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "hours must be above 0 and at most 1000" in line
+    assert not (tmp_path / "out").exists()
+
+
 def _failing(error: BaseException) -> Any:
     """The verbs with one more that raises `error`."""
 
@@ -125,11 +137,12 @@ def _failing(error: BaseException) -> Any:
         (PermissionError(errno.EACCES, "Permission denied", "/z"), "/z: Permission denied"),
         (MemoryError(), "out of memory"),
         (ValueError(), "ValueError"),
+        (UsageError("size 'x'"), "size 'x'"),
     ],
 )
 def test_failures_are_one_line(error: Exception, line: str) -> None:
     result = CliRunner().invoke(_failing(error), ["fail", "--json"])
-    assert result.exit_code == 1
+    assert result.exit_code == (2 if isinstance(error, UsageError) else 1)
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == f"omnisparse: error: {line}"
     assert "Traceback" not in result.stderr

@@ -27,9 +27,9 @@ def written_bytes(path: Path) -> int:
     return sum((path / name).stat().st_size for name in FILES)
 
 
-def one_line(result: Any) -> str:
+def one_line(result: Any, code: int = 1) -> str:
     """The one line of a command that failed."""
-    assert result.exit_code == 1, (result.exit_code, result.stderr)
+    assert result.exit_code == code, (result.exit_code, result.stderr)
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
@@ -46,11 +46,12 @@ def test_sizes_out_of_range_name_the_legal_range(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", ["16 apples", "", "half", "1e6", "0.25"])
+@pytest.mark.parametrize("size", ["16 apples", "", "half", "1e6", "0.25", "NaN"])
 def test_texts_that_are_no_size_list_the_legal_forms(
     small_run: Path, tmp_path: Path, run: Run, size: str
 ) -> None:
-    line = one_line(run("extract", "--run", small_run, "--size", size, "--out", tmp_path / "m"))
+    out = tmp_path / "m"
+    line = one_line(run("extract", "--run", small_run, "--size", size, "--out", out), code=2)
     assert "16M or 500K" in line
     assert "20MB or 20MiB" in line
     assert "25%" in line
@@ -77,6 +78,16 @@ def test_sparsities_out_of_range_name_the_legal_range(
     out = tmp_path / "m"
     line = one_line(run("extract", "--run", small_run, "--sparsity", sparsity, "--out", out))
     assert "legal: 0 to 0.999888" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sparsity", ["nan", "inf"])
+def test_sparsities_that_are_no_number_are_bad_usage(
+    small_run: Path, tmp_path: Path, run: Run, sparsity: str
+) -> None:
+    options = ("--run", small_run, "--sparsity", sparsity, "--out", tmp_path / "m")
+    line = one_line(run("extract", *options), code=2)
+    assert line == f"sparsity {sparsity} is not a number; legal: 0 <= sparsity < 1"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,13 +138,13 @@ def test_unknown_choices_list_the_known_ones(
     assert legal in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize("floor", ["-0.1", "1.5"])
+@pytest.mark.parametrize("floor", ["-0.1", "1.5", "nan"])
 def test_a_floor_out_of_range_is_refused(
     small_run: Path, tmp_path: Path, run: Run, floor: str
 ) -> None:
     options = ("--run", small_run, "--floor", floor, "--out", tmp_path / "m")
     for verb in (("--size", "50%"), ("--nested",)):
-        assert "legal: 0 <= floor <= 1" in one_line(run("extract", *verb, *options))
+        assert "legal: 0 <= floor <= 1" in one_line(run("extract", *verb, *options), code=2)
     assert list(tmp_path.iterdir()) == []
 
 
