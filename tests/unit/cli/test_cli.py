@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -146,6 +147,27 @@ def test_failures_are_one_line(error: Exception, line: str) -> None:
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == f"omnisparse: error: {line}"
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "lines"), [([], 3), (["--json"], 1), (["--json"], 10_000)])
+def test_a_reader_that_has_gone_ends_the_command_quietly(arguments: list[str], lines: int) -> None:
+    script = (
+        "import sys, click\n"
+        "from omnisparse.cli_group import OneLineFailures, reports\n"
+        "@click.command(cls=OneLineFailures)\n"
+        "@reports\n"
+        "def speak(report):\n"
+        f"    [report.result('x' * 99) for _ in range({lines})]\n"
+        f"    return {{'rows': ['x' * 99] * {lines}}}\n"
+        "speak()\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(
+        [sys.executable, "-c", script, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, "")
 
 
 def test_interrupt_is_one_line() -> None:
