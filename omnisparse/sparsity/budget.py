@@ -125,17 +125,6 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return rows, math.prod(int(size) for size in shape[1:])
 
 
-def bytes_of(
-    shape: Sequence[int], nonzero: int, bits: int = 32, block: tuple[int, int] = (1, 1)
-) -> int:
-    """Bytes of one matrix: one mask bit per block plus the kept values; dense if that is smaller.
-
-    Headers, padding and names of a real file are not in it: `omnisparse.artifact` plans those.
-    """
-    dense = -(-math.prod(shape) * bits // 8)
-    return min(dense, -(-num_blocks(shape, block) // 8) - (-nonzero * bits // 8))
-
-
 def compression_rate(sparsity: float, bits: int = 32, block_size: int = 1) -> float:
     """Dense bytes over sparse bytes when each block costs one mask bit.
 
