@@ -114,7 +114,7 @@ def require_seeds(models: Sequence[Model]) -> None:
         other = cells.setdefault(cell, candidate.path)
         if other != candidate.path:
             raise OmnisparseError(
-                f"{other.name} and {candidate.path.name} are both {cell[0]} at {cell[1]} with seed "
+                f"{other} and {candidate.path} are both {cell[0]} at {cell[1]} with seed "
                 f"{cell[2]}, so their mean is not one over seeds: leave one out, or compare "
                 "--by configuration"
             )
