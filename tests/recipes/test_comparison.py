@@ -313,7 +313,8 @@ def test_configurations_are_rows_and_their_seeds_are_averaged(config: Path) -> N
     assert (whole["row"], whole["label"], whole["seeds"]) == ("supernet", "Supernet", [0, 1])
     # As methods, the arms would be seeds of one row.
     (line,) = invoke(*arguments, code=1).stderr.splitlines()
-    assert f"{runs[0].resolve()} and {runs[2].resolve()} are both supernet at 100% with seed 0" in line
+    first, second = runs[0].resolve(), runs[2].resolve()
+    assert f"{first} and {second} are both supernet at 100% with seed 0" in line
     assert line.endswith("leave one out, or compare --by configuration")
     refused = invoke(*arguments, "--by", "configuration", "--reference", "pang2018", code=2)
     assert "--reference goes with --by method" in refused.stderr
