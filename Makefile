@@ -41,5 +41,8 @@ bench: setup
 	$(BIN)/python tools/benchmark_training.py
 	$(BIN)/python tools/benchmark_extract.py
 
+# Trainings (runs) and corpora (data) are the user's: they stay.
 clean:
-	rm -rf $(VENV) demo runs data build *.egg-info
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path "./runs/*" -not -path "./data/*" -prune \
+	  -exec rm -rf {} +

@@ -32,7 +32,7 @@ from omnisparse.cli_recipe import (
 )
 from omnisparse.cli_search import search
 from omnisparse.cli_sweep import sweep
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.version import __version__
 
 __all__ = ["main", "run_recipe", "verbs"]
@@ -119,9 +119,12 @@ def prepare_synthetic(
     """Speak a corpus with espeak-ng; the voices of the splits are disjoint."""
     from omnisparse.data import synthetic
 
-    config = synthetic.SyntheticConfig(
-        preset=preset, hours=hours, text=None if text is None else str(text), seed=seed
-    )
+    try:
+        config = synthetic.SyntheticConfig(
+            preset=preset, hours=hours, text=None if text is None else str(text), seed=seed
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     with report.progress("speaking") as progress:
         statistics = synthetic.prepare_synthetic(config, out, progress=progress)
     _show_splits(report, statistics, out)

@@ -143,6 +143,8 @@ def compare(
     tests = runs_compare.list_manifests(candidates, manifests)
     columns = [size.strip() for size in sizes.split(",")] if sizes else []
     models = runs_compare.plan_models(candidates, columns, report.warn)
+    if by == "method":  # runs of one configuration may differ in the seeds of their teachers
+        runs_compare.require_seeds(models)
     found = runs_compare.measure(models, tests, beam=beam, progress=report.progress)
     costs = runs_compare.cost_of_rows(models, rows)
     return write_comparison(

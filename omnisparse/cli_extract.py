@@ -63,7 +63,7 @@ SIZE_HELP = (
 def extract(report: Report, **options: Any) -> Mapping[str, Any]:
     """Write a deployable model of any size from a trained supernet, without retraining."""
     _check_extract_usage(**options)
-    result = _extract(**options)
+    result = _extract(report, **options)
     show_model(report, result)
     show_bands(report, result.get("prefixes", []))
     report.note(f"written to {result['path']} in {format_seconds(result['seconds'])}")
@@ -98,8 +98,8 @@ def _check_extract_usage(
 
 
 def _extract(
-    *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
-    front: Path | None, place: str | None, nested: bool, out: Path | None,
+    report: Report, *, size: str | None, sparsity: float | None, spec: Path | None,
+    run: Path | None, front: Path | None, place: str | None, nested: bool, out: Path | None,
     precision: str | None, block: str | None, norm: Norm, scope: Scope, floor: float, format_: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Calls the one function that the options of `extract` ask for."""
@@ -111,12 +111,13 @@ def _extract(
         )
     if place is not None and out is not None:
         return runs_nested.extract_nested(
-            place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_
-        )
+            place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_,
+            warn=report.warn,
+        )  # fmt: skip
     return runs_extract.extract(
         run, size=size, sparsity=sparsity, spec=spec, front=front, out=out,
         precision=precision or "fp32", block=block, norm=norm, scope=scope, floor=floor,
-        format=format_,
+        format=format_, warn=report.warn,
     )  # fmt: skip
 
 

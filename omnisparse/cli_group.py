@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -20,6 +20,8 @@ from omnisparse.errors import OmnisparseError
 PATH = click.Path(path_type=Path)
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
+"""Of a tool that SIGPIPE ended, as shells tell it."""
 
 
 class OneLineFailures(click.Command):
@@ -100,7 +102,7 @@ class Report(Console):
     def result(self, text: str) -> None:
         """Prints a line of the result itself on stdout, unless JSON will hold it."""
         if not self.as_json:
-            print(text, file=self.stdout, flush=True)
+            _print_result(text, self.stdout)
 
 
 def reports(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
@@ -127,10 +129,20 @@ RESULT_FILE = "OMNISPARSE_RESULT_FILE"
 
 def _give_result(text: str, *, as_json: bool) -> None:
     """Gives the JSON object to whoever asked for it."""
-    if as_json:
-        print(text)
     if file := os.environ.get(RESULT_FILE):
         Path(file).write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        _print_result(text, sys.stdout)
+
+
+def _print_result(text: str, stdout: TextIO) -> None:
+    """Prints a line; where its reader has gone, as `head` does, exits without a word."""
+    try:
+        print(text, file=stdout, flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        sys.exit(EXIT_NO_READER)
 
 
 def _plain(value: Any) -> Any:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from omnisparse import pipeline, runs
 from omnisparse.cli_output import Console, format_bytes, format_seconds
-from omnisparse.config import CorpusConfig, RunConfig, load_config
+from omnisparse.config import ConfigError, CorpusConfig, RunConfig, load_config
 from omnisparse.data.corpora import load_manifest
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.durable import replacing
+from omnisparse.errors import UsageError
 from omnisparse.evaluation.compare import ResultRow, format_count, plot_pareto, write_csv
 from omnisparse.evaluation.evaluate import EvaluationResult, evaluate
 from omnisparse.methods import DenseConfig, SandwichConfig
@@ -65,7 +66,8 @@ def run_demo(
 
     Raises:
         OmnisparseError: If a part of the work cannot be done.
-        ValueError: If ``hours`` or an override is not legal.
+        ConfigError: If an override is not legal, or asks for another corpus or method.
+        UsageError: If ``hours`` is not legal.
     """
     start = time.perf_counter()
     console = console if console is not None else Console(quiet=True)
@@ -110,10 +112,19 @@ def _configure(
     corpus: Path, hours: float | None, overrides: Sequence[str]
 ) -> tuple[RunConfig, SyntheticConfig]:
     """The run's config, its corpus being the one in ``corpus``, and what to speak there."""
-    config = load_config(CONFIG, overrides)
-    synthetic = config.corpus.synthetic or SyntheticConfig(preset="assistant-easy")
+    config, own = load_config(CONFIG, overrides), load_config(CONFIG)
+    synthetic = config.corpus.synthetic
+    if synthetic is None or config.corpus != dataclasses.replace(own.corpus, synthetic=synthetic):
+        raise ConfigError("corpus: the demo speaks its own; legal: keys of corpus.synthetic")
+    if not isinstance(config.method, SandwichConfig):
+        raise ConfigError(
+            f"method: the demo trains a supernet, not {config.method.kind}; legal: sandwich"
+        )
     if hours is not None:
-        synthetic = dataclasses.replace(synthetic, hours=hours)
+        try:
+            synthetic = dataclasses.replace(synthetic, hours=hours)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     manifests = CorpusConfig(
         synthetic=None,
         base=str(corpus),
@@ -164,8 +175,7 @@ def _model_path(models: Path, curve: str, size: str) -> Path:
 
 def _sizes(config: RunConfig) -> list[str]:
     """Sizes to extract, the largest first."""
-    if not isinstance(config.method, SandwichConfig):
-        return list(SIZES)
+    assert isinstance(config.method, SandwichConfig)
     smallest = config.method.min_size
     limit = parse_size(smallest)
     above = [

@@ -16,6 +16,12 @@ class OmnisparseError(Exception):
     on_every_process = False
 
 
+class UsageError(ValueError):
+    """A value that is wrong whatever it is for, such as a size that is no size: exit code 2."""
+
+    exit_code = 2
+
+
 class FormatError(OmnisparseError):
     """A file that is not what it says it is: artifact, checkpoint or nested file."""
 

@@ -71,12 +71,14 @@ def plan_models(
         warn: Told of a size that a supernet cannot give.
 
     Raises:
-        OmnisparseError: If a run fits no column.
-        ValueError: If a size is not understood.
+        OmnisparseError: If a run fits no column, or no run can give any of the sizes.
+        ValueError: If a size is not understood, or two are the same.
     """
     dense = max(candidate.parameters for candidate in candidates)
     columns = list(sizes) or _sizes_of(candidates, dense)
     counts = {size: _count(size, dense) for size in columns}
+    if len(set(counts.values())) < len(columns):
+        raise ValueError(f"sizes {','.join(columns)}: two of them are the same size")
     models = []
     for candidate in candidates:
         if candidate.is_supernet:
@@ -89,7 +91,33 @@ def plan_models(
                 f"{', '.join(f'{size} ({count:,})' for size, count in counts.items())}"
             )
         models.append(Model(candidate=candidate, size=size, request=None))
-    return [model for model in models if _is_possible(model, warn)]
+    reasons = {number: reason for number, model in enumerate(models) if (reason := _refusal(model))}
+    if len(reasons) == len(models):
+        raise OmnisparseError(f"no model to compare: {'; '.join(reasons.values())}")
+    for reason in reasons.values():
+        warn(reason)
+    return [model for number, model in enumerate(models) if number not in reasons]
+
+
+def require_seeds(models: Sequence[Model]) -> None:
+    """Refuse two trainings with one seed where a row at a size averages over seeds.
+
+    Raises:
+        OmnisparseError: If there are such; the message names both runs.
+    """
+    cells: dict[tuple[str, str, int], Path] = {}
+    for model in models:
+        candidate = model.candidate
+        if candidate.record.seed is None:
+            continue  # of a run from before seeds were recorded: nobody knows
+        cell = (candidate.row, model.size, candidate.record.seed)
+        other = cells.setdefault(cell, candidate.path)
+        if other != candidate.path:
+            raise OmnisparseError(
+                f"{other} and {candidate.path} are both {cell[0]} at {cell[1]} with seed "
+                f"{cell[2]}, so their mean is not one over seeds: leave one out, or compare "
+                "--by configuration"
+            )
 
 
 def _sizes_of(candidates: Sequence[Candidate], dense: int) -> list[str]:
@@ -123,16 +151,15 @@ def _column_of(candidate: Candidate, counts: dict[str, int]) -> str | None:
     return size if close else None
 
 
-def _is_possible(model: Model, warn: Callable[[str], None]) -> bool:
-    """Whether a supernet can give the size; others give what they hold."""
+def _refusal(model: Model) -> str | None:
+    """Why a supernet cannot give the size, if it cannot; others give what they hold."""
     if model.request is None:
-        return True
+        return None
     try:
         _budget(model.candidate.path).solve(model.request)
     except ValueError as error:
-        warn(f"{model.candidate.path}: {error}")
-        return False
-    return True
+        return f"{model.candidate.path}: {error}"
+    return None
 
 
 def _budget(run: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extra
 from omnisparse.runs_account import RunRecord, read_record
 from omnisparse.search.front import FrontEntry, read_front
 from omnisparse.sparsity.allocation import Allocator, Scope
-from omnisparse.sparsity.arrays import Array
+from omnisparse.sparsity.arrays import Array, count_nonzero
 from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
 from omnisparse.sparsity.keys import Norm, parse_block
 from omnisparse.sparsity.space import SubnetSpec
@@ -34,6 +34,7 @@ def extract(
     floor: float = 0.0,
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write a deployable model of any size from a trained run.
 
@@ -44,7 +45,8 @@ def extract(
         sparsity: Share of the prunable weights that becomes zero, in [0, 1).
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
         front: With ``size``: file of a search whose spec of that size is taken.
-        out: Artifact directory; None for ``<run>/extracted/<what was asked>``.
+        out: Artifact directory; None for ``<run>/extracted/<what was asked>``, such as ``25pct`` or
+            ``25pct-int8-8x1``: options that are not the default are in the name.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         block: ``1x1``, ``8x1``, ``16x1`` or ``4x4``: weights (outputs by inputs) that are kept or
             dropped together; None for what the run was trained with.
@@ -55,6 +57,7 @@ def extract(
             stays in any case.
         format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
         wer: Known word error rates in percent by test set, for the model card.
+        warn: Told where the run holds fewer non-zero weights than were asked for.
 
     Returns:
         ``path, parameters, nonzero, sparsity, bytes, seconds``, the counts of
@@ -72,7 +75,8 @@ def extract(
     description = runs.read_description(run)
     weights, checkpoint = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
-    shape = parse_block(description.block if block is None else block)
+    block = description.block if block is None else block
+    shape = parse_block(block)
     budget = Budget(shapes, description.prunable, floor=floor, block=shape)
     record = read_record(checkpoint)
     contents = contents_of(
@@ -83,13 +87,39 @@ def extract(
     if entry is not None:
         contents = searched(contents, entry)
     kept = request.kept(budget, allocator, weights, contents, entry)
+    options = [
+        (precision, "fp32"), (block, description.block), (scope, "layer"), (norm, "l1"),
+        (f"floor{float(floor)}", "floor0.0"), (format, "bitmask"),
+    ]  # fmt: skip
     extraction = Extraction(
-        out=out or run / "extracted" / request.folder(),
+        out=out or run / "extracted" / request.folder(options),
         num_kept=kept,
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
     (info,) = write_extractions(weights, [extraction], norm=norm)
+    if info.nonzero < budget.unprunable + sum(kept.values()):  # else nobody need count
+        warn_of_missing({n: count_nonzero(weights[n]) for n in kept}, kept, budget, warn)
     return {**info.to_dict(), "seconds": time.perf_counter() - started}
+
+
+def warn_of_missing(
+    held: Mapping[str, int], asked: Mapping[str, int], budget: Budget, warn: Callable[[str], None]
+) -> None:
+    """Warn of matrices that hold fewer non-zero weights than were asked for, as of a pruned net.
+
+    Args:
+        held: Non-zero weights that there are, by matrix.
+        asked: Weights to keep, by matrix.
+        budget: That of the net.
+        warn: Told in one line, if there are any.
+    """
+    there = sum(min(count, held[name]) for name, count in asked.items())
+    wanted = sum(asked.values())
+    if there < wanted:
+        warn(
+            f"asked for {budget.unprunable + wanted:,} non-zero parameters, the run holds "
+            f"{budget.unprunable + there:,} of them: it was pruned, or has weights of exactly zero"
+        )
 
 
 def _path(place: Path | str | None) -> Path | None:
@@ -160,12 +190,18 @@ class _Request:
         if len(given) != 1:
             raise ValueError("exactly one of size, sparsity and spec must be given")
 
-    def folder(self) -> str:
-        """A folder name for the result."""
+    def folder(self, options: Sequence[tuple[str, str]]) -> str:
+        """A folder name for the result, its own for every choice of ``options``.
+
+        Args:
+            options: What was chosen of each, and what it is by default.
+        """
         if self.size is not None:
             name = self.size.strip().replace("%", "pct")
-            return name if self.front is None else f"{name}-searched"
-        return f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
+            name = name if self.front is None else f"{name}-searched"
+        else:
+            name = f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
+        return "-".join([name, *(own for own, default in options if own != default)])
 
     def check(self, *, block: str | None, norm: str, scope: str, floor: float) -> None:
         """Refuse options that choose weights where a spec has already chosen.

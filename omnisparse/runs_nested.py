@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from omnisparse.artifact import (
     write_artifact,
     write_nested,
 )
+from omnisparse.errors import OmnisparseError
 from omnisparse.runs_account import read_record
-from omnisparse.runs_extract import solve_bytes
+from omnisparse.runs_extract import solve_bytes, warn_of_missing
 from omnisparse.sparsity.allocation import Allocator
 from omnisparse.sparsity.budget import parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
@@ -49,11 +51,16 @@ def write_nested_run(
 
     Raises:
         ValueError: If ``precision`` or ``floor`` is not legal.
-        OmnisparseError: If the run cannot be read or the file cannot be written.
+        OmnisparseError: If the run cannot be read, was trained with blocks, or the file cannot be
+            written.
     """
     started = time.perf_counter()
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
+    if description.block != "1x1":  # a prefix keeps single weights: subnets it never trained
+        raise OmnisparseError(
+            f"{run}: trained with block {description.block}; legal for --nested: 1x1"
+        )
     weights, checkpoint = runs.newest_weights(run)
     record = read_record(checkpoint)
     buffers = [name for name in weights if name not in set(description.parameters)]
@@ -89,6 +96,7 @@ def extract_nested(
     out: Path,
     precision: str | None = None,
     format: str = "bitmask",
+    warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Writes the artifact of any size from a nested file, or from a prefix that holds it.
 
@@ -100,6 +108,7 @@ def extract_nested(
         out: Artifact directory.
         precision: As of :func:`omnisparse.runs_extract.extract`; None for that of the file.
         format: As there.
+        warn: As there.
 
     Returns:
         As :func:`omnisparse.runs_extract.extract`.
@@ -140,6 +149,7 @@ def extract_nested(
     known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
     # What the file holds, so that a kept weight of exactly zero is in no count.
     held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
+    warn_of_missing(held, counts, budget, warn)
     info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
     return {**info.to_dict(), "seconds": time.perf_counter() - started}
 

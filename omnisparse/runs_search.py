@@ -16,7 +16,7 @@ from omnisparse.artifact import planned_bytes
 from omnisparse.config import CorpusConfig, config_from_dict
 from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
-from omnisparse.errors import FormatError, OmnisparseError
+from omnisparse.errors import FormatError, OmnisparseError, UsageError
 from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.compare import ResultRow, plot_pareto, write_csv
 from omnisparse.evaluation.dev_set import DevSet
@@ -177,7 +177,7 @@ class _Task:
         ).eval()
         budget = self.supernet.budget
         if not sizes:
-            raise ValueError("sizes names no size; one or more, such as 50%,25%")
+            raise UsageError("sizes names no size; one or more, such as 50%,25%")
         self.totals = {size.strip(): budget.solve(size.strip()) for size in sizes}
         self.space = SparsitySpace(
             {fqn: budget.shapes[fqn] for fqn in budget.prunable},

@@ -4,7 +4,7 @@
     accelerate launch recipes/train_supernet.py --config recipes/configs/las_assistant.yaml
     accelerate launch --num_processes 2 recipes/train_supernet.py training.max_steps=200
 
-Without arguments it speaks the embedded corpus and trains the embedded default (a LAS of 2.85 M
+Without arguments it speaks the embedded corpus and trains the embedded default (a LAS of 2.88 M
 parameters). ``key=value`` overrides any key of the configuration; an unknown key is answered with
 the legal ones. Afterwards: ``omnisparse extract --size 25%``.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
@@ -61,6 +62,18 @@ def test_recipes_and_their_overrides_exist(line: str) -> None:
 def test_make_targets_exist(line: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{shlex.split(line)[1]}:", makefile, flags=re.MULTILINE)
+
+
+def test_clean_leaves_trainings_and_corpora(tmp_path: Path) -> None:
+    made = [".venv", "demo", "build", ".pytest_cache", "omnisparse/__pycache__"]
+    kept = ["runs/a/checkpoints", "data/mine", "comparison", "omnisparse"]
+    for folder in (*made, *kept):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "file").write_text("x")
+    command = ["make", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "clean"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert [folder for folder in made if (tmp_path / folder).exists()] == []
+    assert [folder for folder in kept if not (tmp_path / folder / "file").exists()] == []
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))

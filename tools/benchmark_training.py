@@ -7,11 +7,12 @@
         --device cuda --precision bf16 --batch 64 --seconds 12 --tokens 45
 
 Both steps run in one process, in turn, on the same random batch; each is forward, backward,
-clipping and optimizer step. Reported are medians of seconds and their ratio, the audio that a
-second of training gets through, and the share of the sandwich step that goes into masks: ranking
-(divided by the steps it serves), masks of new sizes, and the products of weights and masks in
-forward and backward. Seconds are CPU time (all threads) on a CPU, which a busy machine does not
-stretch, and time on the clock, the device waited for, on a GPU.
+clipping and optimizer step. Reported are medians of seconds, the median of the ratios of the
+interleaved pairs (which need not be the ratio of the medians), the audio that a second of training
+gets through, and the share of the sandwich step that goes into masks: ranking (divided by the steps
+it serves), masks of new sizes, and the products of weights and masks in forward and backward.
+Seconds are CPU time (all threads) on a CPU, which a busy machine does not stretch, and time on the
+clock, the device waited for, on a GPU.
 
 With ``--config`` net, features, vocabulary and subnets are those of the configuration, after
 ``key=value`` overrides; without, they are the defaults of ``--model``.

@@ -27,6 +27,7 @@ from omnisparse.artifact.nested_format import (
     check_header,
     max_tensors,
 )
+from omnisparse.artifact.nested_inspection import is_nested
 from omnisparse.artifact.precision import (
     Precision,
     parse_precision,
@@ -36,6 +37,7 @@ from omnisparse.artifact.precision import (
 )
 from omnisparse.artifact.tensorfile import Array, Field
 from omnisparse.artifact.tensors import as_array, tag_of
+from omnisparse.errors import OmnisparseError
 from omnisparse.sparsity import arrays
 from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.ranking import rank
@@ -80,7 +82,7 @@ def write_nested(
     """Write the dense net so that every smaller model is a prefix of the file, atomically.
 
     Args:
-        path: The file; an existing one is replaced.
+        path: The file; an existing nested file is replaced.
         state: The dense state dict, tensors or arrays, read one at a time.
         model: As for :func:`omnisparse.artifact.write_artifact`, and so the rest.
         tokenizer: See there.
@@ -97,8 +99,12 @@ def write_nested(
 
     Raises:
         ValueError: If an argument is illegal or a weight is not finite.
-        OmnisparseError: If the disk refuses; nothing has changed then.
+        OmnisparseError: If something else is at ``path`` or the disk refuses; nothing has changed
+            then.
     """
+    path = Path(path)
+    if path.exists() and not is_nested(path):
+        raise OmnisparseError(f"{path} exists and is not a nested file; choose another place")
     kind = parse_precision(precision)
     tensors = tuple(_stored_field(fqn, tensor, kind) for fqn, tensor in state.items())
     names = set(prunable)
@@ -119,7 +125,7 @@ def write_nested(
     )
     counts = [budget.allocate_uniform(total) for total in kept]
     with ExitStack() as stack:
-        target = stack.enter_context(atomic.replaced_file(Path(path)))
+        target = stack.enter_context(atomic.replaced_file(path))
         folder = target.parent
         spools = [
             stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(len(kept) + 1)
@@ -140,10 +146,8 @@ def write_nested(
                 file.write(head)
                 spool.seek(0)
                 shutil.copyfileobj(spool, file, 1 << 20)
-    nested = NestedFile(Path(path))
-    return NestedInfo(
-        Path(path), budget.dense_parameters, nested.source.size_bytes, tuple(nested.bands)
-    )
+    nested = NestedFile(path)
+    return NestedInfo(path, budget.dense_parameters, nested.source.size_bytes, tuple(nested.bands))
 
 
 def _stored_field(fqn: str, tensor: Any, precision: Precision) -> Field:

@@ -36,7 +36,7 @@ from omnisparse.models.validation import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LasConfig:
-    """Shape of a LAS model; the defaults have 3.5 M parameters with 240 features, 128 pieces."""
+    """Shape of a LAS model; the defaults have 3.3 M parameters with 240 features, 128 pieces."""
 
     kind: Literal["las"] = "las"
     """Selects this model in a configuration file."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
+from omnisparse.errors import UsageError
 from omnisparse.sparsity import arrays
 from omnisparse.sparsity.apportion import apportion
 from omnisparse.sparsity.arrays import Array
@@ -62,7 +63,7 @@ def parse_size(text: str | int) -> Size:
     `16B` is 16 bytes, never 16 billion. Units are read without regard to case.
 
     Raises:
-        ValueError: If the text is none of these, or a count of parameters is not whole.
+        UsageError: If the text is none of these, or a count of parameters is not whole.
     """
     written = str(text)
     match = _SIZE.fullmatch(written)
@@ -75,15 +76,15 @@ def parse_size(text: str | int) -> Size:
         value = Fraction(match[1]) * _COUNT_UNITS[unit]
         if value.denominator == 1:
             return Size("nonzero", value, written)
-        raise ValueError(f"size {written!r} is not a whole number of parameters; {LEGAL_SIZES}")
-    raise ValueError(f"size {written!r} is not understood; {LEGAL_SIZES}")
+        raise UsageError(f"size {written!r} is not a whole number of parameters; {LEGAL_SIZES}")
+    raise UsageError(f"size {written!r} is not understood; {LEGAL_SIZES}")
 
 
 def parse_sparsity(value: float | str) -> Size:
     """The request behind `--sparsity 0.8`: that share of the prunable weights is zero.
 
     Raises:
-        ValueError: If `value` is not a finite number.
+        UsageError: If `value` is not a finite number.
     """
     try:
         if not math.isfinite(float(value)):
@@ -93,7 +94,7 @@ def parse_sparsity(value: float | str) -> Size:
         share = Fraction(str(value)) if abs(float(value)) <= 1 else Fraction(float(value))
     except ValueError as error:
         message = f"sparsity {value!r} is not a number; legal: 0 <= sparsity < 1"
-        raise ValueError(message) from error
+        raise UsageError(message) from error
     return Size("sparsity", share, str(value))
 
 
@@ -122,17 +123,6 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """`[rows, columns]` of a weight of any rank: the first dimension against all the others."""
     rows = int(shape[0]) if shape else 1
     return rows, math.prod(int(size) for size in shape[1:])
-
-
-def bytes_of(
-    shape: Sequence[int], nonzero: int, bits: int = 32, block: tuple[int, int] = (1, 1)
-) -> int:
-    """Bytes of one matrix: one mask bit per block plus the kept values; dense if that is smaller.
-
-    Headers, padding and names of a real file are not in it: `omnisparse.artifact` plans those.
-    """
-    dense = -(-math.prod(shape) * bits // 8)
-    return min(dense, -(-num_blocks(shape, block) // 8) - (-nonzero * bits // 8))
 
 
 def compression_rate(sparsity: float, bits: int = 32, block_size: int = 1) -> float:
@@ -218,13 +208,13 @@ class Budget:
         """`parse_size` whose error also names this model's legal range.
 
         Raises:
-            ValueError: If the text is not a size.
+            UsageError: If the text is not a size.
         """
         try:
             return parse_size(size)
-        except ValueError as error:
+        except UsageError as error:
             low, high = self.nonzero_range()
-            raise ValueError(
+            raise UsageError(
                 f"{error}; legal for this model: {low} to {high} non-zero parameters"
             ) from error
 
@@ -333,10 +323,10 @@ def floors_of(
     With blocks, the fewest that hold this whatever whole blocks they are made of.
 
     Raises:
-        ValueError: If `floor` is outside [0, 1].
+        UsageError: If `floor` is outside [0, 1].
     """
     if not 0 <= floor <= 1:
-        raise ValueError(f"floor {floor} is out of range; legal: 0 <= floor <= 1")
+        raise UsageError(f"floor {floor} is out of range; legal: 0 <= floor <= 1")
     spare = block[0] * block[1] - 1
     return {
         fqn: min(numel, max(1, math.ceil(floor * numel)) + spare) for fqn, numel in prunable.items()

@@ -309,8 +309,13 @@ def test_configurations_are_rows_and_their_seeds_are_averaged(config: Path) -> N
     )
     assert [row["row"] for row in again["rows"]] == ["reference"] * 2 + ["method.block=1x1"] * 2
     assert again["rows"][0]["wer"] == second["wer"]
-    (whole, *_) = json.loads(invoke(*arguments).stdout)["rows"]
-    assert (whole["row"], whole["label"], len(whole["seeds"])) == ("supernet", "Supernet", 4)
+    (whole, *_) = json.loads(invoke("compare", *runs[:2], *arguments[-3:]).stdout)["rows"]
+    assert (whole["row"], whole["label"], whole["seeds"]) == ("supernet", "Supernet", [0, 1])
+    # As methods, the arms would be seeds of one row.
+    (line,) = invoke(*arguments, code=1).stderr.splitlines()
+    first, second = runs[0].resolve(), runs[2].resolve()
+    assert f"{first} and {second} are both supernet at 100% with seed 0" in line
+    assert line.endswith("leave one out, or compare --by configuration")
     refused = invoke(*arguments, "--by", "configuration", "--reference", "pang2018", code=2)
     assert "--reference goes with --by method" in refused.stderr
 
@@ -320,7 +325,14 @@ def test_bad_comparisons_are_one_line(config: Path) -> None:
     assert "is not a directory" in invoke("compare", config, code=1).stderr
     line = invoke("compare", base, "--sizes", "30%", code=1).stderr.strip()
     assert "fit none of the sizes 30%" in line
-    assert invoke("compare", base, "--sizes", "x%", code=1).stderr.count("\n") == 1
+    assert invoke("compare", base, "--sizes", "x%", code=2).stderr.count("\n") == 1
+    supernet = train(config, "training.max_steps=0", "method=supernet")
+    for sizes in ("50%,50%", "50%,50.0%"):
+        line = invoke("compare", base, supernet, "--sizes", f"100%,{sizes}", code=1).stderr
+        assert f"sizes 100%,{sizes}: two of them are the same size" in line
+    (line,) = invoke("compare", supernet, "--sizes", "1%,110%", code=1).stderr.splitlines()
+    for size in ("1%", "110%"):
+        assert f"{supernet.resolve()}: size '{size}' is out of range for this model; legal" in line
     artifact = extract(base, size="100%", out=Path("artifact"))["path"]
     line = invoke("compare", base, artifact, "--by", "configuration", code=1).stderr
     assert "artifact: not a run directory" in line

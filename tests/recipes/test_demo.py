@@ -39,7 +39,7 @@ def _demo(out: Path, *options: str) -> tuple[dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     out = tmp_path_factory.mktemp("demo")
-    report, told = _demo(out)
+    report, told = _demo(out, "corpus.synthetic.seed=3")
     return out, report, told
 
 
@@ -77,11 +77,31 @@ def test_people_are_told(done: tuple[Path, dict[str, Any], str]) -> None:
     assert str(out / "pareto.png") in told
 
 
+@pytest.mark.parametrize(
+    ("overrides", "legal"),
+    [
+        (("corpus.synthetic=null", "corpus.train=[mine.jsonl]"), "legal: keys of corpus.synthetic"),
+        (("corpus.root=mine",), "legal: keys of corpus.synthetic"),
+        (("corpus.test=[mine.jsonl]",), "legal: keys of corpus.synthetic"),
+        (("method=dense",), "trains a supernet, not dense; legal: sandwich"),
+        (("method={kind: gradual_pruning, size: 25%}",), "not gradual_pruning; legal: sandwich"),
+    ],
+)
+def test_what_the_demo_cannot_take_is_one_line(
+    tmp_path: Path, overrides: tuple[str, ...], legal: str
+) -> None:
+    result = CliRunner().invoke(verbs, ["demo", "--out", str(tmp_path / "demo"), *overrides])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.endswith(legal)
+    assert not (tmp_path / "demo").exists()
+
+
 def test_running_again_keeps_what_is_finished(done: tuple[Path, dict[str, Any], str]) -> None:
     out, report, _ = done
     checkpoints = sorted((out / "supernet" / "checkpoints").rglob("*.safetensors"))
     before = [path.stat().st_mtime_ns for path in checkpoints]
-    again, told = _demo(out, "--with-baseline")
+    again, told = _demo(out, "--with-baseline", "corpus.synthetic.seed=3")
     assert [path.stat().st_mtime_ns for path in checkpoints] == before
     supernet = [row for row in again["rows"] if row["curve"] == "supernet"]
     baseline = [row for row in again["rows"] if row["curve"] == "baseline"]
@@ -94,7 +114,7 @@ def test_running_again_keeps_what_is_finished(done: tuple[Path, dict[str, Any], 
 def test_the_baseline_costs_what_the_supernet_did(
     done: tuple[Path, dict[str, Any], str],
 ) -> None:
-    report, _ = _demo(done[0], "--with-baseline")
+    report, _ = _demo(done[0], "--with-baseline", "corpus.synthetic.seed=3")
     costs = {
         curve: training["metrics"]["utterance_passes"]
         for curve, training in report["training"].items()

@@ -162,6 +162,10 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
         assert (result.exit_code, result.stdout) == (1, "")
         assert message in result.stderr
         assert result.stderr.count("omnisparse: error: ") == 1
+    for sizes, message in ((",", "sizes names no size"), ("half", "size 'half' is not understood")):
+        result = invoke("search", "--run", run, "--sizes", sizes)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr
     assert not (run / "search").exists()
 
 

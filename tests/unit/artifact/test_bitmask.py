@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrix_bytes import bytes_of
 
 from omnisparse.artifact import bitmask
 from omnisparse.artifact.layout import Kept, plan_tensor
 from omnisparse.artifact.precision import PRECISIONS, restore_values, round_values, row_scales
 from omnisparse.errors import FormatError
-from omnisparse.sparsity.budget import bytes_of
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 

@@ -272,3 +272,18 @@ def test_an_unknown_version_is_refused_by_name(tmp_path, net):
     (tmp_path / "net.omni").write_bytes(data)
     with pytest.raises(FormatError, match="version 9 is not known"):
         NestedFile(tmp_path / "net.omni")
+
+
+def test_only_a_nested_file_is_replaced(net, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for place in (notes, tmp_path):
+        with pytest.raises(OmnisparseError, match="exists and is not a nested file"):
+            write(place, net)
+    with pytest.raises(FormatError):
+        grow_from(notes, write(tmp_path / "n", net).path, "50%")
+    assert notes.read_text() == "mine"
+    before = (tmp_path / "n").stat().st_size
+    write(tmp_path / "n", net, precision="int8")
+    assert (tmp_path / "n").stat().st_size < before
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "n"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 from omnisparse.cli import SECTIONS, verbs
 from omnisparse.cli_group import Report, Verbs, reports
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import OmnisparseError, UsageError
 
 
 def _run(*arguments: str) -> Any:
@@ -101,6 +102,18 @@ def test_bad_usage_is_two(arguments: tuple[str, ...]) -> None:
     assert "Error: " in result.stderr
 
 
+@pytest.mark.parametrize("verb", [("prepare", "synthetic"), ("demo",)])
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "1001"])
+def test_hours_that_cannot_be_spoken_are_bad_usage(
+    tmp_path: Path, verb: tuple[str, ...], hours: str
+) -> None:
+    result = _run(*verb, "--out", str(tmp_path / "out"), "--hours", hours)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "hours must be above 0 and at most 1000" in line
+    assert not (tmp_path / "out").exists()
+
+
 def _failing(error: BaseException) -> Any:
     """The verbs with one more that raises `error`."""
 
@@ -125,14 +138,36 @@ def _failing(error: BaseException) -> Any:
         (PermissionError(errno.EACCES, "Permission denied", "/z"), "/z: Permission denied"),
         (MemoryError(), "out of memory"),
         (ValueError(), "ValueError"),
+        (UsageError("size 'x'"), "size 'x'"),
     ],
 )
 def test_failures_are_one_line(error: Exception, line: str) -> None:
     result = CliRunner().invoke(_failing(error), ["fail", "--json"])
-    assert result.exit_code == 1
+    assert result.exit_code == (2 if isinstance(error, UsageError) else 1)
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == f"omnisparse: error: {line}"
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "lines"), [([], 3), (["--json"], 1), (["--json"], 10_000)])
+def test_a_reader_that_has_gone_ends_the_command_quietly(arguments: list[str], lines: int) -> None:
+    script = (
+        "import sys, click\n"
+        "from omnisparse.cli_group import OneLineFailures, reports\n"
+        "@click.command(cls=OneLineFailures)\n"
+        "@reports\n"
+        "def speak(report):\n"
+        f"    [report.result('x' * 99) for _ in range({lines})]\n"
+        f"    return {{'rows': ['x' * 99] * {lines}}}\n"
+        "speak()\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(
+        [sys.executable, "-c", script, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, "")
 
 
 def test_interrupt_is_one_line() -> None:

@@ -27,9 +27,9 @@ def written_bytes(path: Path) -> int:
     return sum((path / name).stat().st_size for name in FILES)
 
 
-def one_line(result: Any) -> str:
+def one_line(result: Any, code: int = 1) -> str:
     """The one line of a command that failed."""
-    assert result.exit_code == 1, (result.exit_code, result.stderr)
+    assert result.exit_code == code, (result.exit_code, result.stderr)
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
@@ -46,11 +46,12 @@ def test_sizes_out_of_range_name_the_legal_range(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", ["16 apples", "", "half", "1e6", "0.25"])
+@pytest.mark.parametrize("size", ["16 apples", "", "half", "1e6", "0.25", "NaN"])
 def test_texts_that_are_no_size_list_the_legal_forms(
     small_run: Path, tmp_path: Path, run: Run, size: str
 ) -> None:
-    line = one_line(run("extract", "--run", small_run, "--size", size, "--out", tmp_path / "m"))
+    out = tmp_path / "m"
+    line = one_line(run("extract", "--run", small_run, "--size", size, "--out", out), code=2)
     assert "16M or 500K" in line
     assert "20MB or 20MiB" in line
     assert "25%" in line
@@ -77,6 +78,16 @@ def test_sparsities_out_of_range_name_the_legal_range(
     out = tmp_path / "m"
     line = one_line(run("extract", "--run", small_run, "--sparsity", sparsity, "--out", out))
     assert "legal: 0 to 0.999888" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sparsity", ["nan", "inf"])
+def test_sparsities_that_are_no_number_are_bad_usage(
+    small_run: Path, tmp_path: Path, run: Run, sparsity: str
+) -> None:
+    options = ("--run", small_run, "--sparsity", sparsity, "--out", tmp_path / "m")
+    line = one_line(run("extract", *options), code=2)
+    assert line == f"sparsity {sparsity} is not a number; legal: 0 <= sparsity < 1"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,13 +138,13 @@ def test_unknown_choices_list_the_known_ones(
     assert legal in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize("floor", ["-0.1", "1.5"])
+@pytest.mark.parametrize("floor", ["-0.1", "1.5", "nan"])
 def test_a_floor_out_of_range_is_refused(
     small_run: Path, tmp_path: Path, run: Run, floor: str
 ) -> None:
     options = ("--run", small_run, "--floor", floor, "--out", tmp_path / "m")
     for verb in (("--size", "50%"), ("--nested",)):
-        assert "legal: 0 <= floor <= 1" in one_line(run("extract", *verb, *options))
+        assert "legal: 0 <= floor <= 1" in one_line(run("extract", *verb, *options), code=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -314,6 +325,71 @@ def test_inspection_of_nested_files(nested: Path, tmp_path: Path, run: Run, run_
     assert "checksum does not match" in report["problems"][0]
     prefix.write_bytes(data[: whole["bands"][0]["bytes"] - 1])
     assert "hold no model" in one_line(run("inspect", prefix))
+
+
+def blocked_run(small_run: Path, folder: Path) -> Path:
+    """The small run as if it had been trained with blocks of 8x1."""
+    shutil.copytree(small_run, folder)
+    description = folder / "model.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "block": "8x1"}))
+    return folder
+
+
+def test_a_run_of_blocks_is_in_no_nested_file(small_run: Path, tmp_path: Path, run: Run) -> None:
+    folder = blocked_run(small_run, tmp_path / "run")
+    line = one_line(run("extract", "--nested", "--run", folder, "--out", tmp_path / "n"))
+    assert line == f"{folder}: trained with block 8x1; legal for --nested: 1x1"
+    assert not (tmp_path / "n").exists()
+
+
+def test_options_have_a_default_folder_of_their_own(
+    small_run: Path, tmp_path: Path, run_json: Run
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    names = {
+        (): "50pct",
+        ("--precision", "int8"): "50pct-int8",
+        ("--precision", "fp16", "--block", "8x1", "--norm", "l2"): "50pct-fp16-8x1-l2",
+        ("--scope", "global", "--floor", "0.1"): "50pct-global-floor0.1",
+        ("--format", "dense"): "50pct-dense",
+        # What the run has by default is not named.
+        ("--precision", "fp32", "--block", "1x1", "--floor", "0"): "50pct",
+    }
+    for options, name in names.items():
+        made = run_json("extract", "--run", folder, "--size", "50%", *options)
+        assert made["path"] == str(folder / "extracted" / name)
+    blocks = blocked_run(small_run, tmp_path / "blocks")
+    for options, name in {(): "50pct", ("--block", "1x1"): "50pct-1x1"}.items():
+        made = run_json("extract", "--run", blocks, "--size", "50%", *options)
+        assert made["path"] == str(blocks / "extracted" / name)
+
+
+def test_a_pruned_run_that_holds_less_than_asked_is_told(
+    small_run: Path, tmp_path: Path, run: Run
+) -> None:
+    folder, nested = tmp_path / "run", tmp_path / "net.omni"
+    shutil.copytree(small_run, folder)
+    weights, _ = newest_weights(small_run)
+    state = {name: as_tensor(array).clone() for name, array in weights.items()}
+    for name in read_description(small_run).prunable:
+        state[name] *= mask_from_count(state[name], state[name].numel() // 2)
+    save_checkpoint(folder / "checkpoints", step=8, tensors={"model": state}, state={"step": 8})
+    held = UNPRUNABLE + (DENSE - UNPRUNABLE) // 2
+    assert run("extract", "--nested", "--run", folder, "--out", nested).exit_code == 0
+    for options in (("--run", folder), ("--run", folder, "--block", "8x1"), ("--from", nested)):
+        told = {}
+        for size in ("75%", str(held)):
+            out = ("--size", size, "--out", tmp_path / "m")
+            result = run("extract", *options, *out, "--json")
+            assert result.exit_code == 0
+            told[size] = [line for line in result.stderr.splitlines() if "asked for" in line]
+            assert f"{json.loads(result.stdout)['nonzero']:,} of {DENSE:,}" in result.stderr
+        assert len(told["75%"]) == 1
+        line = told["75%"][0]
+        if "--block" not in options:
+            assert f"asked for 45,510 non-zero parameters, the run holds {held:,} of them" in line
+            assert told[str(held)] == []
 
 
 def test_zeros_among_the_weights_are_in_no_count(

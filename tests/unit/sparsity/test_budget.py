@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matrix_bytes import bytes_of
 from torch import nn
 
 from omnisparse.sparsity.budget import (
     Budget,
-    bytes_of,
     compression_rate,
     num_nonzero,
     num_parameters,
