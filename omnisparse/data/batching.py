@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
 from omnisparse.data.batch import Batch, collate, process_slice, text_of
-from omnisparse.data.feature_store import FeatureStore, FloatArray, read_samples
+from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureConfig, FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
@@ -351,7 +352,7 @@ class EvaluationBatches:
 
     def _prepare(self, cut: Cut) -> FloatArray:
         if self._store is None:
-            return self._extractor(read_samples(cut))
+            return self._extractor(read_samples(cut, self._extractor.sampling_rate))
         frames = self._store.frames(cut.id)
         return self._extractor.stack_frames(self._extractor.normalise(frames))
 

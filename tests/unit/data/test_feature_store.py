@@ -12,8 +12,9 @@ import pytest
 from lhotse import CutSet
 
 from omnisparse.data import feature_store as module
+from omnisparse.data.audio import read_samples
 from omnisparse.data.corpora import load_manifest, perturb_speed
-from omnisparse.data.feature_store import FeatureStore, read_samples
+from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.errors import DataError
 
