@@ -49,6 +49,7 @@ __all__ = [
     "load_manifest",
     "manifest_name",
     "perturb_speed",
+    "resample",
     "split_statistics",
     "write_nemo_manifest",
 ]
@@ -282,6 +283,15 @@ def _nemo_record(cut: Cut, folder: Path) -> dict[str, Any]:
     if supervision.speaker:
         record["speaker"] = supervision.speaker
     return record
+
+
+def resample(cuts: CutSet, sampling_rate: Hertz) -> CutSet:
+    """The same utterances at ``sampling_rate`` (Hz), changed when their audio is read."""
+    from lhotse import CutSet
+
+    return CutSet.from_cuts(
+        cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate) for cut in cuts
+    )
 
 
 def perturb_speed(cuts: CutSet, factors: Iterable[float]) -> CutSet:
