@@ -26,6 +26,9 @@ from omnisparse.sparsity.layer_limit import parse_layer_limit
 from omnisparse.training.tracking import TrackingConfig
 from omnisparse.training.trainer import TrainingConfig
 
+MAX_SEED = 2**63 - 1
+"""Largest seed that torch's generators take as it is written."""
+
 
 class ConfigError(OmnisparseError):
     """A configuration that cannot be used: bad usage, and so exit code 2."""
@@ -91,8 +94,8 @@ class RunConfig:
         """Check the name, which becomes a folder, and the seed."""
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; a plain folder name")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; at least 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed is {self.seed}; from 0 to {MAX_SEED} (2^63 - 1)")
         if self.max_layer_parameters is not None:
             parse_layer_limit(self.max_layer_parameters)
 

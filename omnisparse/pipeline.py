@@ -17,7 +17,7 @@ from omnisparse import runs
 from omnisparse.config import CorpusConfig, RunConfig, config_to_dict
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
-from omnisparse.data.corpora import load_manifest, perturb_speed
+from omnisparse.data.corpora import load_manifest, perturb_speed, resample
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
@@ -104,7 +104,10 @@ def _train(
         torch.set_num_threads(config.training.threads)
     with accelerator.main_process_first():  # the others find corpus, tokenizer, features made
         splits = load_splits(
-            config.corpus, stage, speed_factors=config.data.augmentation.speed_factors
+            config.corpus,
+            stage,
+            speed_factors=config.data.augmentation.speed_factors,
+            sampling_rate=config.data.features.sampling_rate,
         )
         tokenizer = _tokenizer(config, splits.train, run, accelerator)
         cuts = splits.train
@@ -173,6 +176,7 @@ def load_splits(
     stage: Callable[[str], None] = lambda line: None,
     *,
     speed_factors: Sequence[float] = (1.0,),
+    sampling_rate: int | None = None,
 ) -> Splits:
     """Speak the embedded corpus if there is one and it is absent, and read all manifests.
 
@@ -181,19 +185,31 @@ def load_splits(
         stage: Told what is being made.
         speed_factors: Speeds of which the training manifests give a copy each; the embedded
             corpus varies its rates by itself and is left alone.
+        sampling_rate: Rate that all audio is brought to, in Hz; None for its own.
 
     Raises:
         DataError: If a manifest cannot be used or the training split is empty.
     """
     base = Path(config.base)
-    train = [perturb_speed(load_manifest(base / p), speed_factors) for p in config.train]
-    dev = [load_manifest(base / path) for path in config.dev]
+
+    def load(path: Path) -> CutSet:
+        cuts = load_manifest(path)
+        others = {cut.sampling_rate for cut in cuts} - {sampling_rate}
+        if sampling_rate is None or not others:
+            return cuts
+        stage(f"{path}: from {', '.join(map(str, sorted(others)))} Hz to {sampling_rate} Hz")
+        return resample(cuts, sampling_rate)
+
+    train = [perturb_speed(load(base / path), speed_factors) for path in config.train]
+    dev = [load(base / path) for path in config.dev]
+    if not train and tuple(speed_factors) != (1.0,):
+        stage("speed_factors change nothing: the embedded corpus varies its rates by itself")
     if config.synthetic is not None:
         folder = synthetic_folder(config)
         stage(f"corpus {folder}")
         prepare_synthetic(config.synthetic, folder)
-        train.append(load_manifest(folder / "train.jsonl"))
-        dev.append(load_manifest(folder / "dev.jsonl"))
+        train.append(load(folder / "train.jsonl"))
+        dev.append(load(folder / "dev.jsonl"))
     joined = _join(train)
     if len(joined) == 0:
         raise DataError("the training split is empty")

@@ -32,7 +32,8 @@ class AugmentationConfig:
     """Epochs, at the start, in which nothing is masked: an encoder that hears nothing yet learns
     to hear several times sooner so."""
     speed_factors: tuple[float, ...] = (1.0,)
-    """Speeds of which the training data holds a copy each; (0.9, 1.0, 1.1) is usual."""
+    """Speeds of which the training manifests give a copy each; (0.9, 1.0, 1.1) is usual. The
+    embedded corpus varies its rates of speech by itself and is left alone."""
     noise_probability: float = 0.0
     """Share of the utterances that get noise, in [0, 1]."""
     noise_snr_db: tuple[float, float] = (10.0, 30.0)

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
 from omnisparse.data.batch import Batch, collate, process_slice, text_of
-from omnisparse.data.feature_store import FeatureStore, FloatArray, read_samples
+from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureConfig, FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
@@ -267,25 +268,31 @@ def _bucketing_sampler(
     cuts: CutSet, batch_seconds: float, max_batch_size: int, num_buckets: int, seed: int
 ) -> Any:
     from lhotse import CutSet
-    from lhotse.dataset import BucketingSampler
+    from lhotse.dataset import BucketingSampler, SimpleCutSampler
     from lhotse.utils import fastcopy
 
     # Every bucket ends in a batch that is not full, so a bucket should make several.
     seconds = sum(cut.duration for cut in cuts)
     enough = min(int(seconds / (3 * batch_seconds)), len(cuts) // (3 * max_batch_size) or 1)
-    return BucketingSampler(
-        # Copies, because lhotse writes the rank into every cut that it hands out.
-        CutSet.from_cuts(fastcopy(cut) for cut in cuts),
-        max_duration=batch_seconds,
-        max_cuts=max_batch_size,
-        num_buckets=max(1, min(num_buckets, enough)),
-        shuffle=True,
-        drop_last=False,
-        seed=seed,
+    # Copies, because lhotse writes the rank into every cut that it hands out.
+    copies = CutSet.from_cuts(fastcopy(cut) for cut in cuts)
+    fields: dict[str, Any] = {
+        "max_duration": batch_seconds,
+        "max_cuts": max_batch_size,
+        "shuffle": True,
+        "drop_last": False,
         # The global order is the same in every process; each takes its part in `_assemble`.
-        world_size=1,
-        rank=0,
-    )
+        "world_size": 1,
+        "rank": 0,
+    }
+    for buckets in range(min(num_buckets, enough), 1, -1):
+        try:
+            return BucketingSampler(copies, num_buckets=buckets, seed=seed, **fields)
+        except KeyError:
+            # lhotse looks for a bucket after the last one where rounding overfills the middle one.
+            continue
+    # What a single bucket of lhotse's is, and in its order, without the search for buckets.
+    return SimpleCutSampler(copies.sort_by_duration(ascending=True), seed=0, **fields)
 
 
 class EvaluationBatches:
@@ -345,7 +352,7 @@ class EvaluationBatches:
 
     def _prepare(self, cut: Cut) -> FloatArray:
         if self._store is None:
-            return self._extractor(read_samples(cut))
+            return self._extractor(read_samples(cut, self._extractor.sampling_rate))
         frames = self._store.frames(cut.id)
         return self._extractor.stack_frames(self._extractor.normalise(frames))
 

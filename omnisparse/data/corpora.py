@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from omnisparse.data.atomic_folder import atomic_folder
+from omnisparse.data.audio import recordings_of
 from omnisparse.data.corpus_readers import (
     CorpusFormat,
     detect_format,
@@ -18,6 +20,7 @@ from omnisparse.data.corpus_readers import (
     parse_nemo_line,
     read_lhotse_cuts,
     read_lines,
+    require_content,
 )
 from omnisparse.data.validation import (
     SAMPLING_RATE,
@@ -46,20 +49,25 @@ __all__ = [
     "load_manifest",
     "manifest_name",
     "perturb_speed",
+    "resample",
     "split_statistics",
     "write_nemo_manifest",
 ]
 
+# Headers read to learn the rate of a manifest's audio.
+_FILES_ASKED = 5
+
 FORMATS: tuple[str, ...] = ("auto", "nemo", "lhotse", "kaldi", "librispeech")
 
 
-def load_manifest(path: Path, *, sampling_rate: Hertz = SAMPLING_RATE) -> CutSet:
-    """Read a manifest as cuts, without opening any audio.
+def load_manifest(path: Path, *, sampling_rate: Hertz | None = None) -> CutSet:
+    """Read a manifest as cuts, without reading any audio.
 
     Args:
         path: NeMo JSON lines or lhotse cuts, gzipped or not; told apart by content. Relative audio
             paths are relative to the folder of the manifest.
-        sampling_rate: Rate of the audio that a NeMo manifest names, in Hz.
+        sampling_rate: Rate of the audio that a NeMo manifest names, in Hz; None for the rate that
+            the headers of a few of its files say.
 
     Returns:
         Cuts with one supervision each, in the order of the file.
@@ -71,6 +79,7 @@ def load_manifest(path: Path, *, sampling_rate: Hertz = SAMPLING_RATE) -> CutSet
     if not path.is_file():
         kind = "a folder, not a manifest file" if path.is_dir() else "no such file"
         raise DataError(f"manifest {path}: {kind}")
+    require_content(path)
     found = manifest_format(path)
     if found is None:
         raise DataError(
@@ -91,8 +100,8 @@ def manifest_name(path: Path) -> str:
     return f"{path.parent.name}-{path.name.split('.')[0]}"
 
 
-def _load_nemo(path: Path, sampling_rate: Hertz) -> list[Cut]:
-    cuts = []
+def _load_nemo(path: Path, sampling_rate: Hertz | None) -> list[Cut]:
+    items = []
     folder = path.parent.absolute()
     for number, line in read_lines(path):
         try:
@@ -101,40 +110,52 @@ def _load_nemo(path: Path, sampling_rate: Hertz) -> list[Cut]:
             raise DataError(f"{path}:{number}: {error}") from error
         if item.duration is None:
             raise DataError(f"{path}:{number}: no duration (`omnisparse prepare import` finds it)")
-        cuts.append(_declared_cut(item, sampling_rate))
-    return cuts
+        items.append(item)
+    rate = _usual_rate(items) if sampling_rate is None else sampling_rate
+    return [_declared_cut(item, rate) for item in items]
+
+
+def _usual_rate(items: Sequence[Item]) -> Hertz:
+    """Rate of most of a few files, spread over the manifest; 16 kHz where none can be read."""
+    import soundfile
+
+    rates: Counter[Hertz] = Counter()
+    for item in items[:: max(1, len(items) // _FILES_ASKED)][:_FILES_ASKED]:
+        try:
+            rates[soundfile.info(str(item.path)).samplerate] += 1
+        except (OSError, RuntimeError, ValueError, TypeError):
+            continue  # it is named when it is read, or as missing
+    return rates.most_common(1)[0][0] if rates else SAMPLING_RATE
 
 
 def _declared_cut(item: Item, sampling_rate: Hertz) -> Cut:
     num_samples = round((item.duration or 0.0) * sampling_rate)
-    before = round(item.offset * sampling_rate)
+    recording_samples = round(item.offset * sampling_rate) + num_samples
+    if item.segment:
+        # lhotse reads all of a recording that is as long as the cut, and then refuses a file that
+        # is longer; of any other it reads the segment only.
+        recording_samples = max(recording_samples, num_samples + sampling_rate)
     return make_cut(
         item,
         num_samples=num_samples,
-        recording_samples=before + num_samples,
+        recording_samples=recording_samples,
         sampling_rate=sampling_rate,
     )
 
 
 def _load_lhotse(path: Path) -> list[Cut]:
-    folder = path.parent.absolute()
-    cuts = read_lhotse_cuts(path)
-    for number, cut in enumerate(cuts, start=1):
+    # A manifest is data, and may be a stranger's: nothing that it names is run or fetched.
+    cuts = read_lhotse_cuts(path, only_files=True)
+    for cut in cuts:
         if len(cut.supervisions) != 1:
-            raise DataError(
-                f"{path}:{number}: cut {cut.id} has {len(cut.supervisions)} supervisions, not 1"
-            )
-        for source in _file_sources(cut):
-            if not isinstance(source.source, str):
-                raise DataError(f"{path}:{number}: cut {cut.id}: its audio's source is no path")
-            source.source = str(folder / source.source)
+            raise DataError(f"{path}: cut {cut.id} has {len(cut.supervisions)} supervisions, not 1")
+        if not _sources(cut):
+            raise DataError(f"{path}: cut {cut.id} names no audio")
     return cuts
 
 
-def _file_sources(cut: Cut) -> list[Any]:
-    recording = getattr(cut, "recording", None)
-    sources = [] if recording is None else recording.sources
-    return [source for source in sources if source.type == "file"]
+def _sources(cut: Cut) -> list[Any]:
+    return [source for recording in recordings_of(cut) for source in recording.sources]
 
 
 def _require_unique(cuts: list[Cut], path: Path) -> None:
@@ -149,7 +170,7 @@ def _require_files(cuts: list[Cut], path: Path) -> None:
     missing = [
         source.source
         for cut in cuts
-        for source in _file_sources(cut)
+        for source in _sources(cut)
         if not os.path.exists(source.source)
     ]
     if missing:
@@ -247,20 +268,30 @@ def write_nemo_manifest(cuts: Iterable[Cut], path: Path) -> None:
 
 
 def _nemo_record(cut: Cut, folder: Path) -> dict[str, Any]:
-    sources = _file_sources(cut)
-    if len(sources) != 1 or cut.recording.transforms:
+    sources = _sources(cut)
+    recording = getattr(cut, "recording", None)
+    if len(sources) != 1 or recording is None or recording.transforms:
         raise DataError(f"{cut.id} is not one untransformed audio file; NeMo cannot describe it")
     audio = Path(sources[0].source)
     if audio.is_relative_to(folder):
         audio = audio.relative_to(folder)
     supervision = cut.supervisions[0]
     record: dict[str, Any] = {"id": cut.id, "audio_filepath": str(audio)}
-    if cut.start > 0 or cut.duration < cut.recording.duration:
+    if cut.start > 0 or cut.duration < recording.duration:
         record["offset"] = cut.start
     record |= {"duration": cut.duration, "text": supervision.text or ""}
     if supervision.speaker:
         record["speaker"] = supervision.speaker
     return record
+
+
+def resample(cuts: CutSet, sampling_rate: Hertz) -> CutSet:
+    """The same utterances at ``sampling_rate`` (Hz), changed when their audio is read."""
+    from lhotse import CutSet
+
+    return CutSet.from_cuts(
+        cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate) for cut in cuts
+    )
 
 
 def perturb_speed(cuts: CutSet, factors: Iterable[float]) -> CutSet:

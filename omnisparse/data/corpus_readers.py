@@ -25,6 +25,8 @@ CorpusFormat = Literal["nemo", "lhotse", "kaldi", "librispeech"]
 # The one pipe that is common in Kaldi directories and names a file that can be read directly.
 _FLAC_PIPE = re.compile(r"^\s*flac\s+(?:-\S+\s+)*(\S+\.flac)\s*\|\s*$")
 _MOST_SECONDS = 1e9
+# What lhotse raises where a record lacks what it expects.
+_NOT_A_CUT = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError)
 _AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
@@ -44,12 +46,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
+def require_content(path: Path) -> None:
+    """Refuse a manifest without a line.
+
+    Raises:
+        DataError: If ``path`` is empty or cannot be read.
+    """
+    if next(read_lines(path), None) is None:
+        raise DataError(f"manifest {path} is empty")
+
+
 def manifest_format(path: Path) -> Literal["nemo", "lhotse"] | None:
     """Format of a manifest file by its first line; None where it is neither, or not JSON lines."""
     for _, line in read_lines(path):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if isinstance(record, dict) and "audio_filepath" in record:
             return "nemo"
@@ -63,12 +75,13 @@ def detect_format(source: Path) -> CorpusFormat:
     """Format of a corpus, from the files it is made of.
 
     Raises:
-        DataError: If ``source`` is missing or looks like none of the four formats.
+        DataError: If ``source`` is missing, empty or looks like none of the four formats.
     """
     if not source.exists():
         raise DataError(f"no such file or folder: {source}")
     found: CorpusFormat | None = None
     if source.is_file():
+        require_content(source)
         found = manifest_format(source)
     elif (source / "wav.scp").is_file() or any(source.glob("*/wav.scp")):
         found = "kaldi"
@@ -155,7 +168,10 @@ def parse_nemo_line(line: str, folder: Path) -> Item:
     Raises:
         ValueError: If the line is not such an object.
     """
-    record = json.loads(line)
+    try:
+        record = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     audio = record.get("audio_filepath")
@@ -169,9 +185,9 @@ def parse_nemo_line(line: str, folder: Path) -> Item:
         raise ValueError("duration must be above 0")
     offset = _seconds(record, "offset")
     default_id = audio.rsplit(".", 1)[0] + ("" if offset is None else f"@{offset:.3f}")
-    speaker = record.get("speaker")
+    name, speaker = record.get("id"), record.get("speaker")
     return Item(
-        id=str(record.get("id", default_id)),
+        id=default_id if name is None else str(name),
         path=folder / audio,
         text=text,
         offset=offset or 0.0,
@@ -211,24 +227,51 @@ def read_lhotse(source: Path) -> dict[str, Listing]:
     return splits
 
 
-def read_lhotse_cuts(path: Path) -> list[Cut]:
-    """Cuts of a lhotse manifest file.
+def read_lhotse_cuts(path: Path, *, only_files: bool = False) -> list[Cut]:
+    """Cuts of a lhotse manifest file; relative paths of audio become absolute, from its folder.
+
+    Args:
+        path: The manifest.
+        only_files: Refuse cuts with any audio that is not a file, wherever in the cut it is named
+            (in a track, in a reverberation): lhotse runs a `command` and fetches a `url`.
 
     Raises:
-        DataError: If a line is not a cut, naming it.
+        DataError: If a line is not a cut or refused, naming it.
     """
     from lhotse.serialization import deserialize_item
 
     cuts = []
+    folder = path.parent.absolute()
     for number, line in read_lines(path):
         try:
-            cut = deserialize_item(json.loads(line))
+            record = json.loads(line)
+            for source in _audio_sources(record):
+                if source.get("type") == "file":
+                    source["source"] = str(folder / source["source"])
+                elif only_files:
+                    raise DataError(
+                        f"{path}:{number}: cut {record.get('id')}: audio of the type "
+                        f"{source.get('type')!r}, only 'file' is read"
+                    )
+            cut = deserialize_item(record)
             # Any attribute of a cut will do: other lhotse objects parse as well.
             _ = cut.supervisions
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _NOT_A_CUT as error:
             raise DataError(f"{path}:{number}: not a lhotse cut ({error})") from error
         cuts.append(cut)
     return cuts
+
+
+def _audio_sources(record: Any) -> Iterator[dict[str, Any]]:
+    """Every audio source that a lhotse record names, at any depth."""
+    if isinstance(record, list):
+        for value in record:
+            yield from _audio_sources(value)
+    elif isinstance(record, dict):
+        for key, value in record.items():
+            if key == "sources" and isinstance(value, list):
+                yield from (source for source in value if isinstance(source, dict))
+            yield from _audio_sources(value)
 
 
 def _list_cuts(cuts: Any, folder: Path) -> Listing:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omnisparse.data.atomic_folder import atomic_folder
+from omnisparse.data.audio import read_samples, recordings_of
 from omnisparse.data.augmentation import add_noise, utterance_generator
 from omnisparse.data.features import FeatureExtractor, num_frames
 from omnisparse.data.validation import Progress, SkippedItem, require_mostly_good
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # 1 held the first channel of audio that has several
 _FRAMES_FILE = "features.f16"
 _INDEX_FILE = "index.json"
 # Utterances handed to a process at once: few enough to balance, enough to make messages rare.
@@ -205,60 +206,16 @@ def _reopen(folder: Path, in_memory: bool) -> FeatureStore:
     return FeatureStore(folder, in_memory=in_memory)
 
 
-def read_samples(cut: Cut) -> FloatArray:
-    """Audio of a cut, exactly as long as the cut says.
-
-    Args:
-        cut: A cut of one channel; its speed perturbation is applied.
-
-    Returns:
-        [N] float32 in [-1, 1].
-
-    Raises:
-        DataError: If the audio cannot be read or holds NaN or infinite samples.
-    """
-    from lhotse.audio.backend import (
-        LibsndfileBackend,
-        get_current_audio_backend,
-        set_current_audio_backend,
-    )
-
-    # The default tries other readers after libsndfile, and one of them leaks the files it refuses.
-    # lhotse's own context manager does not restore the backend after an error.
-    previous = get_current_audio_backend()
-    set_current_audio_backend(LibsndfileBackend())
-    try:
-        samples: FloatArray = cut.load_audio()[0]
-    # A broken file makes lhotse and libsndfile fail in too many ways to list them.
-    except Exception as error:
-        raise DataError(f"cannot read {cut.id}: {_first_cause(error)}") from error
-    finally:
-        set_current_audio_backend(previous)
-    if not np.isfinite(samples).all():
-        raise DataError(f"cannot use {cut.id}: NaN or infinite samples")
-    wanted = cut.num_samples
-    if len(samples) < wanted:
-        samples = np.pad(samples, (0, wanted - len(samples)))
-    return samples[:wanted]
-
-
-def _first_cause(error: BaseException) -> str:
-    """One line of the first error; lhotse wraps it several times and may lose its text."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def store_key(cuts: Sequence[Cut], settings: _Settings) -> str:
     """Name of a store: a hash of the cuts, of the state of their files and of the settings."""
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, asdict(settings)]).encode())
     states: dict[str, tuple[int, int]] = {}
     for cut in cuts:
         row: list[Any] = [cut.id, cut.start, cut.duration, cut.sampling_rate]
-        recording = getattr(cut, "recording", None)
-        if recording is None:
-            row.append(cut.to_dict())
-        else:
+        recordings = recordings_of(cut)
+        if len(recordings) != 1 or recordings[0] is not getattr(cut, "recording", None):
+            row.append(cut.to_dict())  # a mixture: its tracks have places and loudness
+        for recording in recordings:
             row.append([str(transform) for transform in recording.transforms or ()])
             for source in recording.sources:
                 row += [str(source.source), _file_state(source, states)]

@@ -75,19 +75,21 @@ def duration_tolerance(duration: Seconds) -> Seconds:
 
 
 def summarise_skipped(skipped: Sequence[SkippedItem], num_names: int = 3) -> str:
-    """One line: each reason with its count and its first names.
+    """One line: each reason with its count, its first names and what was found at the first.
 
     Args:
         skipped: Items left out.
         num_names: Names shown for each reason.
     """
     names: dict[str, list[str]] = defaultdict(list)
+    details: dict[str, str] = {}
     for item in skipped:
         names[item.reason].append(item.id)
+        details.setdefault(item.reason, " ".join(item.detail.split()))
     parts = []
     for reason, count in Counter(item.reason for item in skipped).most_common():
         shown = ", ".join(names[reason][:num_names]) + (", ..." if count > num_names else "")
-        parts.append(f"{reason} {count} ({shown})")
+        parts.append(f"{reason} {count} ({shown}; the first: {details[reason]})")
     return "; ".join(parts)
 
 

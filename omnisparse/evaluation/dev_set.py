@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from omnisparse.data.audio import read_samples
 from omnisparse.data.batch import Batch, collate
 from omnisparse.errors import DataError
-from omnisparse.evaluation.evaluate import features_of, load_samples, reference_of
+from omnisparse.evaluation.evaluate import features_of, reference_of
 from omnisparse.evaluation.wer import ErrorCounts, word_errors
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class DevSet:
             chosen = spoken[start : start + utterances_per_item]
             features, references = [], [reference_of(cut) for cut in chosen]
             for cut in chosen:
-                samples = load_samples(cut, extractor.sampling_rate)
+                samples = read_samples(cut, extractor.sampling_rate)
                 heard.update(hashlib.sha256(samples.tobytes()).digest())
                 features.append(features_of(extractor, samples, cut))
             tokens = [tokenizer.encode(text) for text in references]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.errors import DataError
 from omnisparse.evaluation.wer import (
     ErrorCounts,
@@ -27,8 +27,6 @@ from omnisparse.evaluation.wer import (
 if TYPE_CHECKING:
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
-
-FloatArray = npt.NDArray[np.float32]
 
 Transcribe = Callable[[FloatArray], str]
 """Samples [N] of one utterance at the extractor's rate -> its text."""
@@ -195,7 +193,7 @@ def _one_by_one(
 ) -> Iterator[tuple[int, str]]:
     """Yields (index of the cut, its text), one utterance after the other."""
     for index, cut in enumerate(cuts):
-        samples = load_samples(cut, sampling_rate)
+        samples = read_samples(cut, sampling_rate)
         try:
             yield index, transcribe(samples)
         except DataError as error:
@@ -271,7 +269,7 @@ def _batches(
         if batch and (padded_seconds > batch_seconds or len(batch) == MAX_BATCH_UTTERANCES):
             yield batch
             batch = []
-        samples = load_samples(cuts[index], extractor.sampling_rate)
+        samples = read_samples(cuts[index], extractor.sampling_rate)
         batch.append(_Utterance(index=index, features=features_of(extractor, samples, cuts[index])))
     if batch:
         yield batch
@@ -283,22 +281,6 @@ def features_of(extractor: FeatureExtractor, samples: FloatArray, cut: Any) -> F
         return extractor(samples)
     except ValueError as error:
         raise DataError(f"{cut.id}: {error}") from error
-
-
-def load_samples(cut: Any, sampling_rate: int) -> FloatArray:
-    """Audio of a cut as [N] float32, mixed to mono, at ``sampling_rate``."""
-    try:
-        if cut.sampling_rate != sampling_rate:
-            cut = cut.resample(sampling_rate)
-        samples = np.asarray(cut.load_audio(), dtype=np.float32)
-    except Exception as error:  # lhotse's readers raise a different type per backend
-        reason = str(error).strip().splitlines()
-        raise DataError(
-            f"{cut.id}: its audio cannot be read ({reason[-1] if reason else type(error).__name__})"
-        ) from error
-    if samples.size == 0 or not np.isfinite(samples).all():
-        raise DataError(f"{cut.id}: its audio is empty or holds values that are not finite")
-    return samples.mean(axis=0) if samples.ndim == 2 else samples
 
 
 def _pad(features: Sequence[FloatArray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

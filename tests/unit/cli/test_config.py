@@ -106,6 +106,9 @@ def test_overrides_reach_every_depth() -> None:
         ("model={kind: transducer, segments: 4}", r"unknown key model\.segments; .*segment, left"),
         ("seed", "'seed': an override is written key=value"),
         ("seed.x=1", "unknown key|seed"),
+        ("seed=-1", "seed is -1; from 0 to 9223372036854775807"),
+        ("seed=9223372036854775808", "from 0 to 9223372036854775807"),
+        ("seed=12345678901234567890123", "from 0 to 9223372036854775807"),
         ("name=../x", "a plain folder name"),
     ],
 )

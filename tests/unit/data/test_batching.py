@@ -120,6 +120,40 @@ def test_resumed_is_uninterrupted(make: MakeBatches, prefetch: int) -> None:
         assert_same(one, two)
 
 
+@pytest.mark.parametrize(("count", "batch_seconds"), [(30, 20.0), (32, 0.9)])
+def test_equal_lengths_are_laid_out_and_resumed(
+    cuts: CutSet, tokenizer: Tokenizer, tmp_path: Path, count: int, batch_seconds: float
+) -> None:
+    # Sums of 0.1 s round up: lhotse then looks for a bucket after its last, of one or of several.
+    equal = CutSet.from_cuts(
+        cut.truncate(duration=0.1, preserve_id=True) for cut in cuts.subset(first=count)
+    )
+    store = FeatureStore.build(equal, tmp_path, num_jobs=1)
+
+    def make_batches() -> TrainingBatches:
+        return TrainingBatches(
+            equal,
+            features=store,
+            extractor=store.extractor(3),
+            tokenizer=tokenizer,
+            batch_seconds=batch_seconds,
+            max_batch_size=5,
+            num_buckets=2,
+        )
+
+    straight = make_batches()
+    steps = straight.steps_per_epoch
+    expected = take(straight, 2 * steps + 2)
+    assert all(len(batch) <= 5 for batch in expected)
+    epochs = [expected[:steps], expected[steps : 2 * steps]]
+    assert all(sorted(name for b in e for name in b.ids) == sorted(equal.ids) for e in epochs)
+    assert [b.ids for b in epochs[0]] != [b.ids for b in epochs[1]]
+    resumed = make_batches()
+    resumed.load_state_dict({"epoch": 1, "batches": 1})
+    for one, two in zip(expected[steps + 1 :], take(resumed, steps + 1), strict=True):
+        assert_same(one, two)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_slices_of_processes_join_to_the_global_batch(make: MakeBatches, world_size: int) -> None:
     whole = make()

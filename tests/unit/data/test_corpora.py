@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from lhotse import CutSet
+from lhotse.cut import Cut
 
+from omnisparse.data.audio import read_samples
 from omnisparse.data.corpora import (
     load_manifest,
     perturb_speed,
     split_statistics,
     write_nemo_manifest,
 )
+from omnisparse.data.feature_store import FeatureStore
+from omnisparse.data.features import FeatureExtractor
 from omnisparse.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "corpora"
@@ -50,6 +57,97 @@ def test_relative_paths_of_cuts_are_relative_to_the_manifest(manifest: Path) -> 
         relative.append(record)
     write_lines(path, *relative)
     assert all(Path(c.recording.sources[0].source).is_file() for c in load_manifest(path))
+
+
+def mixed_record(cut: Cut, folder: Path) -> dict[str, Any]:
+    """A padded cut with relative paths: two tracks, the second of them silence."""
+    record: dict[str, Any] = cut.pad(duration=cut.duration + 1, preserve_id=True).to_dict()
+    source = record["tracks"][0]["cut"]["recording"]["sources"][0]
+    source["source"] = str(Path(source["source"]).relative_to(folder))
+    return record
+
+
+def test_mixed_cuts_are_read_trained_on_and_missed(
+    cuts: CutSet, manifest: Path, tmp_path: Path
+) -> None:
+    whole = next(iter(cuts))
+    record = mixed_record(whole, manifest.parent)
+    (mixed,) = loaded = load_manifest(write_lines(manifest.parent / "mixed.jsonl", record))
+    samples = read_samples(mixed)
+    assert len(samples) == mixed.num_samples == whole.num_samples + 16000
+    assert (samples[: whole.num_samples] == read_samples(whole)).all()
+    store = FeatureStore.build(loaded, tmp_path / "store", num_jobs=1)
+    assert store.num_frames(mixed.id) == FeatureExtractor().num_frames(mixed.num_samples)
+    with pytest.raises(DataError, match="not one untransformed audio file"):
+        write_nemo_manifest(loaded, tmp_path / "nemo.jsonl")
+    with pytest.raises(DataError, match=r"1 audio files are missing: .*train000\.wav"):
+        load_manifest(write_lines(tmp_path / "mixed.jsonl", record))
+
+
+@pytest.mark.parametrize("kind", ["command", "url"])
+@pytest.mark.parametrize("where", ["recording", "track", "reverberation"])
+def test_nothing_that_a_manifest_names_is_run(
+    cuts: CutSet, manifest: Path, tmp_path: Path, kind: str, where: str
+) -> None:
+    whole = next(iter(cuts))
+    evil = {"type": kind, "channels": [0], "source": f"touch {tmp_path}/run; cat x.wav"}
+    if where == "recording":
+        record = whole.to_dict()
+        record["recording"]["sources"] = [evil]
+    elif where == "track":
+        record = mixed_record(whole, manifest.parent)
+        record["tracks"][0]["cut"]["recording"]["sources"] = [evil]
+    else:
+        record = whole.to_dict()
+        response = whole.recording.to_dict() | {"sources": [evil]}
+        reverb = {"name": "ReverbWithImpulseResponse", "kwargs": {"rir": response}}
+        record["recording"]["transforms"] = [reverb]
+    path = write_lines(tmp_path / "evil.jsonl", record)
+    with pytest.raises(DataError, match=rf":1: cut train000: audio of the type '{kind}'"):
+        load_manifest(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_segment_may_begin_at_the_start_of_a_longer_file(cuts: CutSet, manifest: Path) -> None:
+    whole = next(iter(cuts))
+    for offset, first in ((0.0, 0), (0.0005, 8)):
+        record = {"audio_filepath": "audio/train000.wav", "duration": 0.2, "text": "a"}
+        path = write_lines(manifest.parent / "start.jsonl", record | {"offset": offset})
+        (cut,) = cuts_read = load_manifest(path)
+        assert (read_samples(cut) == read_samples(whole)[first : first + 3200]).all()
+        (slow,) = perturb_speed(cuts_read, (0.9,))
+        assert len(read_samples(slow)) == slow.num_samples == round(3200 / 0.9)
+        write_nemo_manifest(cuts_read, path)
+        assert [cut.to_dict() for cut in load_manifest(path)] == [cut.to_dict()]
+    path = write_lines(path, record | {"offset": 0.0, "duration": whole.duration + 1})
+    with pytest.raises(DataError, match=r"audio/train000@0\.000: .* cannot be read"):
+        read_samples(next(iter(load_manifest(path))))
+
+
+def test_the_rate_of_a_nemo_manifest_is_that_of_its_files(tmp_path: Path) -> None:
+    records = []
+    for index, rate in enumerate((16000, 8000, 8000)):
+        soundfile.write(tmp_path / f"{index}.wav", np.full(rate // 2, 0.1), rate)
+        records.append({"audio_filepath": f"{index}.wav", "duration": 0.5, "text": "a"})
+    (tmp_path / "3.wav").write_bytes(b"broken")
+    records.append({"audio_filepath": "3.wav", "duration": 0.5, "text": "a"})
+    path = write_lines(tmp_path / "a.jsonl", *records)
+    loaded = list(load_manifest(path))
+    assert [cut.sampling_rate for cut in loaded] == [8000] * 4
+    assert len(read_samples(loaded[1])) == 4000
+    assert len(read_samples(loaded[1], 16000)) == 8000
+    assert next(iter(load_manifest(path, sampling_rate=16000))).sampling_rate == 16000
+    (alone,) = load_manifest(write_lines(tmp_path / "b.jsonl", records[3]))
+    assert alone.sampling_rate == 16000
+
+
+def test_an_id_of_null_is_none(manifest: Path) -> None:
+    path = manifest.parent / "null.jsonl"
+    others = (GOOD | {"id": None}, GOOD | {"id": None, "audio_filepath": "audio/train001.wav"})
+    assert list(load_manifest(write_lines(path, *others)).ids) == [
+        "audio/train000",
+        "audio/train001",
+    ]
 
 
 def test_offset_selects_a_stretch(cuts: CutSet, manifest: Path) -> None:
@@ -95,9 +193,15 @@ def test_what_is_no_manifest_is_said(tmp_path: Path) -> None:
         load_manifest(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="a folder"):
         load_manifest(tmp_path)
-    for name, content in {"a.jsonl": b"hello\n", "b.jsonl": b"", "c.jsonl": b'{"a": 1}\n'}.items():
+    for name, content, said in (
+        ("a.jsonl", b"hello\n", "neither"),
+        ("b.jsonl", b"", "is empty"),
+        ("c.jsonl", b'{"a": 1}\n', "neither"),
+        ("f.jsonl", b"\n \n", "is empty"),
+        ("g.jsonl", b"[" * 100_000, "neither"),
+    ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match="neither"):
+        with pytest.raises(DataError, match=said):
             load_manifest(tmp_path / name)
     (tmp_path / "d.jsonl").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(DataError, match="cannot read"):

@@ -36,6 +36,10 @@ class Cut:
     def __post_init__(self) -> None:
         self.supervisions = [Supervision(self.text)]
 
+    @property
+    def num_samples(self) -> int:
+        return round(self.duration * self.sampling_rate)
+
     def resample(self, sampling_rate: int) -> Cut:
         return Cut(self.id, self.text, self.level, self.duration, sampling_rate)
 
@@ -152,3 +156,15 @@ def test_bad_corpora_are_named() -> None:
         _evaluate(EchoModel(), [Cut("a", "play", 3)], beam=0)
     with pytest.raises(ValueError, match="batch_seconds"):
         _evaluate(EchoModel(), [Cut("a", "play", 3)], batch_seconds=0)
+
+
+def test_the_cause_of_unreadable_audio_is_told() -> None:
+    class Broken(Cut):
+        def load_audio(self) -> np.ndarray:
+            try:
+                raise OSError("Error opening 'a.wav': Format not recognised.")
+            except OSError as error:
+                raise RuntimeError("Reading audio failed.\nDetails: many\nlines") from error
+
+    with pytest.raises(DataError, match=r"^a: its .* read \(Error opening 'a.wav': Format not rec"):
+        _evaluate(EchoModel(), [Broken("a", "play", 3)])
