@@ -157,7 +157,8 @@ def search_run(
         identity=task.record.training.identity, journal=journal.name, entries=tuple(entries)
     ).joined(_earlier(out / FRONT))
     _write(task, out, front, facts, recognised)
-    entries = [entry for entry in front.entries if entry.requested in task.totals.values()]
+    asked = {entry.requested for entry in entries}
+    entries = [entry for entry in front.entries if entry.requested in asked]
     return {"path": str(out / FRONT), **facts, "front": [entry.to_dict() for entry in entries]}
 
 
