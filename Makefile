@@ -11,7 +11,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch==2.11.*" "torchaudio==2.11.*"
+	$(BIN)/python -m pip install --quiet "torch==2.11.0" "torchaudio==2.11.0"
 	$(BIN)/python -m pip install --quiet --editable ".[dev,deploy]"
 	touch $(STAMP)
 
