@@ -81,6 +81,11 @@ def describe(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory"
+    if "libtorchaudio" in str(error):
+        from importlib.metadata import requires
+
+        pair = [item for item in requires("omnisparse") or () if item.startswith("torch")]
+        return f"torchaudio does not fit this torch: pip install {' '.join(pair)} ({error})"
     return str(error) or type(error).__name__
 
 

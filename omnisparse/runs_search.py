@@ -66,14 +66,14 @@ class SearchConfig:
         """Check ranges."""
         for name in ("evaluations", "utterances", "utterances_per_item", "finalists"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+                raise UsageError(f"{name} is {getattr(self, name)}; at least 1")
         if self.objective not in get_args(Objective):
             legal = ", ".join(get_args(Objective))
-            raise ValueError(f"objective {self.objective!r} is not known; legal: {legal}")
+            raise UsageError(f"objective {self.objective!r} is not known; legal: {legal}")
         if not 0 < self.spread <= MAX_SPREAD:
-            raise ValueError(f"spread is {self.spread}; above 0, at most {MAX_SPREAD:g}")
+            raise UsageError(f"spread is {self.spread}; above 0, at most {MAX_SPREAD:g}")
         if not 0 <= self.seed < _SEEDS:
-            raise ValueError(f"seed is {self.seed}; from 0 to {_SEEDS - 1}")
+            raise UsageError(f"seed is {self.seed}; from 0 to {_SEEDS - 1}")
 
 
 def search_run(
@@ -189,7 +189,7 @@ class _Task:
         )
         distinct = {self.space.spec(total) for total in self.totals.values()}
         if len(distinct) < len(sizes):  # with blocks, two totals may be one subnet
-            raise ValueError(f"sizes {','.join(sizes)}: two of them are the same size")
+            raise UsageError(f"sizes {','.join(sizes)}: two of them are the same size")
 
     def circumstances(self) -> dict[str, Any]:
         """What a measurement depends on, beside the spec and the utterances."""
@@ -223,7 +223,7 @@ class _Task:
         """Allocations of each size to begin with: uniform, LAMP, half-way, and random ones.
 
         Raises:
-            ValueError: If the evaluations do not suffice for them.
+            UsageError: If the evaluations do not suffice for them.
         """
         probes: dict[int, list[SubnetSpec]] = {}
         weights = self.supernet.weights()
@@ -242,7 +242,7 @@ class _Task:
             probes[total] = list(dict.fromkeys(specs))
         needed = sum(map(len, probes.values()))
         if self.config.evaluations < needed:
-            raise ValueError(
+            raise UsageError(
                 f"evaluations is {self.config.evaluations}; at least {needed} for these sizes"
             )
         return probes

@@ -146,20 +146,21 @@ def test_a_search_begins_with_uniform_and_lamp_and_measures_how_its_subset_ranks
 
 
 def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
-    for message, *arguments in (
-        ("'1%' is out of range", "--sizes", "1%"),
-        ("two of them are the same size", "--sizes", "50%,50%"),
-        ("is in bytes", "--sizes", "20MB"),
-        ("decides for none of", "--sizes", "50%", "--group", "decoder"),
-        ("spread is 0", "--sizes", "50%", "--spread", "0"),
-        ("spread is 1e+308", "--sizes", "50%", "--spread", "1e308"),
-        ("seed is -1", "--sizes", "50%", "--seed", "-1"),
-        ("evaluations is 3; at least", "--sizes", "50%,60%,70%", "--evaluations", "3"),
-        ("nothing.jsonl", "--sizes", "50%", "--manifest", "nothing.jsonl"),
+    failed, bad_usage = 1, 2
+    for code, message, *arguments in (
+        (failed, "'1%' is out of range", "--sizes", "1%"),
+        (bad_usage, "two of them are the same size", "--sizes", "50%,50%"),
+        (failed, "is in bytes", "--sizes", "20MB"),
+        (failed, "decides for none of", "--sizes", "50%", "--group", "decoder"),
+        (bad_usage, "spread is 0", "--sizes", "50%", "--spread", "0"),
+        (bad_usage, "spread is 1e+308", "--sizes", "50%", "--spread", "1e308"),
+        (bad_usage, "seed is -1", "--sizes", "50%", "--seed", "-1"),
+        (bad_usage, "evaluations is 3; at least", "--sizes", "50%,60%,70%", "--evaluations", "3"),
+        (failed, "nothing.jsonl", "--sizes", "50%", "--manifest", "nothing.jsonl"),
     ):
         defaults = ("search", "--run", run, "--manifest", speech / "dev.jsonl")
         result = invoke(*defaults, *arguments)
-        assert (result.exit_code, result.stdout) == (1, "")
+        assert (result.exit_code, result.stdout) == (code, "")
         assert message in result.stderr
         assert result.stderr.count("omnisparse: error: ") == 1
     for sizes, message in ((",", "sizes names no size"), ("half", "size 'half' is not understood")):

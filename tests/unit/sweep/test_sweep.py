@@ -184,13 +184,9 @@ def test_the_ablation_changes_one_choice_at_a_time_at_one_budget() -> None:
         arms.append(config.method)
         passes.append(config.training.epochs * config.method.mean_passes)
     base = arms[0]
-    assert (base.warmup_fraction, base.core_fraction, base.min_size) == (0.0, 0.4, "12.5%")
-    together = [
-        {"label_weight", "distillation_weight"},
-        {"full_batch", "num_random_subnets"},
-        {"core_fraction", "warmup_fraction", "shrink_fraction"},
-    ]
+    assert (base.warmup_fraction, base.core_fraction, base.min_size) == (0.0, 0.0, "12.5%")
+    together = [{"label_weight", "distillation_weight"}, {"full_batch", "num_random_subnets"}]
     for arm in arms[1:]:
         changed = {f for f in base.__dataclass_fields__ if getattr(arm, f) != getattr(base, f)}
         assert len(changed) == 1 or changed in together
-    assert passes == pytest.approx([0.45] * len(arms))
+    assert passes == pytest.approx([0.2] * len(arms))
