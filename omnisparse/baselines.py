@@ -34,8 +34,8 @@ from omnisparse.methods import (
     SandwichConfig,
 )
 from omnisparse.models import ModelConfig, TransducerConfig
-from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.layer_limit import parse_layer_limit
+from omnisparse.sparsity.sizes import parse_size
 
 BaselineMethod = Literal[
     "base",

@@ -25,7 +25,7 @@ from omnisparse.evaluation.evaluate import EvaluationResult, evaluate
 from omnisparse.methods import DenseConfig, SandwichConfig
 from omnisparse.runs_account import read_record
 from omnisparse.runs_extract import extract
-from omnisparse.sparsity.budget import parse_size
+from omnisparse.sparsity.sizes import parse_size
 
 if TYPE_CHECKING:
     from lhotse import CutSet

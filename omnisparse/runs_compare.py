@@ -29,7 +29,7 @@ from omnisparse.runs_account import total_cost
 from omnisparse.runs_compare_rows import Candidate, read_config
 from omnisparse.runs_extract import extract
 from omnisparse.sparsity.arrays import count_nonzero
-from omnisparse.sparsity.budget import parse_size
+from omnisparse.sparsity.sizes import parse_size
 from omnisparse.sparsity.space import SubnetSpec
 from omnisparse.version import __version__
 

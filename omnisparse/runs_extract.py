@@ -14,8 +14,9 @@ from omnisparse.runs_account import RunRecord, read_record
 from omnisparse.search.front import FrontEntry, read_front
 from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.arrays import Array, count_nonzero
-from omnisparse.sparsity.budget import Budget, Size, num_parameters, parse_sparsity
+from omnisparse.sparsity.budget import Budget, num_parameters
 from omnisparse.sparsity.keys import Norm, parse_block
+from omnisparse.sparsity.sizes import Size, parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
 

@@ -23,7 +23,7 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.runs_account import read_record
 from omnisparse.runs_extract import solve_bytes, warn_of_missing
 from omnisparse.sparsity.allocation import Allocator
-from omnisparse.sparsity.budget import parse_sparsity
+from omnisparse.sparsity.sizes import parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
 SUFFIX = ".nested"

@@ -27,8 +27,8 @@ from omnisparse.artifact.reading import Artifact
 from omnisparse.artifact.sources import FileSource, Source, open_source
 from omnisparse.artifact.tensorfile import ITEM_BYTES, NUMPY_DTYPES, Array, Field
 from omnisparse.errors import FormatError, OmnisparseError
-from omnisparse.sparsity.budget import Size
 from omnisparse.sparsity.masks import mask_from_count
+from omnisparse.sparsity.sizes import Size
 
 
 class Band(NamedTuple):

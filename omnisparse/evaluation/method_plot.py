@@ -19,7 +19,7 @@ from omnisparse.evaluation.compare import (
 from omnisparse.evaluation.method_rows import METHODS, ROWS, TableRows
 from omnisparse.evaluation.method_table import SIGNIFICANT, Cell, RowCost, sizes_of
 from omnisparse.evaluation.reference import Reference
-from omnisparse.sparsity.budget import parse_size
+from omnisparse.sparsity.sizes import parse_size
 
 _TITLE = {"loc": "left", "fontweight": "bold", "fontsize": 10}
 

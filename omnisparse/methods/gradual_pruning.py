@@ -24,10 +24,11 @@ from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Forward, Loss, Method
 from omnisparse.methods.distillation import DistillationConfig
 from omnisparse.sparsity.allocation import allocate
-from omnisparse.sparsity.budget import Budget, parse_size
+from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.masks import mask_from_count
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.schedule import sparsity_at
+from omnisparse.sparsity.sizes import parse_size
 
 LSTM_MATRICES = (r"weight_(ih|hh|hr)_l\d+$",)
 """What Pang et al. prune: the matrices of LSTM and LSTMP layers, nothing else."""

@@ -28,10 +28,10 @@ from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Forward, Loss, forward_batch
 from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
 from omnisparse.models.base import ModelOutput
-from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.schedule import sparsity_at
+from omnisparse.sparsity.sizes import parse_size
 from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet
 

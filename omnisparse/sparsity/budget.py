@@ -11,91 +11,19 @@ from __future__ import annotations
 
 import bisect
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from omnisparse.errors import UsageError
 from omnisparse.sparsity import arrays
 from omnisparse.sparsity.apportion import apportion
 from omnisparse.sparsity.arrays import Array
 from omnisparse.sparsity.report import SizeReport, TensorCount, size_report
+from omnisparse.sparsity.sizes import Size, parse_size
 
 if TYPE_CHECKING:
     from torch import nn
-
-SizeKind = Literal["nonzero", "bytes", "fraction", "sparsity"]
-
-LEGAL_SIZES = (
-    "legal sizes: 16M or 500K (non-zero parameters of the whole model), "
-    "20MB or 20MiB (bytes of the file), 25% (of the dense parameters)"
-)
-_COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-_BYTE_UNITS = {
-    "B": 1,
-    **{"KB": 10**3, "MB": 10**6, "GB": 10**9},
-    **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
-}
-_SIZE = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*([A-Za-z]*|%)\s*")
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """A parsed request; whether it is legal for a model is `Budget.solve`'s to say.
-
-    Attributes:
-        kind: What is limited.
-        value: Parameters (`nonzero`), bytes (`bytes`), share of the dense parameters
-            (`fraction`) or share of the prunable weights that is zero (`sparsity`).
-        text: The request as the user wrote it, for messages.
-    """
-
-    kind: SizeKind
-    value: Fraction
-    text: str
-
-
-def parse_size(text: str | int) -> Size:
-    """Parse `16M`, `500K`, `20MB`, `20MiB`, `25%` or a whole number of non-zero parameters.
-
-    `16B` is 16 bytes, never 16 billion. Units are read without regard to case.
-
-    Raises:
-        UsageError: If the text is none of these, or a count of parameters is not whole.
-    """
-    written = str(text)
-    match = _SIZE.fullmatch(written)
-    unit = match[2].upper() if match else "?"
-    if match and unit == "%":
-        return Size("fraction", Fraction(match[1]) / 100, written)
-    if match and unit in _BYTE_UNITS:
-        return Size("bytes", Fraction(match[1]) * _BYTE_UNITS[unit], written)
-    if match and unit in _COUNT_UNITS:
-        value = Fraction(match[1]) * _COUNT_UNITS[unit]
-        if value.denominator == 1:
-            return Size("nonzero", value, written)
-        raise UsageError(f"size {written!r} is not a whole number of parameters; {LEGAL_SIZES}")
-    raise UsageError(f"size {written!r} is not understood; {LEGAL_SIZES}")
-
-
-def parse_sparsity(value: float | str) -> Size:
-    """The request behind `--sparsity 0.8`: that share of the prunable weights is zero.
-
-    Raises:
-        UsageError: If `value` is not a finite number.
-    """
-    try:
-        if not math.isfinite(float(value)):
-            raise ValueError("not finite")
-        # Through text, so that 0.8 is 4/5 and not its binary neighbour; through float first, so
-        # that a huge exponent is out of range instead of a number with as many digits.
-        share = Fraction(str(value)) if abs(float(value)) <= 1 else Fraction(float(value))
-    except ValueError as error:
-        message = f"sparsity {value!r} is not a number; legal: 0 <= sparsity < 1"
-        raise UsageError(message) from error
-    return Size("sparsity", share, str(value))
 
 
 def num_parameters(parameters: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> int:

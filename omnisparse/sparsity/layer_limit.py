@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from omnisparse.sparsity.budget import parse_size
 from omnisparse.sparsity.report import layer_of
+from omnisparse.sparsity.sizes import parse_size
 
 _RECURRENT_WEIGHT = re.compile(r"(?:^|\.)weight_hh(?:_l\d+(?:_reverse)?)?$")
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from omnisparse.sparsity.allocation import Allocator, Scope
-from omnisparse.sparsity.budget import Budget, Size, check_names, num_blocks, parse_sparsity
+from omnisparse.sparsity.budget import Budget, check_names, num_blocks
 from omnisparse.sparsity.keys import Block, Norm, block_sizes, check_block, expand_blocks
 from omnisparse.sparsity.masks import apply_mask, masked_tensors
 from omnisparse.sparsity.ranking import rank
+from omnisparse.sparsity.sizes import Size, parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
 _FLIP_DENSITY = 0.25

@@ -10,13 +10,11 @@ resumed run repeats the uninterrupted one bit by bit on a CPU without saving any
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -28,9 +26,10 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.methods.base import Loss, Method
 from omnisparse.models.base import SpeechModel
 from omnisparse.training.checkpoint import Checkpoint, save_checkpoint
+from omnisparse.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from omnisparse.training.stop_signals import StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
 
-_OPTIMIZER_SEPARATOR = "/"
 _SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
 """What training has cost; each process counts its own, records hold the sum of all."""
 
@@ -158,22 +157,17 @@ class Trainer:
         self.evaluate, self.on_progress, self.stage = evaluate, on_progress, stage
         self.module = accelerator.prepare(method.prepare(model, max_steps=max_steps))
         self.parameters = dict(model.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in self.parameters.values() if (p.ndim >= 2) == decayed],
-                    "weight_decay": config.weight_decay if decayed else 0.0,
-                }
-                for decayed in (True, False)
-            ],
-            lr=config.learning_rate,
+        self.optimizer = make_optimizer(
+            self.parameters,
+            learning_rate=config.learning_rate,
             betas=config.betas,
+            weight_decay=config.weight_decay,
         )
         self.step = 0
         self.cost = dict.fromkeys(_SUMMED_COSTS, 0.0) | {"skipped_steps": 0.0}
         self._skipped_in_a_row = 0
         self._window: dict[str, tuple[float, int]] = {}
-        self._signal: int | None = None
+        self._stop = StopSignals()
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -188,7 +182,7 @@ class Trainer:
             torch.set_num_threads(self.config.threads)
         metrics: Metrics = dict(self.cost)
         self.module.train()
-        with self._signals(), _denormals_flushed():
+        with self._stop.caught(), _denormals_flushed():
             stream = iter(self.batches) if self.step < self.max_steps else iter(())
             for batch in stream:
                 self._remember(self._train_step(batch.to(self.accelerator.device)))
@@ -343,7 +337,7 @@ class Trainer:
                 step=self.step,
                 tensors={
                     "model": self.model.state_dict(),
-                    "optimizer": self._optimizer_tensors(),
+                    "optimizer": optimizer_tensors(self.optimizer, self.parameters),
                     "method": self.method.state_dict(),
                 },
                 state=state,
@@ -354,7 +348,7 @@ class Trainer:
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from ``checkpoint``, on any number of processes."""
         self.model.load_state_dict(checkpoint.tensors["model"])
-        self._load_optimizer(checkpoint.tensors["optimizer"])
+        load_optimizer(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.method.load_state_dict(checkpoint.tensors["method"])
         self.batches.load_state_dict(checkpoint.state["batches"])
         self.step = checkpoint.step
@@ -376,49 +370,9 @@ class Trainer:
             "skipped_steps": self.cost["skipped_steps"],
         }
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{name}{_OPTIMIZER_SEPARATOR}{key}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state[parameter].items()
-        }
-
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            state = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors.get(f"{name}{_OPTIMIZER_SEPARATOR}{key}")
-                if value is not None:
-                    state[key] = value if key == "step" else value.to(parameter.device)
-            if state:
-                self.optimizer.state[parameter] = state
-
-    # -- signals ----------------------------------------------------------------------------
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a flag that is looked at after each step.
-
-        A second Ctrl-C does not wait for the step, nor for a checkpoint.
-        """
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        try:
-            previous = {s: signal.signal(s, remember) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread: the caller keeps its signals
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
     def _interrupted(self) -> bool:
-        flag = torch.tensor(float(self._signal is not None), device=self.accelerator.device)
+        """Whether any process was told to stop."""
+        flag = torch.tensor(float(self._stop.requested), device=self.accelerator.device)
         return bool(self._sum(flag) > 0)
 
 

@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from matrix_bytes import bytes_of
 from torch import nn
 
-from omnisparse.sparsity.budget import (
-    Budget,
-    compression_rate,
-    num_nonzero,
-    num_parameters,
-    parse_size,
-    parse_sparsity,
-)
+from omnisparse.sparsity.budget import Budget, compression_rate, num_nonzero, num_parameters
 from omnisparse.sparsity.report import layer_of
+from omnisparse.sparsity.sizes import parse_size, parse_sparsity
 
 SHAPES = {
     "embedding.weight": (50, 8),
