@@ -189,4 +189,4 @@ def test_the_ablation_changes_one_choice_at_a_time_at_one_budget() -> None:
     for arm in arms[1:]:
         changed = {f for f in base.__dataclass_fields__ if getattr(arm, f) != getattr(base, f)}
         assert len(changed) == 1 or changed in together
-    assert passes == pytest.approx([0.2] * len(arms))
+    assert passes == pytest.approx([0.3] * len(arms))
