@@ -226,14 +226,25 @@ def list_test_manifests(config: CorpusConfig) -> list[Path]:
 
 
 def synthetic_folder(config: CorpusConfig) -> Path:
-    """Folder of the embedded corpus that ``config`` asks for; other settings, other folder."""
+    """Folder of the embedded corpus that ``config`` asks for; other settings, other folder.
+
+    A text is known by what is in it, so that it may be named by any path.
+    """
     synthetic = config.synthetic or SyntheticConfig()
     name = "books" if synthetic.text else synthetic.preset
     folder = f"{name}-{synthetic.hours:g}h-{synthetic.seed}"
     if synthetic.text or synthetic.snr_db:
-        settings = repr((synthetic.preset, synthetic.text, synthetic.snr_db))
+        settings = repr((synthetic.preset, _digest(synthetic.text), synthetic.snr_db))
         folder += f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     return Path(config.root) / folder
+
+
+def _digest(text: str | None) -> str | None:
+    """Hash of a file of sentences; its name where there is none to read, which others tell of."""
+    try:
+        return None if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    except OSError:
+        return text
 
 
 def _join(parts: list[CutSet]) -> CutSet:

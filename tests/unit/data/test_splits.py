@@ -11,6 +11,7 @@ from omnisparse import pipeline
 from omnisparse.config import CorpusConfig
 from omnisparse.data.audio import read_samples
 from omnisparse.data.feature_store import FeatureStore
+from omnisparse.data.synthetic import SyntheticConfig
 from omnisparse.pipeline import load_splits, synthetic_folder
 
 
@@ -50,3 +51,18 @@ def test_speeds_that_nothing_is_spoken_at_are_told(
     lines.clear()
     load_splits(corpus, lines.append)
     assert lines == [f"corpus {folder}"]
+
+
+def test_a_text_is_one_corpus_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "sentences.txt"
+    text.write_text("a lamp\nin the hall\n")
+
+    def folder(path: str) -> Path:
+        return synthetic_folder(CorpusConfig(synthetic=SyntheticConfig(text=path)))
+
+    first = folder(str(text))
+    assert folder("sentences.txt") == folder("./sentences.txt") == first
+    text.write_text("a lamp\nin the kitchen\n")
+    assert folder(str(text)) != first
+    assert folder("gone.txt").name.startswith("books-2h-0-")
