@@ -68,13 +68,14 @@ class SandwichConfig:
     """Share of the run's steps, behind the warm-up, over which the smallest subnet trains alone, on
     the labels of the whole batch: what it learns, all nets know. All other weights are zero then,
     and grow again as the others join."""
-    member_share: float = 0.3
+    member_share: float = 0.15
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     Rounded so that each sees one utterance in ``member_period``. Ignored with ``full_batch``."""
     full_batch: bool = False
     """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
-    subnet_weight: float = 1.0
-    """Weight of each subnet's loss; the dense net's is 1."""
+    subnet_weight: float = 0.1
+    """Weight of each subnet's loss; the dense net's is 1. A loss is a mean over the tokens that its
+    net sees, so that at ``1 / member_period`` an utterance weighs the same for all nets."""
     normalise_members: bool = False
     """Divide all weights of a step by their sum, so that more members do not mean a larger
     gradient; otherwise the gradients are summed."""

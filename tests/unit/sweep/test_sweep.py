@@ -185,7 +185,12 @@ def test_the_ablation_changes_one_choice_at_a_time_at_one_budget() -> None:
         passes.append(config.training.epochs * config.method.mean_passes)
     base = arms[0]
     assert (base.warmup_fraction, base.core_fraction, base.min_size) == (0.0, 0.0, "12.5%")
-    together = [{"label_weight", "distillation_weight"}, {"full_batch", "num_random_subnets"}]
+    together = [
+        {"label_weight", "distillation_weight"},
+        {"full_batch", "num_random_subnets"},
+        {"member_share", "subnet_weight"},
+        {"member_share", "subnet_weight", "num_random_subnets"},
+    ]
     for arm in arms[1:]:
         changed = {f for f in base.__dataclass_fields__ if getattr(arm, f) != getattr(base, f)}
         assert len(changed) == 1 or changed in together
