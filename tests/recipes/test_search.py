@@ -194,7 +194,7 @@ def test_blocks_of_the_training_are_those_of_extraction_and_search(
     assert taken["nonzero"] == entry["nonzero"]
     sizes = ",".join(str(entry["nonzero"] + more) for more in (1, 2))
     same = invoke(*search, "--sizes", sizes)
-    assert same.exit_code == 1
+    assert same.exit_code == 2
     assert "two of them are the same size" in same.stderr
 
 
