@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,8 @@ def extract(
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
         front: With ``size``: file of a search whose spec of that size is taken.
         out: Artifact directory; None for ``<run>/extracted/<what was asked>``, such as ``25pct`` or
-            ``25pct-int8-8x1``: options that are not the default are in the name.
+            ``25pct-int8-8x1``: options that are not the default are in the name. Where a file gave
+            the sparsities they are in it as a digest, so that two files have two folders.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         block: ``1x1``, ``8x1``, ``16x1`` or ``4x4``: weights (outputs by inputs) that are kept or
             dropped together; None for what the run was trained with.
@@ -93,7 +95,7 @@ def extract(
         (f"floor{float(floor)}", "floor0.0"), (format, "bitmask"),
     ]  # fmt: skip
     extraction = Extraction(
-        out=out or run / "extracted" / request.folder(options),
+        out=out or run / "extracted" / request.folder(options, kept),
         num_kept=kept,
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
@@ -191,17 +193,20 @@ class _Request:
         if len(given) != 1:
             raise ValueError("exactly one of size, sparsity and spec must be given")
 
-    def folder(self, options: Sequence[tuple[str, str]]) -> str:
+    def folder(self, options: Sequence[tuple[str, str]], kept: Mapping[str, int]) -> str:
         """A folder name for the result, its own for every choice of ``options``.
 
         Args:
             options: What was chosen of each, and what it is by default.
+            kept: Weights that each matrix keeps: named where a file said so.
         """
         if self.size is not None:
             name = self.size.strip().replace("%", "pct")
             name = name if self.front is None else f"{name}-searched"
         else:
             name = f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
+        if self.front is not None or self.spec is not None:
+            name += "-" + hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:8]
         return "-".join([name, *(own for own, default in options if own != default)])
 
     def check(self, *, block: str | None, norm: str, scope: str, floor: float) -> None:

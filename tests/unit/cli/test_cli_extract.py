@@ -365,6 +365,25 @@ def test_options_have_a_default_folder_of_their_own(
         assert made["path"] == str(blocks / "extracted" / name)
 
 
+def test_two_specs_of_one_name_have_two_default_folders(
+    small_run: Path, tmp_path: Path, run_json: Run
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    name = read_description(folder).prunable[0]
+    paths = []
+    for sparsity in (0.5, 0.75, 0.5):
+        spec = tmp_path / str(len(paths)) / "mine.json"
+        spec.parent.mkdir()
+        spec.write_text(json.dumps({"sparsity": {name: sparsity}}))
+        made = run_json("extract", "--run", folder, "--spec", spec)
+        paths.append(Path(made["path"]))
+    assert paths[0] != paths[1]
+    assert paths[0] == paths[2]
+    assert all(path.name.startswith("mine-") for path in paths)
+    assert run_json("inspect", paths[0])["nonzero"] > run_json("inspect", paths[1])["nonzero"]
+
+
 def test_a_pruned_run_that_holds_less_than_asked_is_told(
     small_run: Path, tmp_path: Path, run: Run
 ) -> None:
