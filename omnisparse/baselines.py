@@ -35,7 +35,7 @@ from omnisparse.methods import (
 )
 from omnisparse.models import ModelConfig, TransducerConfig
 from omnisparse.sparsity.layer_limit import parse_layer_limit
-from omnisparse.sparsity.sizes import parse_size
+from omnisparse.sparsity.sizes import parse_count
 
 BaselineMethod = Literal[
     "base",
@@ -182,9 +182,7 @@ def _check_arguments(
 def _parameters(size: str, dense: int) -> int:
     """Parameters of a size: a count, or a share of the dense net's."""
     try:
-        parsed = parse_size(size)
-        if parsed.kind == "bytes":
-            raise ValueError(f"size {size!r} is in bytes; legal: parameters (16M) or a share (25%)")
+        parsed = parse_count(size)
     except ValueError as error:
         raise OmnisparseError(str(error)) from error
     target = round(parsed.value * dense if parsed.kind == "fraction" else parsed.value)

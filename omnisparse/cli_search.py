@@ -52,7 +52,8 @@ def search(
     What was measured is kept in --out: the same command continues a search that was stopped, also
     by kill -9. `extract --size S --front OUT/front.json` writes a model that was found.
     """
-    from omnisparse.runs_search import SearchConfig, search_run
+    from omnisparse.runs_search import search_run
+    from omnisparse.runs_search_task import SearchConfig
 
     wanted = [size for size in (part.strip() for part in sizes.split(",")) if size]
     with report.progress("searching") as progress:

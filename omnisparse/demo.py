@@ -176,7 +176,7 @@ def _model_path(models: Path, curve: str, size: str) -> Path:
 def _sizes(config: RunConfig) -> list[str]:
     """Sizes to extract, the largest first."""
     assert isinstance(config.method, SandwichConfig)
-    smallest = config.method.min_size
+    smallest = str(config.method.min_size)
     limit = parse_size(smallest)
     above = [
         size for size in SIZES if limit.kind != "fraction" or parse_size(size).value > limit.value

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from omnisparse import runs
 from omnisparse.artifact.atomic import replaced_file
 from omnisparse.data.corpora import load_manifest, manifest_name
+from omnisparse.data.feature_store import digest_cuts
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.evaluation.method_rows import TableRows
@@ -29,7 +30,7 @@ from omnisparse.runs_account import total_cost
 from omnisparse.runs_compare_rows import Candidate, read_config
 from omnisparse.runs_extract import extract
 from omnisparse.sparsity.arrays import count_nonzero
-from omnisparse.sparsity.sizes import parse_size
+from omnisparse.sparsity.sizes import parse_count
 from omnisparse.sparsity.space import SubnetSpec
 from omnisparse.version import __version__
 
@@ -138,9 +139,7 @@ def _sizes_of(candidates: Sequence[Candidate], dense: int) -> list[str]:
 
 
 def _count(size: str, dense: int) -> int:
-    parsed = parse_size(size)
-    if parsed.kind == "bytes":
-        raise ValueError(f"size {size!r} is in bytes; legal here: 16M or 25%")
+    parsed = parse_count(size)
     return round(parsed.value * dense) if parsed.kind == "fraction" else int(parsed.value)
 
 
@@ -207,7 +206,10 @@ def measure(
     Raises:
         OmnisparseError: If a run or manifest cannot be used.
     """
-    tests = {name: (load_manifest(path), _digest(path)) for name, path in manifests.items()}
+    tests = {}
+    for name, path in manifests.items():
+        cuts = load_manifest(path)
+        tests[name] = (cuts, _digest(path, cuts))
     measurements = []
     for model in models:
         with tempfile.TemporaryDirectory(prefix="omnisparse-") as folder:
@@ -224,8 +226,11 @@ def measure(
     return measurements
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(path: Path, cuts: CutSet) -> str:
+    """A name of what a manifest says and of the audio that it names, which may be made anew."""
+    digest = hashlib.sha256(path.read_bytes())
+    digest_cuts(digest, cuts)
+    return digest.hexdigest()
 
 
 def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[str, Any]]:

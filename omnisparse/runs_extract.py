@@ -11,6 +11,7 @@ from typing import Any
 
 from omnisparse import runs
 from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
+from omnisparse.errors import UsageError
 from omnisparse.runs_account import RunRecord, read_record
 from omnisparse.search.front import FrontEntry, read_front
 from omnisparse.sparsity.allocation import Allocator, Scope
@@ -188,10 +189,10 @@ class _Request:
 
     def __post_init__(self) -> None:
         if self.front is not None and self.size is None:
-            raise ValueError("front is given without the size to take from it")
+            raise UsageError("front is given without the size to take from it")
         given = [v for v in (self.size, self.sparsity, self.spec) if v is not None]
         if len(given) != 1:
-            raise ValueError("exactly one of size, sparsity and spec must be given")
+            raise UsageError("exactly one of size, sparsity and spec must be given")
 
     def folder(self, options: Sequence[tuple[str, str]], kept: Mapping[str, int]) -> str:
         """A folder name for the result, its own for every choice of ``options``.
@@ -213,15 +214,15 @@ class _Request:
         """Refuse options that choose weights where a spec has already chosen.
 
         Raises:
-            ValueError: If there is one.
+            UsageError: If there is one.
         """
         named = "front" if self.front is not None else "spec"
         if self.front is None and self.spec is None:
             return
         if scope != "layer":
-            raise ValueError(f"scope {scope} with a {named}, which says what each matrix keeps")
+            raise UsageError(f"scope {scope} with a {named}, which says what each matrix keeps")
         if self.front is not None and (block is not None or norm != "l1" or floor):
-            raise ValueError("block, norm or floor with a front, whose models were found without")
+            raise UsageError("block, norm or floor with a front, whose models were found without")
 
     def entry(self, budget: Budget, record: RunRecord) -> FrontEntry | None:
         """What the front has of the size, where one is to be looked at."""

@@ -47,8 +47,11 @@ def tiny_config(speech_root: Path) -> Callable[..., RunConfig]:
         if model == "las":
             shape |= {"decoder_dim": 24, "attention_dim": 8, "attention_heads": 2}
         else:
-            shape |= {"predictor_dim": 16, "joiner_dim": 16}
-        sandwich = {"min_size": "40%", "warmup_fraction": 0.2, "refresh_every": 3}
+            # Steps 0 to 2 train the encoder by CTC alone, the others everything.
+            shape |= {"predictor_dim": 16, "joiner_dim": 16, "predictor_warmup": 3}
+        sandwich = {
+            "min_size": "40%", "warmup_fraction": 0.2, "shrink_fraction": 0.0, "refresh_every": 3
+        }  # fmt: skip
         return config_from_dict(
             {
                 "name": "tiny",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -209,6 +209,12 @@ def _reopen(folder: Path, in_memory: bool) -> FeatureStore:
 def store_key(cuts: Sequence[Cut], settings: _Settings) -> str:
     """Name of a store: a hash of the cuts, of the state of their files and of the settings."""
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, asdict(settings)]).encode())
+    digest_cuts(digest, cuts)
+    return digest.hexdigest()[:24]
+
+
+def digest_cuts(digest: Any, cuts: Iterable[Cut]) -> None:
+    """Take up in a hash what is heard in utterances: their cuts and the state of their files."""
     states: dict[str, tuple[int, int]] = {}
     for cut in cuts:
         row: list[Any] = [cut.id, cut.start, cut.duration, cut.sampling_rate]
@@ -220,7 +226,6 @@ def store_key(cuts: Sequence[Cut], settings: _Settings) -> str:
             for source in recording.sources:
                 row += [str(source.source), _file_state(source, states)]
         digest.update(json.dumps(row, default=str).encode())
-    return digest.hexdigest()[:24]
 
 
 def _file_state(source: Any, states: dict[str, tuple[int, int]]) -> tuple[int, int]:

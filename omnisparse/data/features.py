@@ -95,18 +95,9 @@ class FeatureExtractor:
         """Width of a stacked frame."""
         return self.num_bins * self.stack
 
-    @property
-    def frame_shift_ms(self) -> float:
-        """Time from one stacked frame to the next, in ms."""
-        return FRAME_SHIFT_MS * self.stack
-
     def num_frames(self, num_samples: int) -> int:
         """Frames of 10 ms, before stacking, of so many samples."""
         return num_frames(num_samples, self.sampling_rate)
-
-    def num_stacked(self, num_samples: int) -> int:
-        """Stacked frames of so many samples."""
-        return -(-self.num_frames(num_samples) // self.stack)
 
     def fbank(self, samples: FloatArray) -> FloatArray:
         """Log-mel energies.

@@ -338,7 +338,9 @@ def _check_samples(samples: FloatArray, name: str) -> None:
             f"{name}: expected float samples in [-1, 1], got {samples.dtype}; "
             "divide int16 samples by 32768"
         )
-    if not np.isfinite(samples).all():
+    with np.errstate(over="ignore"):  # 1e300 is a float64, and infinity to the features
+        finite = np.isfinite(samples.astype(np.float32, copy=False)).all()
+    if not finite:
         raise DataError(f"{name}: holds samples that are not finite (NaN or infinity)")
 
 

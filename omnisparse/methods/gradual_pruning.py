@@ -28,7 +28,7 @@ from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.masks import mask_from_count
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.schedule import sparsity_at
-from omnisparse.sparsity.sizes import parse_size
+from omnisparse.sparsity.sizes import parse_count
 
 LSTM_MATRICES = (r"weight_(ih|hh|hr)_l\d+$",)
 """What Pang et al. prune: the matrices of LSTM and LSTMP layers, nothing else."""
@@ -65,8 +65,7 @@ class GradualPruningConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; the size is checked against the model in ``prepare``."""
-        if parse_size(self.size).kind == "bytes":
-            raise ValueError(f"size is {self.size!r}; legal: non-zeros (16M) or a share (25%)")
+        parse_count(self.size)
         if not 0 <= self.initial_sparsity < 1:
             raise ValueError(f"initial_sparsity is {self.initial_sparsity}; from 0 to below 1")
         for name in ("begin", "end"):

@@ -29,10 +29,17 @@ from omnisparse.methods.base import Forward, Loss, forward_batch
 from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
 from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.keys import parse_block
+from omnisparse.sparsity.patterns import compile_patterns
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.schedule import sparsity_at
-from omnisparse.sparsity.sizes import parse_size
-from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
+from omnisparse.sparsity.sizes import parse_count
+from omnisparse.sparsity.space import (
+    MAX_SPREAD,
+    SparsitySpace,
+    SubnetSpec,
+    require_layer_levels,
+    subnet_generator,
+)
 from omnisparse.sparsity.supernet import Supernet
 
 
@@ -42,13 +49,13 @@ class SandwichConfig:
 
     kind: Literal["sandwich"] = "sandwich"
     """Selects this method."""
-    min_size: str = "6%"
+    min_size: str | int = "6%"
     """Smallest subnet trained, as ``--size`` takes it (non-zeros or share of the dense net)."""
     num_random_subnets: int = 1
     """Random subnets per step, beside the dense net and the smallest subnet."""
     distribution: Literal["uniform", "log_uniform", "levels"] = "log_uniform"
     """How random sizes are drawn between ``min_size`` and dense."""
-    levels: tuple[str, ...] = ("12%", "25%", "50%")
+    levels: tuple[str | int, ...] = ("12%", "25%", "50%")
     """Sizes drawn from when ``distribution`` is ``levels``; none below ``min_size``."""
     per_layer: bool = False
     """Random subnets draw a sparsity per layer, their total held, instead of one for all."""
@@ -61,13 +68,15 @@ class SandwichConfig:
     """With ``per_layer``: grid of the densities, an odd number; 0 draws from the whole range."""
     warmup_fraction: float = 0.15
     """Share of the run's steps, at its start, that train the dense net only."""
-    shrink_fraction: float = 0.0
+    shrink_fraction: float = 0.5
     """Share of the run's steps, behind the warm-up, over which the smallest subnet shrinks from the
-    dense net to ``min_size``, as fast as gradual pruning does; no subnet is smaller. 0: at once."""
+    dense net to ``min_size``, as fast as gradual pruning does; no subnet is smaller. 0: at once,
+    which was worse at every size of a LAS."""
     core_fraction: float = 0.0
     """Share of the run's steps, behind the warm-up, over which the smallest subnet trains alone, on
     the labels of the whole batch: what it learns, all nets know. All other weights are zero then,
-    and grow again as the others join."""
+    and grow again as the others join. Better for transducers, whose recipes have it; of a LAS it
+    is not measured, so that by default there is none."""
     member_share: float = 0.15
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     Rounded so that each sees one utterance in ``member_period``. Ignored with ``full_batch``."""
@@ -145,9 +154,19 @@ class SandwichConfig:
                 raise ValueError(f"{name} is {weight}; a number of at least 0")
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
             raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
+        self._check_subnets()
+
+    def _check_subnets(self) -> None:
+        """Check what can be said of sizes and matrices before there is a model."""
         parse_block(self.block)
-        for size in (self.min_size, *self.levels):
-            parse_size(size)
+        require_layer_levels(self.num_layer_levels)
+        compile_patterns("prunable", self.prunable)
+        compile_patterns("layer group", self.layer_groups)
+        if self.distribution == "levels" and not self.levels:
+            raise ValueError("levels is empty; one size or more, such as 25%")
+        for name, sizes in (("min_size", (self.min_size,)), ("levels", self.levels)):
+            for size in sizes:
+                parse_count(size, name)
 
 
 class Sandwich:
@@ -201,10 +220,10 @@ class Sandwich:
         self.core_steps = self.warmup_steps + round(config.core_fraction * max_steps)
         return self.supernet
 
-    def _density(self, size: str) -> float:
+    def _density(self, size: str | int) -> float:
         """Share of the prunable weights that ``size`` keeps."""
         budget = self.supernet.budget
-        return budget.solve(parse_size(size)) / budget.prunable_parameters
+        return budget.solve(size) / budget.prunable_parameters
 
     @property
     def num_subnets(self) -> int:

@@ -21,7 +21,7 @@ SOS_EOS = 1
 NO_FINITE_SCORE = (
     "the model's scores are no numbers (do its weights overflow?), so nothing was found"
 )
-"""What a beam search says that has no hypothesis left."""
+"""What a search says of scores that are NaN: greedy, they would pass for silence."""
 
 
 class ModelOutput(NamedTuple):

@@ -34,6 +34,9 @@ def las_greedy_search(model: LasModel, encoded: Tensor, lengths: Tensor) -> list
     Returns:
         Token ids per utterance; an utterance that never ends is cut at its frames plus
         ``LENGTH_MARGIN``.
+
+    Raises:
+        OmnisparseError: If a score that decided is not a number.
     """
     batch = encoded.size(0)
     limits = lengths + LENGTH_MARGIN
@@ -42,14 +45,18 @@ def las_greedy_search(model: LasModel, encoded: Tensor, lengths: Tensor) -> list
     previous = lengths.new_full((batch,), SOS_EOS)
     active = torch.ones_like(previous, dtype=torch.bool)
     steps: list[Tensor] = []
+    decisive = encoded.new_zeros(batch)  # the sum of what decided: NaN if any of it was
     for step in range(int(limits.max())):
         log_probs, state = model.next_log_probs(previous, state, memory)
         log_probs[:, BLANK] = float("-inf")
-        previous = log_probs.argmax(dim=-1)
+        highest, previous = log_probs.max(dim=-1)
+        decisive = decisive + highest.masked_fill(~active, 0.0)
         active = active & (previous != SOS_EOS) & (step < limits)
         if not active.any():
             break
         steps.append(previous.masked_fill(~active, SOS_EOS))
+    if decisive.isnan().any():
+        raise OmnisparseError(NO_FINITE_SCORE)
     if not steps:
         return [[] for _ in range(batch)]
     return [_until_end(row) for row in torch.stack(steps, dim=1).tolist()]

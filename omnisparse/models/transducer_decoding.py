@@ -62,6 +62,9 @@ def transducer_greedy_search(
 
     Returns:
         Token ids of this chunk per utterance, and the state for the next chunk.
+
+    Raises:
+        OmnisparseError: If a score that decided is not a number.
     """
     batch = encoded.size(0)
     if state is None:
@@ -70,13 +73,15 @@ def transducer_greedy_search(
     predicted, memory = state
     frames = model.joiner.encoder_projection(encoded)
     emissions: list[Tensor] = []
+    decisive = frames.new_zeros(batch)  # the sum of what decided: NaN if any of it was
     for time in range(encoded.size(1)):
         frame = frames[:, time]
         active = time < lengths
         for _ in range(max_symbols):
             logits = model.joiner.score(frame + predicted)
             logits[:, SOS_EOS] = float("-inf")
-            tokens = logits.argmax(dim=-1)
+            highest, tokens = logits.max(dim=-1)
+            decisive = decisive + highest.masked_fill(~active, 0.0)
             active = active & (tokens != BLANK)
             if not active.any():
                 break
@@ -87,6 +92,8 @@ def transducer_greedy_search(
                 torch.where(active[:, None], new, old)
                 for new, old in zip(memory_after, memory, strict=True)
             )
+    if decisive.isnan().any():
+        raise OmnisparseError(NO_FINITE_SCORE)
     found: list[list[int]] = [[] for _ in range(batch)]
     if emissions:
         for tokens_out, row in zip(found, torch.stack(emissions, dim=1).tolist(), strict=True):

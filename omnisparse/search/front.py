@@ -37,7 +37,7 @@ class FrontEntry:
     uniform_score: float
     """Score of that."""
     evaluations: int
-    """Subnets of this size that were evaluated."""
+    """Subnets of this size that were evaluated, in all searches it is the best of."""
     dominated: bool
     """Whether a smaller one of this front is at least as good."""
     spec: SubnetSpec
@@ -70,8 +70,9 @@ class Front:
         best = {entry.requested: entry for entry in before}
         for entry in self.entries:
             known = best.get(entry.requested)
-            if known is None or entry.wer <= known.wer:
-                best[entry.requested] = entry
+            better = entry if known is None or entry.wer <= known.wer else known
+            spent = max(one.evaluations for one in (entry, better))
+            best[entry.requested] = replace(better, evaluations=spent)
         ordered = sorted(best.values(), key=lambda entry: entry.nonzero)
         marked = (
             replace(entry, dominated=any(other.wer <= entry.wer for other in ordered[:index]))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omnisparse.durable import sync_path
 from omnisparse.sparsity.space import SubnetSpec
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Journal:
@@ -30,6 +31,9 @@ class Journal:
         circumstances: All that the answers depend on beside the question (weights, data, what is
             measured), as JSON can hold it.
 
+    Attributes:
+        seconds: What all answers took, in every process that put one.
+
     Raises:
         OSError: If the file cannot be written.
     """
@@ -39,6 +43,7 @@ class Journal:
         self.name = hashlib.sha256(text.encode()).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"evaluations-{self.name}.jsonl"
+        self.seconds = 0.0
         self._answers: dict[str, Any] = {}
         if not self._read(text):
             with self.path.open("w", encoding="utf-8") as file:
@@ -53,13 +58,32 @@ class Journal:
         """The answer that was put, or None."""
         return self._answers.get(question)
 
-    def put(self, question: str, answer: Any) -> None:
+    def ask(self, question: str, measure: Callable[[], Any]) -> Any:
+        """The answer that was put, or what ``measure`` says, which is put with its time.
+
+        Raises:
+            OSError: As :meth:`put`.
+        """
+        known = self.get(question)
+        if known is None:
+            started = time.perf_counter()
+            known = measure()
+            self.put(question, known, seconds=time.perf_counter() - started)
+        return known
+
+    def put(self, question: str, answer: Any, *, seconds: float = 0.0) -> None:
         """Keep an answer, as JSON can hold it (floats come back bit by bit).
+
+        Args:
+            question: What was asked.
+            answer: What came of it.
+            seconds: What it took.
 
         Raises:
             OSError: If the disk does not take it; the journal is as it was then.
         """
-        rest = (json.dumps({"question": question, "answer": answer}) + "\n").encode()
+        record = {"question": question, "answer": answer, "seconds": seconds}
+        rest = (json.dumps(record) + "\n").encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             whole = os.fstat(descriptor).st_size
@@ -73,6 +97,7 @@ class Journal:
         finally:
             os.close(descriptor)
         self._answers[question] = answer
+        self.seconds += seconds
 
     def _read(self, header: str) -> bool:
         """Take over what is there; False if there is nothing of use."""
@@ -87,7 +112,9 @@ class Journal:
         for line in lines[1:]:
             try:
                 record = json.loads(line)
+                seconds = float(record["seconds"])
                 self._answers[record["question"]] = record["answer"]
+                self.seconds += seconds
             except (ValueError, KeyError, TypeError):
                 break
             whole += len(line) + 1

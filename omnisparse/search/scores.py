@@ -43,12 +43,13 @@ class ItemScores:
         if whole is not None:
             return np.asarray(whole, dtype=np.float64)[chosen]
         question = f"{key_of(spec)} {_name(chosen) if chosen != everything else 'all'}"
-        known = self._journal.get(question)
-        if known is None:
-            known = [float(value) for value in self._measure(spec, chosen)]
+
+        def measure() -> list[float]:
+            found = [float(value) for value in self._measure(spec, chosen)]
             self.num_measured += 1
-            self._journal.put(question, known)
-        return np.asarray(known, dtype=np.float64)
+            return found
+
+        return np.asarray(self._journal.ask(question, measure), dtype=np.float64)
 
     def rate(self, spec: SubnetSpec, items: Sequence[int] | None = None) -> float:
         """Value per unit on the items, of all by default."""

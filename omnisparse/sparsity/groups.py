@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
+from omnisparse.sparsity.patterns import compile_patterns
 from omnisparse.sparsity.report import layer_of
 
 
@@ -28,11 +28,7 @@ def group_matrices(
     Raises:
         ValueError: If a pattern is malformed or decides for no matrix.
     """
-    try:
-        compiled = [re.compile(pattern) for pattern in patterns]
-    except re.error as error:
-        message = f"layer group {error.pattern!r} is not a regular expression: {error}"
-        raise ValueError(message) from error
+    compiled = compile_patterns("layer group", patterns)
     names = list(names)
     groups: dict[str, tuple[str, ...]] = {}
     used: set[str] = set()

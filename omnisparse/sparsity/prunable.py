@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from omnisparse.sparsity.patterns import compile_patterns
+
 DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
 """Pruned only where asked for: embeddings, the output head, attention, normalisation."""
 
@@ -39,12 +41,8 @@ def find_prunable(
     """
     if exclude is None:
         exclude = () if include else DEFAULT_EXCLUDE
-    try:
-        included = [re.compile(pattern) for pattern in include]
-        excluded = [re.compile(pattern) for pattern in exclude]
-    except re.error as error:
-        message = f"pattern {error.pattern!r} is not a regular expression: {error}"
-        raise ValueError(message) from error
+    included = compile_patterns("pattern", include)
+    excluded = compile_patterns("pattern", exclude)
     matrices = {
         fqn: parameter
         for fqn, parameter in model.named_parameters()

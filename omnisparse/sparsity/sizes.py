@@ -67,6 +67,24 @@ def parse_size(text: str | int) -> Size:
     raise UsageError(f"size {written!r} is not understood; {LEGAL_SIZES}")
 
 
+def parse_count(text: str | int, what: str = "size") -> Size:
+    """Parse a size that is a number of parameters, or a share of the dense net's.
+
+    Args:
+        text: The request.
+        what: What it is called in the message.
+
+    Raises:
+        UsageError: As :func:`parse_size`, and if it is in bytes, which depend on more than a net.
+    """
+    size = parse_size(text)
+    if size.kind == "bytes":
+        raise UsageError(
+            f"{what} {text!r} is in bytes; legal here: parameters (16M) or a share (25%)"
+        )
+    return size
+
+
 def parse_sparsity(value: float | str) -> Size:
     """The request behind `--sparsity 0.8`: that share of the prunable weights is zero.
 

@@ -110,6 +110,16 @@ def subnet_generator(seed: int, step: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def require_layer_levels(number: int) -> None:
+    """Refuse a grid of levels without a middle.
+
+    Raises:
+        ValueError: If the number is neither 0 nor odd and at least 3.
+    """
+    if number and (number < 3 or number % 2 == 0):
+        raise ValueError(f"num_layer_levels {number} must be 0 or odd and at least 3")
+
+
 class SparsitySpace:
     """The subnets that training samples and a search walks through.
 
@@ -175,8 +185,7 @@ class SparsitySpace:
             grid = _grid(min_density, max_density, num_densities, distribution == "log_uniform")
         if not 0 <= spread <= MAX_SPREAD:
             raise ValueError(f"spread is {spread}; from 0 to {MAX_SPREAD:g}")
-        if num_layer_levels and (num_layer_levels < 3 or num_layer_levels % 2 == 0):
-            raise ValueError(f"num_layer_levels {num_layer_levels} must be 0 or odd and at least 3")
+        require_layer_levels(num_layer_levels)
         self.shapes = {
             fqn: (shape,) if isinstance(shape, int) else tuple(shape)
             for fqn, shape in shapes.items()
@@ -237,14 +246,6 @@ class SparsitySpace:
             return offset
         step = 2 * self.reach / (self.num_layer_levels - 1)
         return round(offset / step) * step
-
-    def max_subnet(self) -> SubnetSpec:
-        """The largest subnet of the space (not the dense net, unless the space reaches 1)."""
-        return self.at(self.densities[-1])
-
-    def min_subnet(self) -> SubnetSpec:
-        """The smallest subnet of the space."""
-        return self.at(self.densities[0])
 
     def sample(self, generator: torch.Generator, least: float = 0.0) -> SubnetSpec:
         """Draw a subnet; a function of the generator's state only (see `subnet_generator`).

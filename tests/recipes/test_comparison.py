@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from omnisparse.cli_recipe import run_recipe
 from omnisparse.config import RunConfig, config_to_yaml
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.compare import format_count
+from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.runs_account import read_record
 from omnisparse.runs_compare_rows import read_candidates
 from omnisparse.runs_extract import extract
@@ -268,6 +270,27 @@ def test_comparing_again_recognises_nothing_anew(
     Path("corpus/test.jsonl").write_text("")
     line = invoke("compare", *runs, "--manifest", "corpus/test.jsonl", code=1).stderr
     assert "test.jsonl" in line
+
+
+def test_audio_that_was_made_anew_is_recognised_again(
+    config: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(config, "method=supernet")
+    manifest = Path("own/test.jsonl")
+    manifest.parent.mkdir()
+    (line, *_) = map(json.loads, (speech / "test.jsonl").read_text().splitlines())
+    shutil.copy(speech / line["audio_filepath"], "own/one.wav")
+    manifest.write_text(json.dumps({**line, "audio_filepath": "one.wav"}) + "\n")
+    recognised = []
+    monkeypatch.setattr(
+        "omnisparse.runs_compare.evaluate",
+        lambda *arguments, **options: recognised.append(1) or evaluate(*arguments, **options),
+    )
+    for expected in (1, 1, 2):
+        if expected == 2:
+            os.utime("own/one.wav", ns=(0, 0))
+        invoke("compare", run, "--sizes", "60%", "--manifest", manifest, "--wandb", "off")
+        assert len(recognised) == expected
 
 
 def test_configurations_are_rows_and_their_seeds_are_averaged(config: Path) -> None:

@@ -111,21 +111,33 @@ def test_a_later_search_adds_its_sizes_and_a_front_is_of_its_weights(
     assert [row["size"] for row in rows] == ["50%", "70%"] * 2
     extract = ("extract", "--run", run, "--size", "70%", "--front")
     assert invoke_json(*extract, path)["nonzero"] == first["nonzero"]
+    # Of the same size the bill is that of both searches, and so is the time.
+    (third,) = invoke_json("search", "--run", run, "--sizes", "50%", "--seed", 1, *options)["front"]
+    later = json.loads(path.read_text())
+    assert second["evaluations"] < third["evaluations"] <= second["evaluations"] + 8
+    assert later["seconds"] > document["seconds"] > 0
 
-    for *options, message in (
+    for *illegal, message in (
         ("--size", "70%", "--front", path, "--scope", "lamp", "scope lamp with a front"),
         ("--size", "70%", "--front", path, "--block", "8x1", "block, norm or floor with a front"),
         ("--spec", path.parent / "specs" / f"{first['nonzero']}.json", "--scope", "lamp",
          "scope lamp with a spec"),
     ):  # fmt: skip
-        refused = invoke("extract", "--run", run, *options, "--out", run / "refused")
-        assert (refused.exit_code, message in refused.stderr) == (1, True)
+        refused = invoke("extract", "--run", run, *illegal, "--out", run / "refused")
+        assert (refused.exit_code, message in refused.stderr) == (2, True)
         assert not (run / "refused").exists()
 
     other = path.with_name("other.json")
     other.write_text(path.read_text().replace(document["identity"], "7-0badcafe"))
     wrong = invoke(*extract, other)
     assert wrong.exit_code == 1
+    # A search by another objective has a front of its own; this one is still there.
+    anew = ("search", "--run", run, "--sizes", "60%", "--objective", "wer", *options)
+    told = invoke(*anew).stderr
+    (kept,) = path.parent.glob("front-*.json")
+    assert f"it is {kept} now" in told
+    assert [entry["size"] for entry in json.loads(kept.read_text())["front"]] == ["50%", "70%"]
+    assert [entry["size"] for entry in json.loads(path.read_text())["front"]] == ["60%"]
     assert "found in other weights (7-0badcafe) than these of run (6-" in wrong.stderr
 
 
@@ -150,7 +162,7 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
     for code, message, *arguments in (
         (failed, "'1%' is out of range", "--sizes", "1%"),
         (bad_usage, "two of them are the same size", "--sizes", "50%,50%"),
-        (failed, "is in bytes", "--sizes", "20MB"),
+        (bad_usage, "is in bytes", "--sizes", "20MB"),
         (failed, "decides for none of", "--sizes", "50%", "--group", "decoder"),
         (bad_usage, "spread is 0", "--sizes", "50%", "--spread", "0"),
         (bad_usage, "spread is 1e+308", "--sizes", "50%", "--spread", "1e308"),
@@ -189,6 +201,8 @@ def test_blocks_of_the_training_are_those_of_extraction_and_search(
     # A size between two numbers of blocks is asked for as it was searched for.
     (entry,) = invoke_json(*search, "--sizes", "61%")["front"]
     assert entry["requested"] - 8 < entry["nonzero"] < entry["requested"]
+    specs = {path.stem for path in (run / "search/specs").iterdir()}
+    assert {str(one["requested"]) for one in (*found["front"], entry)} == specs
     front = run / "search" / "front.json"
     taken = invoke_json("extract", "--run", run, "--size", "61%", "--front", front)
     assert taken["nonzero"] == entry["nonzero"]

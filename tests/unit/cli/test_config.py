@@ -13,6 +13,7 @@ from omnisparse.methods import (
     DenseConfig,
     DistillationConfig,
     GradualPruningConfig,
+    SandwichConfig,
     build_method,
 )
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
@@ -89,6 +90,13 @@ def test_overrides_reach_every_depth() -> None:
     assert (config.data.features.stack, config.seed) == (4, 7)
     assert config.method == DenseConfig()
     assert isinstance(load_config(None, ["model=transducer"]).model, TransducerConfig)
+
+
+def test_sizes_are_plain_counts_too() -> None:
+    overrides = ["method.min_size=300000", "method.distribution=levels", "method.levels=[400000]"]
+    method = load_config(None, overrides).method
+    assert isinstance(method, SandwichConfig)
+    assert (method.min_size, method.levels) == (300_000, (400_000,))
 
 
 @pytest.mark.parametrize(

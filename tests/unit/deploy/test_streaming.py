@@ -44,7 +44,7 @@ def test_features_are_those_of_the_whole(stack: int, num_samples: int, step: int
     parts = [streaming.accept(samples[at : at + step]) for at in range(0, num_samples, step)]
     parts.append(streaming.accept(samples[:0], final=True))
     joined = np.concatenate(parts)
-    assert joined.shape[0] == extractor.num_stacked(num_samples)
+    assert joined.shape[0] == -(-extractor.num_frames(num_samples) // stack)
     np.testing.assert_allclose(joined, extractor(samples), atol=1e-4)
 
 
@@ -187,6 +187,7 @@ def test_bad_samples_leave_the_stream_as_it_is() -> None:
     stream.accept(samples[:5000])
     for bad in (
         np.full(100, np.nan, dtype=np.float32),
+        np.full(100, 1e300),  # a float64 that no float32 holds
         np.zeros((2, 100), dtype=np.float32),
         np.zeros(100, dtype=np.int16),
     ):

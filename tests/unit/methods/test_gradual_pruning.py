@@ -210,7 +210,7 @@ def test_pruning_under_a_teacher_trains_on_the_teachers_loss() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": "20MB"}, "legal: non-zeros"),
+        ({"size": "20MB"}, "size '20MB' is in bytes"),
         ({"initial_sparsity": 1.0}, "initial_sparsity is 1.0"),
         ({"initial_sparsity": 0.95}, "initial_sparsity is 0.95; size '60%' is a sparsity of 0"),
         ({"begin": -0.1}, "begin is -0.1"),

@@ -23,7 +23,7 @@ from omnisparse.sparsity.space import SubnetSpec
 
 
 def make_method(config: LasConfig | TransducerConfig, **options: object) -> Sandwich:
-    options = {"min_size": "80%", "warmup_fraction": 0.0, **options}
+    options = {"min_size": "80%", "warmup_fraction": 0.0, "shrink_fraction": 0.0, **options}
     method = Sandwich(SandwichConfig(**options), seed=3)  # type: ignore[arg-type]
     method.prepare(make_model(config), max_steps=100)
     return method
@@ -228,7 +228,8 @@ def test_the_core_trains_alone_and_the_dense_net_grows_from_it() -> None:
 
 def test_shares_of_a_run_may_add_up_to_all_of_it() -> None:
     SandwichConfig(warmup_fraction=0.8, shrink_fraction=0.2)
-    assert SandwichConfig(warmup_fraction=0.9, core_fraction=0.1).mean_passes == pytest.approx(1)
+    whole = SandwichConfig(warmup_fraction=0.9, core_fraction=0.1, shrink_fraction=0.1)
+    assert whole.mean_passes == pytest.approx(1)
 
 
 def test_the_warm_up_trains_the_dense_net_only() -> None:
@@ -302,6 +303,12 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
         ({"alpha_clip": 0.5}, "alpha_clip is 0.5; at least 1"),
         ({"encoder_weight": -1.0}, "encoder_weight is -1.0"),
         ({"layer_spread": 1e308}, r"layer_spread is 1e\+308; from 0 to 1000"),
+        ({"min_size": "20MB"}, "min_size '20MB' is in bytes; legal here"),
+        ({"levels": ("50%", "1MiB")}, "levels '1MiB' is in bytes"),
+        ({"distribution": "levels", "levels": ()}, "levels is empty; one size or more"),
+        ({"num_layer_levels": 4}, "num_layer_levels 4 must be 0 or odd"),
+        ({"prunable": ("(",)}, r"prunable '\(' is not a regular expression"),
+        ({"layer_groups": ("(",)}, r"layer group '\(' is not a regular expression"),
         ({"block": "8"}, "block '8' is not known; legal: 1x1, 8x1"),
         ({"block": "0x1"}, "block '0x1' is not known"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_models import SMALL_CONFIGS, VOCAB_SIZE, Utterances, small_model
 
+from omnisparse.errors import OmnisparseError
 from omnisparse.models import Hypothesis, LasModel, SpeechModel, TransducerModel
 from omnisparse.models.decoding import LENGTH_MARGIN, las_beam_search
 from omnisparse.models.transducer_decoding import (
@@ -215,6 +216,16 @@ def test_a_wide_transducer_beam_sums_all_alignments() -> None:
     for tokens in itertools.chain([()], itertools.product(range(2, VOCAB_SIZE), repeat=1)):
         expected = log_probability(model, features, list(tokens))
         assert scores[tokens] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_scores_that_are_no_numbers_are_no_silence(
+    model: SpeechModel, batch: Utterances, beam: int
+) -> None:
+    broken = batch.features.clone()
+    broken[0, 0] = float("nan")
+    with pytest.raises(OmnisparseError, match="scores are no numbers"):
+        model.decode(broken, batch.feature_lengths, beam=beam)
 
 
 def test_an_empty_beam_is_refused(model: SpeechModel, batch: Utterances) -> None:

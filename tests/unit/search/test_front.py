@@ -58,6 +58,13 @@ def test_of_a_size_searched_twice_the_better_stays() -> None:
     assert [(one.size, one.wer) for one in joined.entries] == [("25%", 10.0), ("50%", 8.0)]
 
 
+def test_the_bill_of_a_size_is_that_of_all_searches_whichever_found_it() -> None:
+    for wer in (9.5, 10.5):  # better and worse than the 10.0 that was found before
+        later = dataclasses.replace(entry("25%", 250, wer), evaluations=12)  # 7 and 5 new ones
+        (joined, _) = dataclasses.replace(FRONT, entries=(later,)).joined(FRONT).entries
+        assert (joined.wer, joined.evaluations) == (min(wer, 10.0), 12)
+
+
 WHOLE = FRONT.to_json({})
 
 

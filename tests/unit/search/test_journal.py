@@ -20,11 +20,14 @@ HERE = {"weights": "abc", "block": [1, 1]}
 def test_answers_come_back_bit_by_bit(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "new", HERE)
     answer = [0.1, 1 / 3, 1e-310, -7.0]
-    journal.put("question", answer)
+    journal.put("question", answer, seconds=1.5)
+    assert journal.ask("other", lambda: 2.0) == 2.0
     again = Journal(tmp_path / "new", HERE)
+    assert again.ask("other", lambda: 3.0) == 2.0
+    assert again.seconds == journal.seconds > 1.5
     assert again.get("question") == answer
     assert again.get("another") is None
-    assert len(again) == 1
+    assert len(again) == 2
 
 
 def test_other_circumstances_are_another_journal(tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def test_seeds_are_evaluated_as_they_are_and_help() -> None:
     found = search(space, [total], loss, seeds={total: [seed]}, evaluations=30)[total]
     assert seed in {candidate.spec for candidate in found}
     assert space.spec(total) in {candidate.spec for candidate in found}
+    # What a long search found gives a short one a start that it would not have come to.
+    best = search(space, [total], loss, evaluations=200)[total][0]
+    short = search(space, [total], loss, evaluations=30)[total][0]
+    seeded = search(space, [total], loss, seeds={total: [best.spec]}, evaluations=30)[total][0]
+    assert seeded.score <= best.score < short.score
 
 
 def test_scores_that_are_no_numbers_are_the_worst() -> None:

@@ -108,6 +108,28 @@ def test_masked_squashed_extracted_and_reloaded_agree(
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_bf16_trains_as_float32_does(kind: str, sparsity: float) -> None:
+    supernet = Supernet(_net(kind), prunable=find_prunable(_net(kind)))
+    losses = []
+    for enabled in (False, True):
+        supernet.model.zero_grad()
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=enabled),
+            supernet.active(supernet.spec_for(sparsity=sparsity)),
+        ):
+            output = supernet(*_batch())
+        output.label_loss_sum.backward()
+        losses.append(float(output.label_loss_sum.detach()))
+        gradients = {name: p.grad for name, p in supernet.model.named_parameters()}
+        for name, gradient in gradients.items():
+            assert gradient is not None, name
+            assert torch.isfinite(gradient).all(), name
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
 @torch.no_grad()
 def test_an_extracted_subnet_streams_what_it_says_offline(kind: str) -> None:
     net = _net(kind).eval()
