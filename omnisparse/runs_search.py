@@ -116,7 +116,7 @@ def search_run(
     }
     front = Front(
         identity=task.record.training.identity, journal=journal.name, entries=tuple(entries)
-    ).joined(_earlier(out / FRONT, journal, on_stage))
+    ).joined(_take_earlier(out / FRONT, journal, on_stage))
     _write(task, out, front, facts, recognised)
     asked = {entry.requested for entry in entries}
     entries = [entry for entry in front.entries if entry.requested in asked]
@@ -214,7 +214,7 @@ def _entry(
     )
 
 
-def _earlier(path: Path, journal: Journal, on_stage: Callable[[str], None]) -> Front | None:
+def _take_earlier(path: Path, journal: Journal, on_stage: Callable[[str], None]) -> Front | None:
     """The front that an earlier search left, to be joined; another one is kept beside, and named.
 
     Args:
@@ -231,7 +231,8 @@ def _earlier(path: Path, journal: Journal, on_stage: Callable[[str], None]) -> F
     else:
         if front.journal == journal.name:
             return front
-        name, reason = front.journal, f"{path}: of other weights, utterances or another objective"
+        name = front.journal
+        reason = f"{path}: of other weights, utterances, another objective or an earlier version"
     kept = path.with_name(f"front-{name}.json")
     os.replace(path, kept)
     on_stage(f"{reason}; it is {kept} now")

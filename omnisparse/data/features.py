@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
-FRAME_SHIFT_MS = 10.0
 # Frames computed at once: an hour of audio must not need gigabytes, and 5 s stay in the cache.
 _CHUNK_FRAMES = 500
 # A frame reaches 7.5 ms before and after its own shift; one neighbour on each side is enough.

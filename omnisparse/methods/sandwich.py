@@ -75,8 +75,8 @@ class SandwichConfig:
     core_fraction: float = 0.0
     """Share of the run's steps, behind the warm-up, over which the smallest subnet trains alone, on
     the labels of the whole batch: what it learns, all nets know. All other weights are zero then,
-    and grow again as the others join. Better for transducers, whose recipes have it; of a LAS it
-    is not measured, so that by default there is none."""
+    and grow again as the others join. Better for transducers (``transducer_books.yaml``); of a
+    LAS it is not measured, so that by default there is none."""
     member_share: float = 0.15
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     Rounded so that each sees one utterance in ``member_period``. Ignored with ``full_batch``."""
