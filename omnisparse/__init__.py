@@ -12,8 +12,8 @@ from omnisparse.version import __version__
 
 if TYPE_CHECKING:
     from omnisparse.deploy.recognizer import Recognizer
-    from omnisparse.runs import load_model
-    from omnisparse.runs_extract import extract
+    from omnisparse.pipeline.extract import extract
+    from omnisparse.runs.directory import load_model
     from omnisparse.sparsity.supernet import Supernet
 
 __all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model"]
@@ -21,8 +21,8 @@ __all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model"]
 _HOMES = {
     "Recognizer": "omnisparse.deploy.recognizer",
     "Supernet": "omnisparse.sparsity.supernet",
-    "extract": "omnisparse.runs_extract",
-    "load_model": "omnisparse.runs",
+    "extract": "omnisparse.pipeline.extract",
+    "load_model": "omnisparse.runs.directory",
 }
 
 

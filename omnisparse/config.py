@@ -18,11 +18,11 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from omnisparse.data.batching import DataConfig
-from omnisparse.data.synthetic import SyntheticConfig
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import MethodConfig, SandwichConfig
 from omnisparse.models import LasConfig, TransducerConfig
 from omnisparse.sparsity.layer_limit import parse_layer_limit
+from omnisparse.synthetic.corpus import SyntheticConfig
 from omnisparse.training.tracking import TrackingConfig
 from omnisparse.training.trainer import TrainingConfig
 

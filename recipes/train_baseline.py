@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import sys
 
-from omnisparse.cli_baseline import plan_baseline
-from omnisparse.cli_recipe import run_recipe
+from omnisparse.cli.baseline import plan_baseline
+from omnisparse.cli.recipe import run_recipe
 
 if __name__ == "__main__":
     sys.exit(run_recipe(sys.argv[1:], plan=plan_baseline))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from omnisparse.config import RunConfig, config_from_dict
-from omnisparse.data.synthetic import SyntheticConfig, prepare_synthetic
+from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
 
 TINY = SyntheticConfig(preset="assistant-easy", hours=0.02)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
-from omnisparse.cli import verbs
-from omnisparse.cli_baseline import KEYS
+from omnisparse.cli.baseline import KEYS
+from omnisparse.cli.main import verbs
+from omnisparse.comparison.rows import ROWS
 from omnisparse.config import load_config
-from omnisparse.evaluation.method_rows import ROWS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

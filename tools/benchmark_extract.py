@@ -53,7 +53,7 @@ CHECKPOINT = Path("checkpoints", "step-00000000", "model.safetensors")
 
 COMMAND = """
 import sys
-from omnisparse.cli import verbs
+from omnisparse.cli.main import verbs
 verbs.main(sys.argv[1:], standalone_mode=False)
 lines = open("/proc/self/status").read().splitlines()
 print(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
@@ -71,7 +71,7 @@ def make_run(run: Path) -> None:
     """Save the net as a run and bring it into the page cache."""
     import torch
 
-    from omnisparse import runs
+    from omnisparse.runs import directory as runs
     from omnisparse.sparsity.prunable import find_prunable
     from omnisparse.training.checkpoint import save_checkpoint
 
@@ -95,8 +95,8 @@ def make_run(run: Path) -> None:
 
 def extract_many(run: Path, out: Path, sizes: tuple[str, ...]) -> None:
     """Open the checkpoint and write an artifact of every size in one walk."""
-    from omnisparse import runs
     from omnisparse.artifact import Contents, Extraction, write_extractions
+    from omnisparse.runs import directory as runs
     from omnisparse.sparsity.budget import Budget
     from omnisparse.sparsity.space import SubnetSpec
 
@@ -128,7 +128,7 @@ def prune_with_torch(run: Path, out: Path, size: str) -> None:
     from safetensors.torch import load_file
     from torch.nn.utils import prune
 
-    from omnisparse import runs
+    from omnisparse.runs import directory as runs
     from omnisparse.sparsity.budget import Budget
 
     net = make_net()
@@ -200,9 +200,10 @@ def check(run: Path, out: Path, size: str) -> dict[str, Any]:
     """Counts, bytes and logits of what was written."""
     from safetensors.torch import load_file
 
-    from omnisparse import runs, runs_extract
     from omnisparse.artifact import inspect_artifact, read_artifact
     from omnisparse.artifact.tensorfile import TensorFile
+    from omnisparse.pipeline import extract as runs_extract
+    from omnisparse.runs import directory as runs
     from omnisparse.sparsity.budget import Budget
     from omnisparse.sparsity.masks import apply_mask, mask_from_count
 
@@ -266,7 +267,7 @@ def run_side(side: str, folder: Path, size: str, repeats: int, threads: int) -> 
             return int(finished.stdout.splitlines()[-1]) * 1024
 
         return measure(whole_command, out, repeats)
-    from omnisparse import runs_extract
+    from omnisparse.pipeline import extract as runs_extract
 
     def one_size() -> None:
         runs_extract.extract(run, size=size, out=out)

@@ -25,16 +25,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from omnisparse.artifact import (
-    MappedState,
-    NestedFile,
-    planned_bytes,
-    write_artifact,
-    write_nested,
-)
-from omnisparse.artifact.sources import FileSource
+from omnisparse.artifact import MappedState, planned_bytes, write_artifact
 from omnisparse.config import load_config
 from omnisparse.models import LasConfig, build_model
+from omnisparse.nested import NestedFile, write_nested
+from omnisparse.nested.sources import FileSource
 from omnisparse.sparsity.prunable import find_prunable
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "configs" / "las_110m_librispeech.yaml"

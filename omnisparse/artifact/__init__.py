@@ -9,14 +9,6 @@ from omnisparse.artifact.contents import Contents
 from omnisparse.artifact.extraction import Extraction, write_extractions
 from omnisparse.artifact.inspection import inspect_artifact
 from omnisparse.artifact.mapped import MappedState
-from omnisparse.artifact.nested import NestedFile, grow, grow_from, missing_range, read_nested
-from omnisparse.artifact.nested_inspection import (
-    band_sizes,
-    band_summary,
-    inspect_nested,
-    is_nested,
-)
-from omnisparse.artifact.nested_writer import NestedInfo, write_nested
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact, read_config
 from omnisparse.artifact.stored import StoredTensor, report_of
 from omnisparse.artifact.tensors import as_array, as_tensor
@@ -27,27 +19,16 @@ __all__ = [
     "Contents",
     "Extraction",
     "MappedState",
-    "NestedFile",
-    "NestedInfo",
     "StoredTensor",
     "as_array",
     "as_tensor",
-    "band_sizes",
-    "band_summary",
-    "grow",
-    "grow_from",
     "inspect_artifact",
-    "inspect_nested",
     "is_artifact",
-    "is_nested",
-    "missing_range",
     "planned_bytes",
     "read_artifact",
     "read_config",
-    "read_nested",
     "report_of",
     "update_card",
     "write_artifact",
     "write_extractions",
-    "write_nested",
 ]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnisparse.artifact import atomic
+from omnisparse import atomic
 from omnisparse.artifact.bitmask import Block
 from omnisparse.artifact.card import render_card
 from omnisparse.artifact.contents import (

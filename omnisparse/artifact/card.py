@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omnisparse.artifact.atomic import replaced_file, write_synced
 from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
 from omnisparse.artifact.inspection import recount
 from omnisparse.artifact.reading import read_config
+from omnisparse.atomic import replaced_file, write_synced
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.sparsity.report import SizeReport
 

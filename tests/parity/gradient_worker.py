@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from omnisparse.config import load_config
-from omnisparse.pipeline import train
+from omnisparse.pipeline.train import train
 from omnisparse.training.trainer import Trainer
 
 saved = Path(sys.argv[3])

@@ -18,7 +18,7 @@ import torch
 
 from omnisparse.config import RunConfig, config_to_yaml
 from omnisparse.errors import OmnisparseError
-from omnisparse.pipeline import train
+from omnisparse.pipeline.train import train
 from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.trainer import InterruptedTrainingError
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from omnisparse import runs
-from omnisparse.baselines import baseline_config
+from omnisparse.comparison.baselines import baseline_config
 from omnisparse.config import RunConfig
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import DistillationConfig, GradualPruningConfig
 from omnisparse.models import TransducerConfig
-from omnisparse.pipeline import train
+from omnisparse.pipeline.train import train
+from omnisparse.runs import directory as runs
 from omnisparse.training.checkpoint import load_newest
 from omnisparse.training.trainer import InterruptedTrainingError
 

@@ -18,16 +18,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from omnisparse.cli import verbs
-from omnisparse.cli_baseline import plan_baseline
-from omnisparse.cli_recipe import run_recipe
+from omnisparse.cli.baseline import plan_baseline
+from omnisparse.cli.main import verbs
+from omnisparse.cli.recipe import run_recipe
+from omnisparse.comparison.candidates import read_candidates
 from omnisparse.config import RunConfig, config_to_yaml
 from omnisparse.errors import OmnisparseError
-from omnisparse.evaluation.compare import format_count
 from omnisparse.evaluation.evaluate import evaluate
-from omnisparse.runs_account import read_record
-from omnisparse.runs_compare_rows import read_candidates
-from omnisparse.runs_extract import extract
+from omnisparse.evaluation.pareto import format_count
+from omnisparse.pipeline.extract import extract
+from omnisparse.runs.record import read_record
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "train_baseline.py"
@@ -263,7 +263,7 @@ def test_comparing_again_recognises_nothing_anew(
     def never(*arguments: Any, **options: Any) -> None:
         raise AssertionError("recognised again")
 
-    monkeypatch.setattr("omnisparse.runs_compare.evaluate", never)
+    monkeypatch.setattr("omnisparse.comparison.measure.evaluate", never)
     again = invoke("compare", *runs, "--sizes", "100%,60%", "--json")
     assert json.loads(again.stdout)["rows"] == result["rows"]
     Path("corpus").mkdir()
@@ -283,7 +283,7 @@ def test_audio_that_was_made_anew_is_recognised_again(
     manifest.write_text(json.dumps({**line, "audio_filepath": "one.wav"}) + "\n")
     recognised = []
     monkeypatch.setattr(
-        "omnisparse.runs_compare.evaluate",
+        "omnisparse.comparison.measure.evaluate",
         lambda *arguments, **options: recognised.append(1) or evaluate(*arguments, **options),
     )
     for expected in (1, 1, 2):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from omnisparse.cli import verbs
+from omnisparse.cli.main import verbs
 from omnisparse.evaluation.account import TrainingAccount
 
 SMALL = (

@@ -21,8 +21,8 @@ import torch
 from click.testing import CliRunner
 
 import omnisparse
-from omnisparse.cli import verbs
-from omnisparse.cli_recipe import run_recipe
+from omnisparse.cli.main import verbs
+from omnisparse.cli.recipe import run_recipe
 from omnisparse.evaluation.account import TrainingAccount
 
 CONFIG = """

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from omnisparse.cli import verbs
+from omnisparse.cli.main import verbs
 from omnisparse.config import RunConfig
-from omnisparse.pipeline import train
-from omnisparse.runs import load_model, read_description
+from omnisparse.pipeline.train import train
+from omnisparse.runs.directory import load_model, read_description
 from omnisparse.search.journal import key_of
 from omnisparse.sparsity.supernet import Supernet
 

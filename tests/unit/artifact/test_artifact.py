@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from omnisparse import atomic
 from omnisparse.artifact import (
-    atomic,
     inspect_artifact,
     is_artifact,
     planned_bytes,

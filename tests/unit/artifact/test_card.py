@@ -79,7 +79,7 @@ def test_a_failing_disk_leaves_the_old_card(tmp_path, net, monkeypatch):
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("omnisparse.artifact.atomic.os.replace", full)
+    monkeypatch.setattr("omnisparse.atomic.os.replace", full)
     with pytest.raises(OmnisparseError, match="No space left"):
         update_card(folder, "test", FIRST)
     assert (folder / "README.md").read_bytes() == before

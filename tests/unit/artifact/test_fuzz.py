@@ -25,16 +25,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnisparse.artifact import (
-    NestedFile,
-    inspect_artifact,
-    inspect_nested,
-    read_artifact,
-    read_nested,
-    write_nested,
-)
-from omnisparse.artifact.nested_format import MAX_EXPANSION, PREAMBLE_BYTES, max_tensors
+from omnisparse.artifact import inspect_artifact, read_artifact
 from omnisparse.errors import FormatError
+from omnisparse.nested import NestedFile, inspect_nested, read_nested, write_nested
+from omnisparse.nested.format import MAX_EXPANSION, PREAMBLE_BYTES, max_tensors
 from omnisparse.sparsity.budget import Budget
 
 FILES = ("config.json", "model.safetensors", "tokenizer.model", "tokens.txt")

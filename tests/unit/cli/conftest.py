@@ -12,9 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from omnisparse.cli import verbs
+from omnisparse.cli.main import verbs
 from omnisparse.models import LasConfig, build_model
-from omnisparse.runs import RunDescription, write_description
+from omnisparse.runs.directory import RunDescription, write_description
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import save_checkpoint
 

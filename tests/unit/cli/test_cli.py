@@ -15,8 +15,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from omnisparse.cli import SECTIONS, verbs
-from omnisparse.cli_group import Report, Verbs, reports
+from omnisparse.cli.group import Report, Verbs, reports
+from omnisparse.cli.main import SECTIONS, verbs
 from omnisparse.errors import OmnisparseError, UsageError
 
 
@@ -49,7 +49,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     script = (
         "import sys\n"
         "from click.testing import CliRunner\n"
-        "from omnisparse.cli import verbs\n"
+        "from omnisparse.cli.main import verbs\n"
         "assert CliRunner().invoke(verbs, ['--help']).exit_code == 0\n"
         "heavy = {'torch', 'lhotse', 'numpy', 'matplotlib', 'rich', 'wandb', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
@@ -153,7 +153,7 @@ def test_failures_are_one_line(error: Exception, line: str) -> None:
 def test_a_reader_that_has_gone_ends_the_command_quietly(arguments: list[str], lines: int) -> None:
     script = (
         "import sys, click\n"
-        "from omnisparse.cli_group import OneLineFailures, reports\n"
+        "from omnisparse.cli.group import OneLineFailures, reports\n"
         "@click.command(cls=OneLineFailures)\n"
         "@reports\n"
         "def speak(report):\n"

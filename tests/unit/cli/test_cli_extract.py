@@ -13,7 +13,7 @@ import pytest
 
 from omnisparse.artifact import as_tensor, read_artifact
 from omnisparse.artifact.packing import count_kept
-from omnisparse.runs import newest_weights, read_description
+from omnisparse.runs.directory import newest_weights, read_description
 from omnisparse.sparsity.masks import apply_mask, mask_from_count
 from omnisparse.training.checkpoint import save_checkpoint
 
@@ -248,7 +248,7 @@ def test_bytes_are_met_by_the_largest_model(
 
 @pytest.fixture(scope="module")
 def nested(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from omnisparse.runs_nested import write_nested_run
+    from omnisparse.pipeline.nested import write_nested_run
 
     path = tmp_path_factory.mktemp("nested") / "net.omni"
     write_nested_run(small_run, out=path, precision="fp16")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omnisparse.config import RunConfig
 from omnisparse.methods.gradual_pruning import GradualPruningConfig
-from omnisparse.pipeline import train
+from omnisparse.pipeline.train import train
 
 
 def metrics_of(config: RunConfig, out: Path) -> list[dict[str, float]]:

@@ -1,0 +1,5 @@
+"""``python -m omnisparse.cli`` is the command ``omnisparse``."""
+
+from omnisparse.cli.main import main
+
+main()

@@ -1,0 +1,174 @@
+"""The verbs that make models of a size: ``extract`` and ``grow``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.console import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from omnisparse.sparsity.allocation import Scope
+    from omnisparse.sparsity.ranking import Norm
+
+SIZE_HELP = (
+    "16M = non-zero parameters of the whole model; 16MB/16MiB = bytes of the files written; "
+    "25% = of the dense net's parameters."
+)
+
+
+@click.command()
+@click.option("--size", help=SIZE_HELP)
+@click.option(
+    "--sparsity", type=float, help="Share of zeros among the prunable weights, in [0, 1)."
+)
+@click.option("--run", type=PATH, help="Run directory; runs/latest if unset.")
+@click.option("--spec", type=PATH, help="Sparsity of each layer, as JSON.")
+@click.option(
+    "--front", type=PATH,
+    help="Take the spec of --size from this file of `search` (front.json in its folder).",
+)  # fmt: skip
+@click.option("--from", "place", help="Nested file, or its http(s) address, in place of a run.")
+@click.option("--nested", is_flag=True, help="Write every size into one file, smallest first.")
+@click.option("--out", type=PATH, help="Artifact directory (or nested file) to write.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="How the weights are stored; fp32 if unset, with --from that of the file.",
+)  # fmt: skip
+@click.option(
+    "--block", type=click.Choice(["1x1", "8x1", "16x1", "4x4"]),
+    help="Weights (outputs x inputs) kept or dropped together; as in training if unset.",
+)  # fmt: skip
+@click.option(
+    "--norm", type=click.Choice(["l1", "l2"]), default="l1", show_default=True,
+    help="Score of a block: the sum of its magnitudes, or of their squares.",
+)  # fmt: skip
+@click.option(
+    "--scope", type=click.Choice(["layer", "global", "lamp"]), default="layer", show_default=True,
+    help="How matrices share the size; layer is what a supernet is trained for.",
+)  # fmt: skip
+@click.option(
+    "--floor", type=float, default=0.0, show_default=True,
+    help="Least share of its weights that any matrix keeps, in [0, 1]; one weight always stays.",
+)  # fmt: skip
+@click.option(
+    "--format", "format_", type=click.Choice(["bitmask", "dense"]), default="bitmask",
+    show_default=True, help="Store kept weights and a bit mask, or every weight.",
+)  # fmt: skip
+@reports
+def extract(report: Report, **options: Any) -> Mapping[str, Any]:
+    """Write a deployable model of any size from a trained supernet, without retraining."""
+    _check_extract_usage(**options)
+    result = _extract(report, **options)
+    show_model(report, result)
+    show_bands(report, result.get("prefixes", []))
+    report.note(f"written to {result['path']} in {format_seconds(result['seconds'])}")
+    return result
+
+
+def _check_extract_usage(
+    *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
+    front: Path | None, place: str | None, nested: bool, out: Path | None, block: str | None,
+    norm: str, scope: str, floor: float, format_: str, **_: Any,
+) -> None:  # fmt: skip
+    """Refuses options of `extract` that contradict each other."""
+    chosen = sum(choice is not None for choice in (size, sparsity, spec))
+    plain = (block or "1x1", norm, scope) == ("1x1", "l1", "layer")
+    if nested:
+        if chosen or place is not None or front is not None or not plain or format_ != "bitmask":
+            raise click.UsageError(
+                "--nested holds every size: give only --run, --out, --precision, --floor"
+            )
+        return
+    if chosen != 1:
+        raise click.UsageError("give exactly one of --size, --sparsity and --spec")
+    if place is not None:
+        alone = spec is None and run is None and front is None
+        if not alone or not plain or floor:
+            raise click.UsageError(
+                "--from goes with --size or --sparsity, "
+                "not --run/--spec/--front/--block/--norm/--scope/--floor"
+            )
+        if out is None:
+            raise click.UsageError("--from needs --out")
+
+
+def _extract(
+    report: Report, *, size: str | None, sparsity: float | None, spec: Path | None,
+    run: Path | None, front: Path | None, place: str | None, nested: bool, out: Path | None,
+    precision: str | None, block: str | None, norm: Norm, scope: Scope, floor: float, format_: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Calls the one function that the options of `extract` ask for."""
+    from omnisparse.pipeline import extract as runs_extract
+    from omnisparse.pipeline import nested as runs_nested
+
+    if nested:
+        return runs_nested.write_nested_run(
+            run, out=out, precision=precision or "fp32", floor=floor
+        )
+    if place is not None and out is not None:
+        return runs_nested.extract_nested(
+            place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_,
+            warn=report.warn,
+        )  # fmt: skip
+    return runs_extract.extract(
+        run, size=size, sparsity=sparsity, spec=spec, front=front, out=out,
+        precision=precision or "fp32", block=block, norm=norm, scope=scope, floor=floor,
+        format=format_, warn=report.warn,
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--from", "place", required=True, help="The whole nested file, or its address.")
+@click.option(
+    "--size", required=True,
+    help="16M = non-zero parameters of the whole model; 25% = of the dense net's parameters.",
+)  # fmt: skip
+@reports
+def grow(report: Report, file: Path, place: str, size: str) -> Mapping[str, Any]:
+    """Fetch what the nested FILE lacks for a larger size, and append it."""
+    from omnisparse.pipeline import nested as runs_nested
+
+    result = runs_nested.grow(file, place, size=size)
+    report.note(
+        f"{file}: {format_bytes(result['added'])} added, {format_bytes(result['bytes'])} now, "
+        f"for models of up to {result['nonzero']:,} non-zero parameters"
+    )
+    return result
+
+
+def show_bands(report: Report, bands: Sequence[Mapping[str, Any]]) -> None:
+    """Shows the sizes at which a prefix of a nested file ends."""
+    if not bands:
+        return
+    rows = [
+        [
+            f"{band['nonzero']:,}",
+            "" if band["nonzero_with_mask"] is None else f"{band['nonzero_with_mask']:,.0f}",
+            format_bytes(band["bytes"]),
+            "" if band.get("present", True) else "not here",
+        ]
+        for band in bands
+    ]
+    report.table(["models up to (non-zero)", "with places", "first bytes of the file", ""], rows)
+
+
+def show_model(report: Report, result: Mapping[str, Any]) -> None:
+    """Shows what a model holds: dense parameters, non-zero ones, and bytes."""
+    share = 100 * result["nonzero"] / max(1, result["parameters"])
+    report.note(
+        f"{result['nonzero']:,} of {result['parameters']:,} parameters non-zero ({share:.1f} %), "
+        f"sparsity {result['sparsity']:.4f}, {format_bytes(result['bytes'])}"
+    )
+    if "largest_layer" in result:
+        largest = result["largest_layer"]
+        report.note(
+            f"with masks {result['nonzero_with_mask']:,.0f} parameters' worth "
+            f"(compression {result['compression_rate']:.2f}x); largest layer {largest['layer']}: "
+            f"{largest['nonzero']:,} non-zero"
+        )

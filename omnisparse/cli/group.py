@@ -1,0 +1,157 @@
+"""What all verbs share: sections in the help, failures as one line, ``--json``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from omnisparse.console import RESULT_FILE, Console, print_error
+from omnisparse.errors import OmnisparseError
+
+PATH = click.Path(path_type=Path)
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
+"""Of a tool that SIGPIPE ended, as shells tell it."""
+
+
+class OneLineFailures(click.Command):
+    """A command whose failures become one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs it; what a user can act on is told in one line, without a traceback."""
+        with failures_in_one_line(ctx, debug=bool(ctx.params.get("debug"))):
+            return super().invoke(ctx)
+
+
+class Verbs(OneLineFailures, click.Group):
+    """The verbs in their sections; failures become one line and an exit code.
+
+    Args:
+        sections: Title of each section of the help, and the names of its verbs.
+        **settings: What click's groups take.
+    """
+
+    def __init__(
+        self, *, sections: Mapping[str, Sequence[str]] | None = None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.sections = sections or {}
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the verbs by section instead of by the alphabet."""
+        for section, names in self.sections.items():
+            rows = [
+                (name, self.commands[name].get_short_help_str(limit=70))
+                for name in names
+                if name in self.commands
+            ]
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+
+@contextlib.contextmanager
+def failures_in_one_line(ctx: click.Context, *, debug: bool) -> Iterator[None]:
+    """Turns the failures a user can act on into one line on stderr and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        ctx.exit(EXIT_INTERRUPTED)
+    except (OmnisparseError, ValueError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        if is_main_process() or not getattr(error, "on_every_process", False):
+            print_error(describe(error))
+        ctx.exit(getattr(error, "exit_code", EXIT_FAILED))
+
+
+def describe(error: Exception) -> str:
+    """The message of an error, never empty; system errors lead with the file they are about."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if "libtorchaudio" in str(error):
+        from importlib.metadata import requires
+
+        pair = [item for item in requires("omnisparse") or () if item.startswith("torch")]
+        return f"torchaudio does not fit this torch: pip install {' '.join(pair)} ({error})"
+    return str(error) or type(error).__name__
+
+
+def is_main_process() -> bool:
+    """True but in the second and further processes of one training."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Report(Console):
+    """The console of one verb, which also knows where results go."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        # Of several processes of one training, the first speaks for all.
+        super().__init__(quiet=not is_main_process())
+        self.as_json = as_json
+        self.stdout = sys.stdout
+        self.has_failed = False
+
+    def result(self, text: str) -> None:
+        """Prints a line of the result itself on stdout, unless JSON will hold it."""
+        if not self.as_json:
+            _print_result(text, self.stdout)
+
+
+def reports(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
+    """Gives a verb ``--json``: the mapping it returns is then printed as one object on stdout."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+    @functools.wraps(function)
+    def verb(*args: Any, as_json: bool, **options: Any) -> None:
+        report = Report(as_json=as_json)
+        # Whatever a library prints must not get between the results.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = function(report, *args, **options)
+        if not report.quiet:
+            _give_result(json.dumps(_plain(result), allow_nan=False), as_json=as_json)
+        if report.has_failed:
+            sys.exit(EXIT_FAILED)
+
+    return verb
+
+
+def _give_result(text: str, *, as_json: bool) -> None:
+    """Gives the JSON object to whoever asked for it."""
+    if file := os.environ.get(RESULT_FILE):
+        Path(file).write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        _print_result(text, sys.stdout)
+
+
+def _print_result(text: str, stdout: TextIO) -> None:
+    """Prints a line; where its reader has gone, as `head` does, exits without a word."""
+    try:
+        print(text, file=stdout, flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        sys.exit(EXIT_NO_READER)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: paths become strings, numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, bool | int | str | None) else str(value)

@@ -1,0 +1,131 @@
+"""What the scripts in ``recipes/`` run, and the verb ``train``: one code path for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnisparse.cli.group import EXIT_FAILED, PATH, OneLineFailures, Report, reports
+
+if TYPE_CHECKING:
+    from omnisparse.config import RunConfig
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+OUT_HELP = "Run directory; runs/<name> if unset."
+LIMIT_HELP = "Most parameters of a recurrent layer, such as 4M; prints every layer's."
+EMBEDDED_CONFIG = Path(__file__).parents[1] / "configs" / "las_assistant.yaml"
+"""What a recipe trains when it is given no configuration."""
+
+
+def train_and_report(
+    report: Report,
+    config: RunConfig,
+    *,
+    out: Path | None = None,
+    row: str | None = None,
+    size: str | None = None,
+) -> dict[str, Any]:
+    """Train with a progress bar.
+
+    Args:
+        report: Where to tell people about it.
+        config: What to train.
+        out: Run directory; None for ``runs/<name>``.
+        row: Row of a comparison that the run is made for.
+        size: Size that the run is made for.
+
+    Returns:
+        ``run``, ``steps``, ``metrics``, and the run's account under ``cost``.
+    """
+    from omnisparse.pipeline import train as pipeline
+    from omnisparse.runs.record import read_record
+
+    with report.progress("training") as progress:
+        result = pipeline.train(
+            config, out=out, row=row, size=size, on_progress=progress, on_stage=report.note
+        )
+    report.note(f"{result.steps:,} steps: {result.run}")
+    cost = read_record(result.run).account.to_dict()
+    return {"run": result.run, "steps": result.steps, "metrics": result.metrics, "cost": cost}
+
+
+def limit_override(max_layer_parameters: str | None) -> list[str]:
+    """The option ``--max-layer-parameters`` as an override of the configuration."""
+    return [f"max_layer_parameters={max_layer_parameters}"] if max_layer_parameters else []
+
+
+def join_flags(overrides: Sequence[str]) -> list[str]:
+    """``--key=value`` and ``--key value``, as agents write them, as ``key=value``."""
+    joined = []
+    rest = iter(overrides)
+    for override in rest:
+        if not override.startswith("--"):
+            joined.append(override)
+            continue
+        key, equals, value = override[2:].partition("=")
+        joined.append(f"{key.replace('-', '_')}={value if equals else next(rest, '')}")
+    return joined
+
+
+def _check(config: Path, overrides: Sequence[str]) -> Callable[..., Mapping[str, Any]]:
+    """The plain recipe: trains what the configuration says."""
+    from omnisparse.config import load_config
+
+    loaded = load_config(config, join_flags(overrides))
+    return lambda report, out: train_and_report(report, loaded, out=out)
+
+
+def run_recipe(
+    arguments: Sequence[str],
+    *,
+    defaults: Sequence[str] = (),
+    plan: Callable[[Path, Sequence[str]], Callable[..., Mapping[str, Any]]] = _check,
+) -> int:
+    """What the scripts in ``recipes/`` run: training, on any number of processes.
+
+    The configuration is read and checked before further processes are started, so that a mistake in
+    it is told once.
+
+    Args:
+        arguments: ``[--config FILE] [--out DIR] [--json] [key=value ...]``, as on a command line;
+            ``--key=value`` and ``--key value``, which W&B agents write, are the same as
+            ``key=value``.
+        defaults: ``key=value`` settings of the recipe; those in ``arguments`` win over them.
+        plan: Checks a configuration file and its overrides, and returns what then trains, called
+            with the report and the run directory asked for.
+
+    Returns:
+        The exit code.
+    """
+
+    @click.command(
+        cls=OneLineFailures, context_settings={**CONTEXT_SETTINGS, "ignore_unknown_options": True}
+    )
+    @click.option("--config", type=PATH, help="YAML; embedded if unset.")
+    @click.option("--out", type=PATH, help=OUT_HELP)
+    @click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
+    @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
+    @reports
+    def recipe(
+        report: Report,
+        config: Path | None,
+        out: Path | None,
+        max_layer_parameters: str | None,
+        overrides: tuple[str, ...],
+    ) -> Mapping[str, Any]:
+        """Train; KEY=VALUE overrides the configuration."""
+        settings = [*defaults, *overrides, *limit_override(max_layer_parameters)]
+        train = plan(config or EMBEDDED_CONFIG, settings)
+        from omnisparse.training.launch import ensure_cpu_processes
+
+        ensure_cpu_processes()
+        return train(report, out)
+
+    try:
+        recipe.main(list(arguments))
+    except SystemExit as finished:
+        return finished.code if isinstance(finished.code, int) else EXIT_FAILED
+    return 0

@@ -1,0 +1,91 @@
+"""The verb that looks for better subnets of a trained run: ``search``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.console import format_seconds
+
+
+@click.command()
+@click.option("--run", type=PATH, help="Run directory; runs/latest if unset.")
+@click.option(
+    "--sizes", required=True, metavar="A,B,C",
+    help="Sizes to find a model of: 16M = non-zero parameters, 25% = of the dense net's.",
+)  # fmt: skip
+@click.option("--evaluations", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--manifest", type=PATH, help="What to search on; the run's dev split if unset.")
+@click.option("--out", type=PATH, help="Folder of the results; RUN/search if unset.")
+@click.option(
+    "--objective", type=click.Choice(["loss", "wer"]), default="loss", show_default=True,
+    help="Minimise the label loss (cheap), or word errors (decodes every model).",
+)  # fmt: skip
+@click.option(
+    "--utterances", type=click.IntRange(min=1), default=100, show_default=True,
+    help="Size of the subset that ranks models as all utterances do.",
+)  # fmt: skip
+@click.option(
+    "--finalists", type=click.IntRange(min=1), default=2, show_default=True,
+    help="Models of each size that are recognised on all utterances, beside the uniform one.",
+)  # fmt: skip
+@click.option(
+    "--group", "layer_groups", multiple=True, metavar="REGEX",
+    help="Matrices that match the same text share a sparsity; by layer if unset. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--spread", type=float, default=3.0, show_default=True,
+    help="Densities lie within a factor of 1 + this of the mean.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@reports
+def search(
+    report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
+    **options: Any,
+) -> Mapping[str, Any]:  # fmt: skip
+    """Find the best sparsity of each layer for each size, without retraining.
+
+    What was measured is kept in --out: the same command continues a search that was stopped, also
+    by kill -9. `extract --size S --front OUT/front.json` writes a model that was found.
+    """
+    from omnisparse.pipeline.search import search_run
+    from omnisparse.pipeline.search_task import SearchConfig
+
+    wanted = [size for size in (part.strip() for part in sizes.split(",")) if size]
+    with report.progress("searching") as progress:
+        result = search_run(
+            run, wanted, SearchConfig(**options), manifest=manifest, out=out,
+            on_progress=progress, on_stage=report.note,
+        )  # fmt: skip
+    report.table(
+        ["size", "non-zero", "WER %", "95 % interval", "uniform WER %"],
+        [
+            [
+                entry["size"],
+                f"{entry['nonzero']:,}",
+                f"{entry['wer']:.2f}",
+                f"{entry['wer_low']:.2f} - {entry['wer_high']:.2f}",
+                f"{entry['uniform_wer']:.2f}",
+            ]
+            for entry in result["front"]
+        ],
+    )
+    subset = result["subset"]
+    report.note(
+        f"searched on {subset['utterances']} of {subset['of']} utterances, which rank models they "
+        f"were not chosen with as all do with Spearman {_shown(subset['spearman'])}, Kendall "
+        f"{_shown(subset['kendall'])} (within a size {_shown(subset['spearman_within_size'])})"
+    )
+    report.note(
+        f"{result['evaluations']} models, {result['evaluated_now']} of them measured now, in "
+        f"{format_seconds(result['seconds'])}: {result['path']}"
+    )
+    return result
+
+
+def _shown(correlation: float | None) -> str:
+    return "-" if correlation is None else f"{correlation:.2f}"

@@ -1,0 +1,254 @@
+"""The rows of Pang et al. 2018, tables 3 and 4, as run configurations of the same parts.
+
+A row is a method and a size; everything else (corpus, features, batches, optimizer, length) is
+that of the base configuration, so that rows differ in nothing but the compression.
+
+The order of a combination is the paper's: the net is factored, the factored net is distilled, and
+what is distilled is pruned, still under the teacher.
+
+Every row takes as many utterance passes (one utterance, forward and backward, through any net) as
+the dense net: a supernet, whose subnets see utterances too, makes fewer steps. ``supernet_double``
+is a supernet of twice that budget, still one training for all sizes.
+
+Choice: the paper does not say how large the net is that F+D+S prunes. Here its parameters are the
+geometric mean of the dense net's and the target, so that factorization and pruning compress by the
+same factor each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from omnisparse.comparison.widths import count_parameters, solve_model, with_projections
+from omnisparse.config import RunConfig
+from omnisparse.errors import OmnisparseError
+from omnisparse.methods import (
+    DenseConfig,
+    DistillationConfig,
+    GradualPruningConfig,
+    MethodConfig,
+    SandwichConfig,
+)
+from omnisparse.models import ModelConfig, TransducerConfig
+from omnisparse.runs import directory as runs
+from omnisparse.sparsity.layer_limit import parse_layer_limit
+from omnisparse.sparsity.sizes import parse_count
+
+BaselineMethod = Literal[
+    "base",
+    "distilled",
+    "factored",
+    "pruned",
+    "factored_distilled",
+    "factored_distilled_pruned",
+    "supernet",
+    "supernet_double",
+]
+BASELINE_METHODS: tuple[str, ...] = get_args(BaselineMethod)
+SUPERNET_BUDGETS = {"supernet": 1.0, "supernet_double": 2.0}
+"""Rows of every size, and their utterance passes in those of the dense net."""
+
+
+def baseline_config(
+    base: RunConfig,
+    *,
+    method: str,
+    size: str | None,
+    teacher: Path | None,
+    init: Path | None,
+    max_layer_parameters: str | None = None,
+) -> RunConfig:
+    """Return the run that trains one row at one size.
+
+    Args:
+        base: The dense net (its ``model`` is the net of 100 %) and everything that all rows share.
+            Where its ``method`` is of the kind that the row trains, its choices are kept; what a
+            supernet is told to prune, pruned rows prune, too.
+        method: One of ``BASELINE_METHODS``.
+        size: ``25%`` (of the dense net) or ``16M``, as ``--size`` takes it; None keeps the shape
+            of ``base`` (and is the only legal value for supernets, which have every size, while
+            the rows with ``pruned`` in their name need one).
+        teacher: Run or artifact that is distilled; needed by the rows with ``distilled`` in their
+            name, optional for ``pruned``, refused by the others.
+        init: Run, artifact or checkpoint folder that the weights start from; None for a fresh
+            net. It becomes ``RunConfig.init``, which copies weights of the same shape, and
+            factorises those of the dense relative (same cells, no projection) by truncated SVD.
+        max_layer_parameters: ``4M``: no recurrent layer has more; with ``size=None`` the widths
+            are the largest that hold this, and factored rows project encoder and decoder, as
+            table 4 does (table 2 and so the other factored rows: the encoder only).
+
+    Returns:
+        The configuration, named ``<base name>-<method>-<size>``, its widths and sizes solved.
+
+    Raises:
+        OmnisparseError: If the method is unknown, a teacher is missing or useless, or the size is
+            not legal for this net or above the teacher's; one line that names the legal values.
+    """
+    _check_arguments(method, size, teacher, max_layer_parameters)
+    dimensions = {
+        "input_dim": base.data.features.num_bins * base.data.features.stack,
+        "vocab_size": base.data.vocab_size,
+    }
+    dense = count_parameters(base.model, **dimensions)
+    target = None if size is None else _parameters(size, dense)
+    try:
+        limit = None if max_layer_parameters is None else parse_layer_limit(max_layer_parameters)
+        family = base.model
+        if method.startswith("factored"):
+            decoder = limit is not None and not isinstance(family, TransducerConfig)
+            family = with_projections(family, decoder=decoder)
+        widest = _widest(method, target, dense)
+        model: ModelConfig = family
+        if (widest is not None or limit is not None) and method not in SUPERNET_BUDGETS:
+            model = solve_model(family, parameters=widest, layer_limit=limit, **dimensions)
+    except ValueError as error:
+        raise OmnisparseError(f"{method} of size {size}: {error}") from error
+    if teacher is not None:
+        trained = count_parameters(model, **dimensions)
+        _check_teacher(teacher, trained if target is None else target)
+    trained_by = _method(base.method, method, size, target, teacher)
+    if isinstance(trained_by, SandwichConfig):
+        base = scale_length(base, SUPERNET_BUDGETS[method] / trained_by.mean_passes)
+    return replace(
+        base,
+        name=_name(base.name, method, size, max_layer_parameters),
+        model=model,
+        method=trained_by,
+        init=None if init is None else str(init),
+        max_layer_parameters=max_layer_parameters,
+    )
+
+
+def scale_length(base: RunConfig, share: float) -> RunConfig:
+    """``base`` with ``share`` times its steps."""
+    training = base.training
+    steps = None if training.max_steps is None else round(share * training.max_steps)
+    training = replace(training, epochs=share * training.epochs, max_steps=steps)
+    return replace(base, training=training)
+
+
+def layer_limit_configs(base: RunConfig, limit: str, *, teacher: Path) -> dict[str, RunConfig]:
+    """The experiments of table 4 that a limit per layer defines, E1 to E5 and E8.
+
+    Args:
+        base: The dense net, whose depth is that of E1 to E4; the deep nets have twice the layers.
+        limit: Most parameters of a recurrent layer, such as 4M.
+        teacher: What E2 and E4 distil.
+
+    Returns:
+        Configurations named ``base``, ``distilled``, ``factored``, ``factored_distilled``,
+        ``deep`` and ``deep_factored``.
+
+    Raises:
+        OmnisparseError: As :func:`baseline_config`.
+    """
+    deep = replace(base, name=f"{base.name}-deep", model=_twice_as_deep(base.model))
+    rows = {
+        "base": (base, "base", None),
+        "distilled": (base, "distilled", teacher),
+        "factored": (base, "factored", None),
+        "factored_distilled": (base, "factored_distilled", teacher),
+        "deep": (deep, "base", None),
+        "deep_factored": (deep, "factored", None),
+    }
+    return {
+        row: baseline_config(
+            start, method=method, size=None, teacher=taught, init=None, max_layer_parameters=limit
+        )
+        for row, (start, method, taught) in rows.items()
+    }
+
+
+def _check_arguments(
+    method: str, size: str | None, teacher: Path | None, max_layer_parameters: str | None
+) -> None:
+    if method not in BASELINE_METHODS:
+        raise OmnisparseError(f"method {method!r} is unknown; legal: {', '.join(BASELINE_METHODS)}")
+    if method in SUPERNET_BUDGETS and size is not None:
+        raise OmnisparseError(f"a supernet has every size; size {size} belongs to its extraction")
+    if method.endswith("pruned") and size is None:
+        raise OmnisparseError(f"method {method} needs a size to prune to, such as 25% or 16M")
+    if "distilled" in method and teacher is None:
+        raise OmnisparseError(f"method {method} needs a teacher: a run or artifact directory")
+    if teacher is not None and "distilled" not in method and method != "pruned":
+        raise OmnisparseError(f"method {method} has no use for a teacher, and {teacher} is given")
+    if max_layer_parameters is not None and method in SUPERNET_BUDGETS:
+        raise OmnisparseError("a limit per layer is for the separate nets, not for a supernet")
+
+
+def _parameters(size: str, dense: int) -> int:
+    """Parameters of a size: a count, or a share of the dense net's."""
+    try:
+        parsed = parse_count(size)
+    except ValueError as error:
+        raise OmnisparseError(str(error)) from error
+    target = round(parsed.value * dense if parsed.kind == "fraction" else parsed.value)
+    if not 0 < target <= dense:
+        raise OmnisparseError(
+            f"size {size!r} is {target:,} parameters; legal: above 0, up to the dense net's "
+            f"{dense:,}"
+        )
+    return target
+
+
+def _check_teacher(teacher: Path, target: int) -> None:
+    counted = int(runs.inspect(teacher)["nonzero"])
+    if target > counted:
+        raise OmnisparseError(
+            f"the target of {target:,} parameters is above the {counted:,} of teacher {teacher}; "
+            f"legal: up to {counted:,}"
+        )
+
+
+def _widest(method: str, target: int | None, dense: int) -> int | None:
+    """Parameters of the net before any pruning; None for those of the family as it is."""
+    if target is None or method == "pruned":
+        return None
+    if method == "factored_distilled_pruned":
+        return round(math.sqrt(target * dense))
+    return target
+
+
+def _method(
+    given: MethodConfig, method: str, size: str | None, target: int | None, teacher: Path | None
+) -> MethodConfig:
+    """The training method of a row, with the choices of ``given`` where the kinds agree."""
+    if method in SUPERNET_BUDGETS:
+        return given if isinstance(given, SandwichConfig) else SandwichConfig()
+    distillation = None
+    if teacher is not None:
+        inner = given.distillation if isinstance(given, GradualPruningConfig) else given
+        distillation = (
+            replace(inner, teacher=str(teacher))
+            if isinstance(inner, DistillationConfig)
+            else DistillationConfig(teacher=str(teacher))
+        )
+    if method.endswith("pruned"):
+        assert size is not None
+        assert target is not None
+        pruning = given if isinstance(given, GradualPruningConfig) else GradualPruningConfig()
+        if isinstance(given, SandwichConfig) and given.prunable:
+            pruning = replace(pruning, prunable=given.prunable)
+        # In parameters, because a share would be one of the net that is pruned.
+        return replace(pruning, size=str(target), distillation=distillation)
+    return distillation or DenseConfig()
+
+
+def _twice_as_deep(model: ModelConfig) -> ModelConfig:
+    if isinstance(model, TransducerConfig):
+        return replace(
+            model,
+            encoder_layers=2 * model.encoder_layers,
+            predictor_layers=2 * model.predictor_layers,
+        )
+    return replace(
+        model, encoder_layers=2 * model.encoder_layers, decoder_layers=2 * model.decoder_layers
+    )
+
+
+def _name(base: str, method: str, size: str | None, limit: str | None) -> str:
+    parts = [base, method, size, None if limit is None else f"layer{limit}"]
+    return "-".join(part for part in parts if part).replace("_", "-").replace("%", "pct")

@@ -1,0 +1,209 @@
+"""Rows against sizes as text: the tables of a comparison in markdown, a paper's beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from omnisparse.comparison.reference import Reference, ReferenceTable
+from omnisparse.comparison.rows import METHODS, ROWS, TableRows
+from omnisparse.comparison.table import (
+    SIGNIFICANT,
+    Cell,
+    MeanDifference,
+    RowCost,
+    sizes_of,
+)
+from omnisparse.evaluation.pareto import format_count
+
+_MANY_COMPARISONS = 20
+"""So many at p < 0.05 are expected to show a difference where there is none."""
+
+
+def to_markdown(
+    cells: Sequence[Cell],
+    costs: Sequence[RowCost],
+    *,
+    rows: TableRows = METHODS,
+    means: Sequence[MeanDifference] = (),
+    reference: Reference | None = None,
+) -> str:
+    """The tables of all test sets, with what they cost, and the paper's beside them if asked.
+
+    Args:
+        cells: The cells of all test sets.
+        costs: The cost of every row.
+        rows: The rows of the table.
+        means: Rows against their rival over all sizes.
+        reference: A paper whose tables follow; None for none.
+    """
+    parts = [rows.note, ""] if rows.note else []
+    for test in dict.fromkeys(cell.test for cell in cells):
+        chosen = [cell for cell in cells if cell.test == test]
+        parts += [f"## {test}", "", *_table(*wer_table(chosen, costs, rows)), ""]
+        parts += [*_size_lines(chosen, rows), ""]
+        parts += _significance_lines(chosen, rows)
+        parts += _mean_lines([mean for mean in means if mean.test == test], rows)
+    parts += [_footnote(cells, rows), ""]
+    if reference is not None:
+        parts += [f"## {reference.title}", "", "Other data, other sizes: orderings compare.", ""]
+        for table in reference.tables.values():
+            parts += [*_reference_lines(table), ""]
+    return "\n".join(parts)
+
+
+def _footnote(cells: Sequence[Cell], rows: TableRows) -> str:
+    text = (
+        "WER in %; in brackets the 95 % bootstrap interval over utterances. Several seeds: their "
+        "mean; what other seeds would change is in no interval. Training cost is that of the whole "
+        "row, every training counted once, teachers and initialisations included; an utterance "
+        "pass is one utterance forward and backward. "
+        f"`*`: differs from {rows.labels[rows.rival]} of the same size, paired bootstrap, p < 0.05."
+    )
+    compared = sum(cell.p_value is not None for cell in cells)
+    if compared >= _MANY_COMPARISONS:
+        text += (
+            f" Of {compared} comparisons about {SIGNIFICANT * compared:.0f} would get one by "
+            "chance alone."
+        )
+    return text
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A markdown table; a bar within a cell (of a regular expression) does not end it."""
+    lines = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|---|{'---:|' * (len(columns) - 1)}",
+        *(f"| {' | '.join(line)} |" for line in lines),
+    ]
+
+
+def _by_place(cells: Sequence[Cell]) -> dict[tuple[str, str], Cell]:
+    return {(cell.row, cell.size): cell for cell in cells}
+
+
+def wer_table(
+    cells: Sequence[Cell], costs: Sequence[RowCost], rows: TableRows = METHODS
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines of the table of one test set, as text.
+
+    Args:
+        cells: The cells of one test set.
+        costs: The cost of every row.
+        rows: The rows of the table.
+    """
+    sizes, places = sizes_of(cells), _by_place(cells)
+    known = {cost.row: cost for cost in costs}
+    lines = []
+    for row in rows.those_of(cell.row for cell in cells):
+        line = [rows.labels[row]]
+        for size in sizes:
+            cell = places.get((row, size))
+            line.append("-" if cell is None else _wer_text(cell))
+        cost = known.get(row)
+        line += ["-"] * 3 if cost is None else [
+            f"{cost.trainings}", format_count(cost.utterance_passes), f"{cost.device_seconds:,.0f}"
+        ]  # fmt: skip
+        lines.append(line)
+    return [rows.heading, *sizes, "trainings", "utterance passes", "device s"], lines
+
+
+def _wer_text(cell: Cell) -> str:
+    return f"{cell.wer:.2f} ({cell.wer_low:.2f} - {cell.wer_high:.2f}){_star(cell.p_value)}"
+
+
+def _size_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
+    sizes, places = sizes_of(cells), _by_place(cells)
+    lines = []
+    for row in rows.those_of(cell.row for cell in cells):
+        found = [places.get((row, size)) for size in sizes]
+        texts = ["-" if c is None else f"{c.nonzero:,} / {c.bytes:,}" for c in found]
+        seeds = next(len(c.seeds) for c in found if c is not None)
+        lines.append([rows.labels[row], *texts, f"{seeds}"])
+    return _table(["non-zeros / bytes", *sizes, "seeds"], lines)
+
+
+def _significance_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
+    lines = [
+        [
+            cell.label,
+            cell.size,
+            f"{cell.difference:+.2f}",
+            f"{cell.difference_low:+.2f} to {cell.difference_high:+.2f}",
+            relative_text(cell.relative),
+            f"{cell.p_value:.3f}",
+        ]
+        for cell in cells
+        if cell.difference is not None
+    ]
+    if not lines:
+        return []
+    minus = f"minus {rows.spoken(rows.rival)}"
+    columns = [minus, "size", "WER points", "95 % interval", "relative", "p"]
+    return [*_table(columns, lines), ""]
+
+
+def relative_text(relative: float | None) -> str:
+    """A relative difference with its sign, or a dash where there is none."""
+    return "-" if relative is None else f"{relative:+.1f} %"
+
+
+def difference_table(
+    cells: Sequence[Cell],
+    costs: Sequence[RowCost],
+    rows: TableRows,
+    means: Sequence[MeanDifference],
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines of a table of one test set that is narrow enough for a screen.
+
+    Args:
+        cells: The cells of one test set.
+        costs: The cost of every row.
+        rows: The rows of the table.
+        means: Rows against their rival over all sizes of the test set; a row without has the
+            relative difference of its one size.
+    """
+    sizes, places = sizes_of(cells), _by_place(cells)
+    passes = {cost.row: format_count(cost.utterance_passes) for cost in costs}
+    single = {c.row: relative_text(c.relative) for c in cells if c.relative is not None}
+    relative = single | {
+        mean.row: f"{relative_text(mean.relative)} "
+        f"({mean.relative_low:+.1f} to {mean.relative_high:+.1f}){_star(mean.p_value)}"
+        for mean in means
+    }
+    lines = []
+    for row in rows.those_of(cell.row for cell in cells):
+        found = [places.get((row, size)) for size in sizes]
+        rates = ["-" if c is None else f"{c.wer:.2f}{_star(c.p_value)}" for c in found]
+        lines.append([rows.labels[row], *rates, relative.get(row, "-"), passes.get(row, "-")])
+    return [rows.heading, *sizes, "mean relative", "passes"], lines
+
+
+def _star(p_value: float | None) -> str:
+    return " *" if p_value is not None and p_value < SIGNIFICANT else ""
+
+
+def _mean_lines(means: Sequence[MeanDifference], rows: TableRows) -> list[str]:
+    lines = [
+        [
+            mean.label,
+            ", ".join(mean.sizes),
+            relative_text(mean.relative),
+            f"{mean.relative_low:+.1f} to {mean.relative_high:+.1f}",
+            f"{mean.p_value:.3f}",
+        ]
+        for mean in means
+    ]
+    if not lines:
+        return []
+    minus = f"minus {rows.spoken(rows.rival)}"
+    columns = [minus, "mean over sizes", "relative", "95 % interval", "p"]
+    return [*_table(columns, lines), ""]
+
+
+def _reference_lines(table: ReferenceTable) -> list[str]:
+    rows = [
+        ["-" if cell is None else ROWS.get(str(cell), str(cell)) for cell in row]
+        for row in table.rows
+    ]
+    return [f"Table {table.number}: {table.title}", "", *_table(table.columns, rows)]

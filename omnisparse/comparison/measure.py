@@ -1,0 +1,351 @@
+"""Runs side by side: which models they give, their errors (kept in the run), and the table.
+
+A supernet gives a model of every size by extraction; any other run gives the one model it was
+trained to be, its zeros included. Every model is measured from the files that a user would get.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnisparse.atomic import replaced_file
+from omnisparse.comparison.candidates import Candidate, read_config
+from omnisparse.comparison.rows import TableRows
+from omnisparse.comparison.table import Measurement, RowCost
+from omnisparse.data.corpora import load_manifest, manifest_name
+from omnisparse.data.feature_store import digest_cuts
+from omnisparse.errors import OmnisparseError
+from omnisparse.evaluation.evaluate import evaluate
+from omnisparse.evaluation.wer import ErrorCounts, word_errors
+from omnisparse.pipeline.extract import extract
+from omnisparse.pipeline.train import list_test_manifests
+from omnisparse.runs import directory as runs
+from omnisparse.runs.record import total_cost
+from omnisparse.sparsity.arrays import count_nonzero
+from omnisparse.sparsity.sizes import parse_count
+from omnisparse.sparsity.space import SubnetSpec
+from omnisparse.version import __version__
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+WHOLE = "100%"
+DEFAULT_SIZES = (WHOLE, "50%", "25%", "12%")
+"""Columns where no run was made for a size."""
+
+TOLERANCE = 0.05
+"""A run belongs to a column if its non-zeros differ by this share at most: widths are whole."""
+
+_FORMAT = 1
+_FOLDER = "compare"
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Gives a progress callback for a piece of work of this name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model to measure: a column, and how it is made from its run."""
+
+    candidate: Candidate
+    size: str
+    request: str | None
+    """What to extract, as ``--size``; None for what the run holds."""
+
+
+def plan_models(
+    candidates: Sequence[Candidate], sizes: Sequence[str], warn: Callable[[str], None]
+) -> list[Model]:
+    """Which models of which runs stand in which column.
+
+    Args:
+        candidates: The runs.
+        sizes: Columns, as ``--size`` takes them; empty for the sizes that the runs were made for.
+        warn: Told of a size that a supernet cannot give.
+
+    Raises:
+        OmnisparseError: If a run fits no column, or no run can give any of the sizes.
+        ValueError: If a size is not understood, or two are the same.
+    """
+    dense = max(candidate.parameters for candidate in candidates)
+    columns = list(sizes) or _sizes_of(candidates, dense)
+    counts = {size: _count(size, dense) for size in columns}
+    if len(set(counts.values())) < len(columns):
+        raise ValueError(f"sizes {','.join(columns)}: two of them are the same size")
+    models = []
+    for candidate in candidates:
+        if candidate.is_supernet:
+            models += [Model(candidate=candidate, size=s, request=s) for s in columns]
+            continue
+        size = _column_of(candidate, counts)
+        if size is None:
+            raise OmnisparseError(
+                f"{candidate.path}: its {candidate.nonzero:,} non-zeros fit none of the sizes "
+                f"{', '.join(f'{size} ({count:,})' for size, count in counts.items())}"
+            )
+        models.append(Model(candidate=candidate, size=size, request=None))
+    reasons = {number: reason for number, model in enumerate(models) if (reason := _refusal(model))}
+    if len(reasons) == len(models):
+        raise OmnisparseError(f"no model to compare: {'; '.join(reasons.values())}")
+    for reason in reasons.values():
+        warn(reason)
+    return [model for number, model in enumerate(models) if number not in reasons]
+
+
+def require_seeds(models: Sequence[Model]) -> None:
+    """Refuse two trainings with one seed where a row at a size averages over seeds.
+
+    Raises:
+        OmnisparseError: If there are such; the message names both runs.
+    """
+    cells: dict[tuple[str, str, int], Path] = {}
+    for model in models:
+        candidate = model.candidate
+        if candidate.record.seed is None:
+            continue  # of a run from before seeds were recorded: nobody knows
+        cell = (candidate.row, model.size, candidate.record.seed)
+        other = cells.setdefault(cell, candidate.path)
+        if other != candidate.path:
+            raise OmnisparseError(
+                f"{other} and {candidate.path} are both {cell[0]} at {cell[1]} with seed "
+                f"{cell[2]}, so their mean is not one over seeds: leave one out, or compare "
+                "--by configuration"
+            )
+
+
+def _sizes_of(candidates: Sequence[Candidate], dense: int) -> list[str]:
+    """The sizes that the runs were made for, the largest first."""
+    sizes: dict[int, str] = {}
+    for candidate in candidates:
+        if candidate.is_supernet:
+            sizes.setdefault(dense, WHOLE)
+        elif candidate.record.size is not None:
+            sizes.setdefault(_count(candidate.record.size, dense), candidate.record.size)
+        elif candidate.nonzero == dense:
+            sizes.setdefault(dense, WHOLE)
+        else:
+            sizes.setdefault(candidate.nonzero, str(candidate.nonzero))
+    if all(candidate.is_supernet for candidate in candidates):
+        sizes = {_count(size, dense): size for size in DEFAULT_SIZES}
+    return [sizes[count] for count in sorted(sizes, reverse=True)]
+
+
+def _count(size: str, dense: int) -> int:
+    parsed = parse_count(size)
+    return round(parsed.value * dense) if parsed.kind == "fraction" else int(parsed.value)
+
+
+def _column_of(candidate: Candidate, counts: dict[str, int]) -> str | None:
+    """The column nearest to the run's non-zeros, if it is near enough."""
+    size = min(counts, key=lambda size: abs(counts[size] - candidate.nonzero))
+    close = abs(counts[size] - candidate.nonzero) <= TOLERANCE * counts[size]
+    return size if close else None
+
+
+def _refusal(model: Model) -> str | None:
+    """Why a supernet cannot give the size, if it cannot; others give what they hold."""
+    if model.request is None:
+        return None
+    try:
+        _budget(model.candidate.path).solve(model.request)
+    except ValueError as error:
+        return f"{model.candidate.path}: {error}"
+    return None
+
+
+def _budget(run: Path) -> Any:
+    from omnisparse.sparsity.budget import Budget
+    from omnisparse.sparsity.keys import parse_block
+
+    description = runs.read_description(run)
+    weights, _ = runs.newest_weights(run)
+    shapes = {name: tuple(weights[name].shape) for name in description.parameters}
+    return Budget(shapes, description.prunable, block=parse_block(description.block))
+
+
+def list_manifests(candidates: Sequence[Candidate], given: Sequence[Path]) -> dict[str, Path]:
+    """The test sets by name: those given, or those of the runs' configurations.
+
+    Raises:
+        OmnisparseError: If none is given and the runs name different ones, or none.
+    """
+    if not given:
+        found = {
+            tuple(map(str, list_test_manifests(read_config(c.path).corpus))) for c in candidates
+        }
+        if len(found) != 1 or not next(iter(found)):
+            what = "different test manifests" if len(found) > 1 else "no test manifest"
+            raise OmnisparseError(f"the runs name {what}: give one with --manifest")
+        given = [Path(path) for path in found.pop()]
+    named: dict[str, Path] = {}
+    for path in given:
+        name = manifest_name(path)
+        while name in named:
+            name += "'"
+        named[name] = path
+    return named
+
+
+def measure(
+    models: Sequence[Model],
+    manifests: dict[str, Path],
+    *,
+    beam: int,
+    progress: Progress,
+) -> list[Measurement]:
+    """Measure every model on every test set; what the runs keep from before is used.
+
+    Raises:
+        OmnisparseError: If a run or manifest cannot be used.
+    """
+    tests = {}
+    for name, path in manifests.items():
+        cuts = load_manifest(path)
+        tests[name] = (cuts, _digest(path, cuts))
+    measurements = []
+    for model in models:
+        with tempfile.TemporaryDirectory(prefix="omnisparse-") as folder:
+            artifact: dict[str, Any] = {}
+            for name, (cuts, digest) in tests.items():
+                place, key = _kept(model, name, digest, beam)
+                kept = _read_kept(place, key)
+                if kept is None:
+                    artifact = artifact or _make(model, Path(folder))
+                    with progress(f"{model.candidate.path.name} {model.size}, {name}") as callback:
+                        kept = _recognise(artifact, cuts, key, beam, callback)
+                    _keep(place, kept)
+                measurements.append(_measurement(model, name, kept))
+    return measurements
+
+
+def _digest(path: Path, cuts: CutSet) -> str:
+    """A name of what a manifest says and of the audio that it names, which may be made anew."""
+    digest = hashlib.sha256(path.read_bytes())
+    digest_cuts(digest, cuts)
+    return digest.hexdigest()
+
+
+def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[str, Any]]:
+    """Where the transcripts of a model are kept, and all that they depend on."""
+    key = {
+        "format": _FORMAT,
+        "version": __version__,
+        "identity": model.candidate.record.training.identity,
+        "request": model.request,
+        "manifest": digest,
+        "beam": beam,
+    }
+    short = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    name = f"{(model.request or 'own').replace('%', 'pct')}-{test.replace('/', '-')}-{short}.json"
+    return model.candidate.path / _FOLDER / name, key
+
+
+def _read_kept(place: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """What was measured before; None if nothing was, or it cannot be read."""
+    try:
+        document = json.loads(place.read_text(encoding="utf-8"))
+        sound = document["key"] == key and all(len(line) == 3 for line in document["utterances"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return document if sound else None
+
+
+def _keep(place: Path, document: dict[str, Any]) -> None:
+    with replaced_file(place) as partial:
+        partial.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _make(model: Model, folder: Path) -> dict[str, Any]:
+    """Write the model's files, as a user would."""
+    run = model.candidate.path
+    out = folder / "model"
+    if model.request is not None:
+        return extract(run, size=model.request, out=out)
+    description = runs.read_description(run)
+    weights, _ = runs.newest_weights(run)
+    kept = {name: count_nonzero(weights[name]) for name in description.prunable}
+    numel = {name: math.prod(weights[name].shape) for name in description.prunable}
+    spec = folder / "spec.json"
+    spec.write_text(SubnetSpec.from_counts(kept, numel).to_json(), encoding="utf-8")
+    return extract(run, spec=spec, out=out)
+
+
+def _recognise(
+    artifact: dict[str, Any],
+    cuts: CutSet,
+    key: dict[str, Any],
+    beam: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    loaded = runs.load_model(artifact["path"])
+    result = evaluate(
+        loaded.model,
+        cuts,
+        extractor=loaded.extractor,
+        tokenizer=loaded.tokenizer,
+        beam=beam,
+        progress=progress,
+    )
+    return {
+        "key": key,
+        **{name: artifact[name] for name in ("parameters", "nonzero", "bytes")},
+        "seconds": result.seconds,
+        "utterances": [[line.id, line.reference, line.hypothesis] for line in result.hypotheses],
+    }
+
+
+def _measurement(model: Model, test: str, kept: dict[str, Any]) -> Measurement:
+    candidate = model.candidate
+    return Measurement(
+        row=candidate.row,
+        size=model.size,
+        test=test,
+        run=candidate.path.name,
+        parameters=kept["parameters"],
+        nonzero=kept["nonzero"],
+        bytes=kept["bytes"],
+        counts=_counts(kept["utterances"]),
+        account=candidate.record.account,
+    )
+
+
+def _counts(utterances: Sequence[Sequence[str]]) -> tuple[ErrorCounts, ...]:
+    return tuple(word_errors([line[1] for line in utterances], [line[2] for line in utterances]))
+
+
+def cost_of_rows(models: Sequence[Model], rows: TableRows) -> list[RowCost]:
+    """What each row cost in all, in the order of the table."""
+    costs = []
+    for row in rows.those_of(model.candidate.row for model in models):
+        chosen = [model for model in models if model.candidate.row == row]
+        own = {model.candidate.record.training for model in chosen}
+        named = {identity.identity for identity in own}
+        needed = {
+            source
+            for model in chosen
+            for source in model.candidate.record.sources
+            if source.identity not in named
+        }
+        whole, teachers = total_cost([*own, *needed]), total_cost(needed)
+        costs.append(
+            RowCost(
+                row=row,
+                models=len(chosen),
+                trainings=int(whole["trainings"]),
+                utterance_passes=whole["utterance_passes"],
+                optimizer_steps=int(whole["optimizer_steps"]),
+                device_seconds=whole["device_seconds"],
+                search_evaluations=int(whole["search_evaluations"]),
+                teacher_utterance_passes=teachers["utterance_passes"],
+                teacher_device_seconds=teachers["device_seconds"],
+            )
+        )
+    return costs

@@ -1,0 +1,148 @@
+"""What a comparison leaves: files, the table on the screen, and a W&B run where that is on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omnisparse.atomic import replaced_file
+from omnisparse.comparison.markdown import (
+    difference_table,
+    relative_text,
+    to_markdown,
+    wer_table,
+)
+from omnisparse.comparison.plot import plot_comparison
+from omnisparse.comparison.reference import load_reference
+from omnisparse.comparison.rows import TableRows
+from omnisparse.comparison.table import (
+    Cell,
+    MeanDifference,
+    Measurement,
+    RowCost,
+    make_cells,
+    mean_differences,
+)
+from omnisparse.console import Console
+from omnisparse.evaluation.pareto import write_records
+from omnisparse.training.tracking import TrackingConfig, log_comparison
+
+NAME = "compare"
+
+
+def write_comparison(
+    out: Path,
+    measurements: Sequence[Measurement],
+    costs: Sequence[RowCost],
+    *,
+    rows: TableRows,
+    reference: str | None,
+    wandb: Literal["auto", "online", "offline", "off"],
+    console: Console,
+) -> dict[str, Any]:
+    """Write and show the tables.
+
+    Args:
+        out: Folder for ``compare.md``, ``compare.csv`` (cells), ``compare_models.csv`` (each
+            seed), ``compare.json``, ``compare.png`` (several test sets: ``compare-<name>.png``).
+        measurements: What was measured.
+        costs: The cost of every row.
+        rows: The rows of the table.
+        reference: A paper whose figures stand beside ours; None for none.
+        wandb: Whether W&B gets table and plot.
+        console: Where people read it.
+
+    Returns:
+        ``rows`` (cells), ``models`` (every seed), ``costs`` (rows' totals), ``means`` (rows against
+        their rival over all sizes), ``files``.
+
+    Raises:
+        ValueError: If the models of a test set were not measured on the same utterances.
+    """
+    cells, means = make_cells(measurements, rows), mean_differences(measurements, rows)
+    paper = None if reference is None else load_reference(reference)
+    out.mkdir(parents=True, exist_ok=True)
+    by_test = {
+        test: [cell for cell in cells if cell.test == test]
+        for test in dict.fromkeys(cell.test for cell in cells)
+    }
+    plots = []
+    for test, chosen in by_test.items():
+        path = out / (f"{NAME}.png" if len(by_test) == 1 else f"{NAME}-{test}.png")
+        plot_comparison(chosen, costs, path, test=test, rows=rows, reference=paper)
+        plots.append(path)
+    document = {
+        "rows": [cell.to_dict() for cell in cells],
+        "models": [item.to_dict() for item in measurements],
+        "costs": [cost.to_dict() for cost in costs],
+        "means": [mean.to_dict() for mean in means],
+    }
+    write_records([_flat(row) for row in document["rows"]], out / f"{NAME}.csv")
+    write_records(document["models"], out / f"{NAME}_models.csv")
+    text = to_markdown(cells, costs, rows=rows, means=means, reference=paper)
+    _write(out / f"{NAME}.md", f"# Comparison\n\n{text}")
+    _write(out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
+    for test, chosen in by_test.items():
+        _show(console, test, chosen, [mean for mean in means if mean.test == test], costs, rows)
+    if rows.note:
+        console.note(rows.note)
+    log_comparison(
+        TrackingConfig(wandb=wandb),
+        name=out.resolve().name,
+        folder=out,
+        table=[_flat(row) for row in document["rows"]],
+        images=plots,
+    )
+    files = [out / f"{NAME}.md", out / f"{NAME}.csv", out / f"{NAME}_models.csv", *plots]
+    console.note(f"written to {out}: {', '.join(file.name for file in files)}")
+    return {**document, "files": [str(file) for file in files]}
+
+
+def _write(path: Path, text: str) -> None:
+    with replaced_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose lists are text, for tables of plain cells."""
+    return {
+        key: " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        for key, value in row.items()
+    }
+
+
+def _show(
+    console: Console,
+    test: str,
+    cells: Sequence[Cell],
+    means: Sequence[MeanDifference],
+    costs: Sequence[RowCost],
+    rows: TableRows,
+) -> None:
+    """The table of one test set on the screen, and what the differences are."""
+    if rows.picture == "differences":
+        console.table(*difference_table(cells, costs, rows, means), title=test)
+        return
+    console.table(*wer_table(cells, costs, rows), title=test)
+    for line in _verdicts(cells, means, rows):
+        console.note(line)
+
+
+def _verdicts(cells: Sequence[Cell], means: Sequence[MeanDifference], rows: TableRows) -> list[str]:
+    """What the paired bootstrap says about rows and their rival, in words."""
+    rival = rows.spoken(rows.rival)
+    lines = [
+        f"{cell.size}: {rows.spoken(cell.row)} minus {rival} {cell.difference:+.2f} points "
+        f"({cell.difference_low:+.2f} to {cell.difference_high:+.2f}), p = {cell.p_value:.3f}, "
+        f"relative {relative_text(cell.relative)}"
+        for cell in cells
+        if cell.difference is not None
+    ]
+    return lines + [
+        f"mean over {', '.join(mean.sizes)}: {rows.spoken(mean.row)} minus {rival} "
+        f"{relative_text(mean.relative)} relative ({mean.relative_low:+.1f} to "
+        f"{mean.relative_high:+.1f}), p = {mean.p_value:.3f}"
+        for mean in means
+    ]

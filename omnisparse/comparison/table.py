@@ -1,0 +1,305 @@
+"""Rows against sizes: models put together into cells, and rows compared with one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omnisparse.comparison.rows import METHODS, TableRows
+from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.evaluation.wer import (
+    ErrorCounts,
+    PairedDifference,
+    bootstrap_interval,
+    corpus_wer,
+    mean_relative_difference,
+    paired_bootstrap,
+)
+
+SIGNIFICANT = 0.05
+"""A smaller probability is called a difference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One model of one run on one test set."""
+
+    row: str
+    """Row of the table that it belongs to."""
+    size: str
+    """Column: the size asked for."""
+    test: str
+    """Name of the test set."""
+    run: str
+    parameters: int
+    """Parameters of the dense net."""
+    nonzero: int
+    bytes: int
+    counts: tuple[ErrorCounts, ...]
+    """Word errors of every utterance of the test set, in its order."""
+    account: TrainingAccount
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures on one level, ready for JSON and CSV."""
+        low, high = bootstrap_interval(self.counts)
+        return {
+            "row": self.row,
+            "size": self.size,
+            "test": self.test,
+            "run": self.run,
+            "parameters": self.parameters,
+            "nonzero": self.nonzero,
+            "bytes": self.bytes,
+            "wer": corpus_wer(self.counts),
+            "wer_low": low,
+            "wer_high": high,
+            **self.account.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A row at a size on a test set, over all seeds; rates in percent."""
+
+    row: str
+    label: str
+    """What people call the row."""
+    size: str
+    test: str
+    nonzero: int
+    """Most non-zeros of any seed's model."""
+    bytes: int
+    """Most bytes of any seed's files."""
+    wer: float
+    """Mean over seeds."""
+    wer_low: float
+    """Lower end of the 95 % interval over utterances, the seeds being what they are."""
+    wer_high: float
+    wer_of_seeds: tuple[float, ...]
+    seeds: tuple[int | None, ...]
+    commits: tuple[str | None, ...]
+    utterance_passes: float
+    """Sum over seeds, as all that follow. The models of a supernet share theirs."""
+    optimizer_steps: int
+    device_seconds: float
+    search_evaluations: int
+    teacher_utterance_passes: float
+    teacher_device_seconds: float
+    difference: float | None = None
+    """WER minus that of the rival row at this size, in points; None where not compared."""
+    difference_low: float | None = None
+    difference_high: float | None = None
+    relative: float | None = None
+    """``difference`` in percent of the rival's WER; None also where that is 0."""
+    p_value: float | None = None
+    """Two-sided paired bootstrap probability that equal rows differ so clearly."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowCost:
+    """What all models of a row cost together, every training counted once."""
+
+    row: str
+    models: int
+    """Models of different sizes and seeds that the row has."""
+    trainings: int
+    """Trainings behind them: their own, and those of teachers and initialisations."""
+    utterance_passes: float
+    optimizer_steps: int
+    device_seconds: float
+    search_evaluations: int
+    teacher_utterance_passes: float
+    """Part of ``utterance_passes`` that teachers and initialisations took."""
+    teacher_device_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanDifference:
+    """A row against the rival on a test set, over all sizes that both have."""
+
+    row: str
+    label: str
+    test: str
+    sizes: tuple[str, ...]
+    relative: float
+    """Mean over sizes of the relative difference in WER, in percent."""
+    relative_low: float
+    """Lower end of the 95 % interval over utterances, the same ones at every size."""
+    relative_high: float
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+
+def make_cells(measurements: Sequence[Measurement], rows: TableRows = METHODS) -> list[Cell]:
+    """Put the seeds of a cell together, and compare rows with their rival.
+
+    Args:
+        measurements: What was measured.
+        rows: The rows of the table.
+
+    Returns:
+        Cells by test set, row and size, the largest first.
+
+    Raises:
+        ValueError: If the models of one test set were not measured on the same utterances.
+    """
+    groups = _groups(measurements)
+    order = {size: number for number, size in enumerate(sizes_of(measurements))}
+    cells = []
+    for test, row, size in sorted(
+        groups, key=lambda key: (key[0], rows.number(key[1]), order[key[2]])
+    ):
+        rival = groups.get((test, rows.rival, size)) if row in rows.compared else None
+        cells.append(_cell(rows.labels[row], groups[test, row, size], rival))
+    return cells
+
+
+def mean_differences(
+    measurements: Sequence[Measurement], rows: TableRows = METHODS
+) -> list[MeanDifference]:
+    """Compare rows with their rival over all sizes together, where they share several.
+
+    Args:
+        measurements: What was measured.
+        rows: The rows of the table.
+
+    Raises:
+        ValueError: If the models of one test set were not measured on the same utterances.
+    """
+    groups = _groups(measurements)
+    sizes = sizes_of(measurements)
+    means = []
+    for test in sorted({item.test for item in measurements}):
+        for row in [row for row in rows.labels if row in rows.compared]:
+            shared = [
+                size
+                for size in sizes
+                if (test, row, size) in groups and (test, rows.rival, size) in groups
+            ]
+            if len(shared) < 2:
+                continue
+            pairs = [(groups[test, rows.rival, s], groups[test, row, s]) for s in shared]
+            found = mean_relative_difference(_paired(pairs))
+            if found is None:
+                continue
+            means.append(
+                MeanDifference(
+                    row=row,
+                    label=rows.labels[row],
+                    test=test,
+                    sizes=tuple(shared),
+                    relative=found.difference,
+                    relative_low=found.low,
+                    relative_high=found.high,
+                    p_value=found.p_value,
+                )
+            )
+    return means
+
+
+def _groups(
+    measurements: Sequence[Measurement],
+) -> dict[tuple[str, str, str], list[Measurement]]:
+    """The seeds by test set, row and size."""
+    groups: dict[tuple[str, str, str], list[Measurement]] = {}
+    for item in measurements:
+        groups.setdefault((item.test, item.row, item.size), []).append(item)
+    return groups
+
+
+def sizes_of(measurements: Iterable[Measurement | Cell]) -> list[str]:
+    """The columns, the largest first."""
+    largest: dict[str, int] = {}
+    for item in measurements:
+        largest[item.size] = max(item.nonzero, largest.get(item.size, 0))
+    return sorted(largest, key=lambda size: (-largest[size], size))
+
+
+def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement] | None) -> Cell:
+    counts = pool([item.counts for item in group])
+    low, high = bootstrap_interval(counts)
+    accounts = [item.account for item in group]
+    return Cell(
+        row=group[0].row,
+        label=label,
+        size=group[0].size,
+        test=group[0].test,
+        nonzero=max(item.nonzero for item in group),
+        bytes=max(item.bytes for item in group),
+        wer=corpus_wer(counts),
+        wer_low=low,
+        wer_high=high,
+        wer_of_seeds=tuple(corpus_wer(item.counts) for item in group),
+        seeds=tuple(account.seed for account in accounts),
+        commits=tuple(account.commit for account in accounts),
+        utterance_passes=sum(account.utterance_passes for account in accounts),
+        optimizer_steps=sum(account.optimizer_steps for account in accounts),
+        device_seconds=sum(account.device_seconds for account in accounts),
+        search_evaluations=sum(account.search_evaluations for account in accounts),
+        teacher_utterance_passes=sum(account.teacher_utterance_passes for account in accounts),
+        teacher_device_seconds=sum(account.teacher_device_seconds for account in accounts),
+        **({} if rival is None else _compared(rival, group)),
+    )
+
+
+def pool(parts: Sequence[Sequence[ErrorCounts]], *, times: int = 1) -> list[ErrorCounts]:
+    """Add the errors of several models utterance by utterance; their rate is the mean rate.
+
+    Args:
+        parts: Errors of each model on the same utterances.
+        times: Count everything so often, to set it against another number of models.
+
+    Raises:
+        ValueError: If the models were not measured on the same utterances.
+    """
+    words = [count.words for count in parts[0]]
+    if any([count.words for count in part] != words for part in parts[1:]):
+        raise ValueError("models of one table were measured on different utterances")
+    return [
+        ErrorCounts(
+            substitutions=times * sum(count.substitutions for count in counts),
+            deletions=times * sum(count.deletions for count in counts),
+            insertions=times * sum(count.insertions for count in counts),
+            words=times * sum(count.words for count in counts),
+        )
+        for counts in zip(*parts, strict=True)
+    ]
+
+
+def _compared(rival: Sequence[Measurement], group: Sequence[Measurement]) -> dict[str, Any]:
+    """WER minus that of the rival, paired by utterance, means over seeds."""
+    [(first, second)] = _paired([(rival, group)])
+    found: PairedDifference = paired_bootstrap(first, second)
+    wer = corpus_wer(first)
+    return {
+        "difference": found.difference,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "relative": 100.0 * found.difference / wer if wer else None,
+        "p_value": found.p_value,
+    }
+
+
+def _paired(
+    pairs: Sequence[tuple[Sequence[Measurement], Sequence[Measurement]]],
+) -> list[tuple[list[ErrorCounts], list[ErrorCounts]]]:
+    """The errors of rows, their seeds pooled, as if all of them had equally many."""
+    common = math.lcm(*(len(part) for pair in pairs for part in pair))
+
+    def pooled(part: Sequence[Measurement]) -> list[ErrorCounts]:
+        return pool([item.counts for item in part], times=common // len(part))
+
+    return [(pooled(first), pooled(second)) for first, second in pairs]

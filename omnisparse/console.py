@@ -1,0 +1,204 @@
+"""What people see: notes, tables and progress on stderr; stdout is left to results.
+
+rich is imported when the first thing is shown, so that ``omnisparse --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+ProgressCallback = Callable[..., None]
+"""``(done, total, metrics)``; metrics, a mapping of names to floats, may be left out."""
+
+RESULT_FILE = "OMNISPARSE_RESULT_FILE"
+"""Environment variable: a file that gets a verb's JSON object, for programs that start it."""
+
+SECONDS_BETWEEN_LINES = 30.0
+WIDTH_WITHOUT_TERMINAL = 120
+_MAX_METRICS_SHOWN = 3
+
+
+class Console:
+    """Writes for people, on stderr.
+
+    Args:
+        quiet: Show nothing but warnings: no notes, tables or progress.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    @property
+    def _rich(self) -> Any:
+        """A rich console on the stderr of this moment (tests and redirections replace it)."""
+        from rich.console import Console as RichConsole
+
+        # Logs and pipes have no width of their own: lines are not cut there.
+        width = None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL
+        return RichConsole(stderr=True, highlight=False, soft_wrap=True, width=width)
+
+    def note(self, text: str, *, style: str = "") -> None:
+        """Shows one line."""
+        if not self.quiet:
+            self._rich.print(text, style=style, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Shows one line even where the console is quiet."""
+        self._rich.print(text, style="yellow", markup=False)
+
+    def heading(self, text: str) -> None:
+        """Opens a part of a longer piece of work."""
+        self.note(text, style="bold")
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = ""
+    ) -> None:
+        """Shows a table; the first column is aligned left, the others right."""
+        if self.quiet:
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=title or None,
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._rich.print(table)
+
+    @contextmanager
+    def growing_text(self) -> Iterator[Callable[[str], None] | None]:
+        """Follows a text that is still growing: a line on a terminal, None without one."""
+        if self.quiet or not self._rich.is_terminal:
+            yield None
+        else:
+            with _growing_line(self._rich) as callback:
+                yield callback
+
+    @contextmanager
+    def progress(self, description: str) -> Iterator[ProgressCallback]:
+        """Follows a piece of work: a bar on a terminal, otherwise a line now and then."""
+        if self.quiet:
+            yield lambda done, total, metrics=None: None
+        elif self._rich.is_terminal:
+            with _bar(self._rich, description) as callback:
+                yield callback
+        else:
+            yield _PlainProgress(self, description)
+
+
+@contextmanager
+def _growing_line(rich_console: Any) -> Iterator[Callable[[str], None]]:
+    """One line that shows the end of a growing text, and is gone afterwards."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=rich_console, transient=True, refresh_per_second=10) as live:
+
+        def update(text: str) -> None:
+            # The newest words matter: a text too long for the line loses its beginning.
+            line = Text(text)
+            excess = line.cell_len - (rich_console.width - 1)
+            live.update(line if excess <= 0 else Text("…" + text[excess + 1 :]))
+
+        yield update
+
+
+@contextmanager
+def _bar(rich_console: Any, description: str) -> Iterator[ProgressCallback]:
+    """A progress bar that shows the latest metrics and the time left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[metrics]}"),
+    )
+    with Progress(*columns, console=rich_console) as progress:
+        task = progress.add_task(description, total=None, metrics="")
+
+        def update(
+            done: float, total: float | None, metrics: Mapping[str, Any] | None = None
+        ) -> None:
+            progress.update(task, completed=done, total=total)
+            if metrics:
+                progress.update(task, metrics=format_metrics(metrics))
+
+        yield update
+
+
+class _PlainProgress:
+    """Progress for logs and pipes: every half minute, and the end of what took longer than that."""
+
+    def __init__(self, console: Console, description: str) -> None:
+        self.console = console
+        self.description = description
+        self.last_line = time.monotonic()
+        self.has_spoken = False
+
+    def __call__(
+        self, done: float, total: float | None, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        now = time.monotonic()
+        ends = total is not None and done >= total and self.has_spoken
+        if not ends and now - self.last_line < SECONDS_BETWEEN_LINES:
+            return
+        self.last_line = now
+        self.has_spoken = not ends
+        of_total = f"/{total:g}" if total is not None else ""
+        text = f"{self.description}: {done:g}{of_total}"
+        self.console.note(f"{text}  {format_metrics(metrics)}" if metrics else text)
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """A few numbers of a mapping on one line, losses first."""
+    numbers = [
+        f"{name} {value:.4g}"
+        for name, value in sorted(metrics.items(), key=lambda item: not item[0].startswith("loss"))
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return "  ".join(numbers[:_MAX_METRICS_SHOWN])
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes as people say it, in powers of 1000: ``1.3 MB``."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as people say it: ``0.42 s``, ``5 min 03 s``."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def print_error(message: str) -> None:
+    """Prints a failure as one line on stderr, whatever line breaks the message holds."""
+    line = "; ".join(part.strip() for part in message.splitlines() if part.strip())
+    print(f"omnisparse: error: {line}", file=sys.stderr)

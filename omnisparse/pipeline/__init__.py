@@ -1,0 +1,1 @@
+"""Room: pipeline. One file per verb; here the other rooms are joined."""

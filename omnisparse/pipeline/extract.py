@@ -1,0 +1,309 @@
+"""A model of any size from a trained run, without retraining: ``omnisparse extract``."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
+from omnisparse.errors import UsageError
+from omnisparse.runs import directory as runs
+from omnisparse.runs.record import RunRecord, read_record
+from omnisparse.search.front import FrontEntry, read_front
+from omnisparse.sparsity.allocation import Allocator, Scope
+from omnisparse.sparsity.arrays import Array, count_nonzero
+from omnisparse.sparsity.budget import Budget, num_parameters
+from omnisparse.sparsity.keys import Norm, parse_block
+from omnisparse.sparsity.sizes import Size, parse_sparsity
+from omnisparse.sparsity.space import SubnetSpec
+
+
+def extract(
+    run: Path | str | None = None,
+    *,
+    size: str | None = None,
+    sparsity: float | None = None,
+    spec: Path | str | None = None,
+    front: Path | str | None = None,
+    out: Path | str | None = None,
+    precision: str = "fp32",
+    block: str | None = None,
+    norm: Norm = "l1",
+    scope: Scope = "layer",
+    floor: float = 0.0,
+    format: str = "bitmask",
+    wer: Mapping[str, Any] | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Write a deployable model of any size from a trained run.
+
+    Args:
+        run: Run directory; None for ``runs/latest``.
+        size: ``16M`` non-zeros of the whole model, ``20MB``/``20MiB`` bytes of the files, ``25%``
+            of the dense net's parameters.
+        sparsity: Share of the prunable weights that becomes zero, in [0, 1).
+        spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
+        front: With ``size``: file of a search whose spec of that size is taken.
+        out: Artifact directory; None for ``<run>/extracted/<what was asked>``, such as ``25pct`` or
+            ``25pct-int8-8x1``: options that are not the default are in the name. Where a file gave
+            the sparsities they are in it as a digest, so that two files have two folders.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        block: ``1x1``, ``8x1``, ``16x1`` or ``4x4``: weights (outputs by inputs) that are kept or
+            dropped together; None for what the run was trained with.
+        norm: Score of a block: ``l1``, the sum of its magnitudes, or ``l2``, of their squares.
+        scope: How matrices share the total: ``layer`` (the same sparsity in each, which is what a
+            supernet is trained for), ``global`` (one magnitude ranking), ``lamp``.
+        floor: Least share of its weights that any matrix keeps, in [0, 1]; one weight (or block)
+            stays in any case.
+        format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
+        wer: Known word error rates in percent by test set, for the model card.
+        warn: Told where the run holds fewer non-zero weights than were asked for.
+
+    Returns:
+        ``path, parameters, nonzero, sparsity, bytes, seconds``, the counts of
+        ``SizeReport.summary``, and ``layers`` as of :func:`omnisparse.runs.inspect`: all of what
+        the files hold, so that a kept weight which happens to be exactly zero is in none of them.
+
+    Raises:
+        ValueError: If the request cannot be met; the message names the legal range.
+        OmnisparseError: If the run cannot be read.
+    """
+    started = time.perf_counter()
+    request = _Request(size=size, sparsity=sparsity, spec=_path(spec), front=_path(front))
+    request.check(block=block, norm=norm, scope=scope, floor=floor)
+    run, out = _path(run) or runs.latest_run(), _path(out)
+    description = runs.read_description(run)
+    weights, checkpoint = runs.newest_weights(run)
+    shapes = {name: tuple(weights[name].shape) for name in description.parameters}
+    block = description.block if block is None else block
+    shape = parse_block(block)
+    budget = Budget(shapes, description.prunable, floor=floor, block=shape)
+    record = read_record(checkpoint)
+    contents = contents_of(
+        run, weights, record, block=shape, precision=precision, format=format, wer=wer
+    )
+    allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
+    entry = request.entry(budget, record)
+    if entry is not None:
+        contents = searched(contents, entry)
+    kept = request.kept(budget, allocator, weights, contents, entry)
+    options = [
+        (precision, "fp32"), (block, description.block), (scope, "layer"), (norm, "l1"),
+        (f"floor{float(floor)}", "floor0.0"), (format, "bitmask"),
+    ]  # fmt: skip
+    extraction = Extraction(
+        out=out or run / "extracted" / request.folder(options, kept),
+        num_kept=kept,
+        contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
+    )
+    (info,) = write_extractions(weights, [extraction], norm=norm)
+    if info.nonzero < budget.unprunable + sum(kept.values()):  # else nobody need count
+        warn_of_missing({n: count_nonzero(weights[n]) for n in kept}, kept, budget, warn)
+    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+
+
+def warn_of_missing(
+    held: Mapping[str, int], asked: Mapping[str, int], budget: Budget, warn: Callable[[str], None]
+) -> None:
+    """Warn of matrices that hold fewer non-zero weights than were asked for, as of a pruned net.
+
+    Args:
+        held: Non-zero weights that there are, by matrix.
+        asked: Weights to keep, by matrix.
+        budget: That of the net.
+        warn: Told in one line, if there are any.
+    """
+    there = sum(min(count, held[name]) for name, count in asked.items())
+    wanted = sum(asked.values())
+    if there < wanted:
+        warn(
+            f"asked for {budget.unprunable + wanted:,} non-zero parameters, the run holds "
+            f"{budget.unprunable + there:,} of them: it was pruned, or has weights of exactly zero"
+        )
+
+
+def _path(place: Path | str | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def contents_of(
+    run: Path,
+    weights: Mapping[str, Array],
+    record: RunRecord,
+    *,
+    block: tuple[int, int],
+    precision: str = "fp32",
+    format: str = "bitmask",
+    wer: Mapping[str, Any] | None = None,
+) -> Contents:
+    """All of a run's artifact but its spec and weights.
+
+    Args:
+        run: The run.
+        weights: Its weights, of which names and shapes are read.
+        record: What their checkpoint says of them.
+        block: Block shape of the masks.
+        precision: See :func:`extract`.
+        format: See :func:`extract`.
+        wer: See :func:`extract`.
+
+    Raises:
+        OmnisparseError: If the run cannot be read.
+    """
+    description = runs.read_description(run)
+    return Contents(
+        model=description.model,
+        features=description.features,
+        tokenizer=(run / "tokenizer.model").read_bytes(),
+        tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
+        dense_parameters=num_parameters((n, weights[n]) for n in description.parameters),
+        prunable=description.prunable,
+        source={**record.source_block, "method": description.method},
+        precision=precision,
+        block=block,
+        format=format,
+        wer=wer,
+        buffers=[name for name in weights if name not in set(description.parameters)],
+    )
+
+
+def searched(contents: Contents, entry: FrontEntry) -> Contents:
+    """What the artifact of a subnet that a search found says: its bill counts the search."""
+    source = dict(contents.source)
+    source["search_evaluations"] = source.get("search_evaluations", 0) + entry.evaluations
+    return replace(contents, source=source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What the user asked of an extraction."""
+
+    size: str | None
+    sparsity: float | None
+    spec: Path | None
+    front: Path | None
+
+    def __post_init__(self) -> None:
+        if self.front is not None and self.size is None:
+            raise UsageError("front is given without the size to take from it")
+        given = [v for v in (self.size, self.sparsity, self.spec) if v is not None]
+        if len(given) != 1:
+            raise UsageError("exactly one of size, sparsity and spec must be given")
+
+    def folder(self, options: Sequence[tuple[str, str]], kept: Mapping[str, int]) -> str:
+        """A folder name for the result, its own for every choice of ``options``.
+
+        Args:
+            options: What was chosen of each, and what it is by default.
+            kept: Weights that each matrix keeps: named where a file said so.
+        """
+        if self.size is not None:
+            name = self.size.strip().replace("%", "pct")
+            name = name if self.front is None else f"{name}-searched"
+        else:
+            name = f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
+        if self.front is not None or self.spec is not None:
+            name += "-" + hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:8]
+        return "-".join([name, *(own for own, default in options if own != default)])
+
+    def check(self, *, block: str | None, norm: str, scope: str, floor: float) -> None:
+        """Refuse options that choose weights where a spec has already chosen.
+
+        Raises:
+            UsageError: If there is one.
+        """
+        named = "front" if self.front is not None else "spec"
+        if self.front is None and self.spec is None:
+            return
+        if scope != "layer":
+            raise UsageError(f"scope {scope} with a {named}, which says what each matrix keeps")
+        if self.front is not None and (block is not None or norm != "l1" or floor):
+            raise UsageError("block, norm or floor with a front, whose models were found without")
+
+    def entry(self, budget: Budget, record: RunRecord) -> FrontEntry | None:
+        """What the front has of the size, where one is to be looked at."""
+        if self.front is None or self.size is None:
+            return None
+        front = read_front(self.front)
+        if front.identity != record.training.identity:
+            raise ValueError(
+                f"{self.front}: found in other weights ({front.identity}) than these of "
+                f"{record.training.run} ({record.training.identity}); search in these, or take "
+                "the sparsities alone: --spec with a file of the folder specs beside it"
+            )
+        return front.pick(budget.unprunable + budget.solve(self.size))
+
+    def kept(
+        self,
+        budget: Budget,
+        allocator: Allocator,
+        weights: Mapping[str, Array],
+        contents: Contents,
+        entry: FrontEntry | None,
+    ) -> dict[str, int]:
+        """Number of weights that each prunable matrix keeps."""
+        if self.spec is not None:
+            return _checked(_read_spec(self.spec), budget, self.spec)
+        if entry is not None and self.front is not None:
+            return _checked(entry.spec, budget, self.front)
+        size = parse_sparsity(self.sparsity) if self.sparsity is not None else None
+        size = size or budget.parse(self.size or "")
+        if size.kind == "bytes":
+            return solve_bytes(budget, size, weights, contents, allocator)
+        return allocator.counts(budget.solve(size))
+
+
+def _checked(spec: SubnetSpec, budget: Budget, source: Path) -> dict[str, int]:
+    """Kept weights of a spec that a file gave; one that kills a matrix is refused."""
+    try:
+        kept = spec.counts(budget.prunable)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    dead = [name for name, count in kept.items() if count < budget.floors[name]]
+    if dead:
+        raise ValueError(
+            f"{source}: keeps too little of {', '.join(dead)}; legal: a sparsity that leaves each "
+            f"matrix a weight (or block), and a share of {budget.floor:g}"
+        )
+    return kept
+
+
+def solve_bytes(
+    budget: Budget,
+    size: Size,
+    state: Mapping[str, Array],
+    contents: Contents,
+    allocator: Allocator,
+) -> dict[str, int]:
+    """Kept weights of the largest model whose files fit.
+
+    Args:
+        budget: That of the net.
+        size: A request in bytes.
+        state: Names, shapes and dtypes of all tensors.
+        contents: What the artifact will say beside its weights.
+        allocator: How a total is spread over the matrices.
+
+    Raises:
+        ValueError: If no model fits; the message names the legal range.
+    """
+    state = dict(state)
+
+    def size_of(kept: Mapping[str, int]) -> int:
+        spec = SubnetSpec.from_counts(kept, budget.prunable)
+        return planned_bytes(state, kept, **vars(replace(contents, spec=spec)))
+
+    return budget.solve_bytes(size, size_of, allocator.counts, milestones=allocator.milestones)
+
+
+def _read_spec(path: Path) -> SubnetSpec:
+    try:
+        return SubnetSpec.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: spec is not UTF-8 text") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,176 @@
+"""Nested files: every size of a run in one file, any smaller model being a prefix of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnisparse.artifact import Contents, write_artifact
+from omnisparse.errors import OmnisparseError
+from omnisparse.nested import NestedFile, band_sizes, band_summary, grow_from, write_nested
+from omnisparse.pipeline.extract import solve_bytes, warn_of_missing
+from omnisparse.runs import directory as runs
+from omnisparse.runs.record import read_record
+from omnisparse.sparsity.allocation import Allocator
+from omnisparse.sparsity.sizes import parse_sparsity
+from omnisparse.sparsity.space import SubnetSpec
+
+SUFFIX = ".nested"
+
+
+def write_nested_run(
+    run: Path | None = None,
+    *,
+    out: Path | None = None,
+    precision: str = "fp32",
+    floor: float = 0.0,
+) -> dict[str, Any]:
+    """Writes every size of a trained run into one file.
+
+    Args:
+        run: Run directory; None for ``runs/latest``.
+        out: The file; None for ``<run>/extracted/<run>.nested``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        floor: Least share of its weights that any matrix keeps in any size, in [0, 1].
+
+    Returns:
+        ``path, parameters, nonzero, sparsity, bytes, seconds`` of the whole, the counts of
+        ``SizeReport.summary``, ``layers``, and ``prefixes``: the sizes at which a prefix of the
+        file ends, as ``{nonzero, nonzero_with_mask, bytes}``.
+
+    Raises:
+        ValueError: If ``precision`` or ``floor`` is not legal.
+        OmnisparseError: If the run cannot be read, was trained with blocks, or the file cannot be
+            written.
+    """
+    started = time.perf_counter()
+    run = runs.latest_run() if run is None else run
+    description = runs.read_description(run)
+    if description.block != "1x1":  # a prefix keeps single weights: subnets it never trained
+        raise OmnisparseError(
+            f"{run}: trained with block {description.block}; legal for --nested: 1x1"
+        )
+    weights, checkpoint = runs.newest_weights(run)
+    record = read_record(checkpoint)
+    buffers = [name for name in weights if name not in set(description.parameters)]
+    path = out or run / "extracted" / f"{run.name}{SUFFIX}"
+    info = write_nested(
+        path,
+        state=weights,
+        model=description.model,
+        tokenizer=(run / "tokenizer.model").read_bytes(),
+        tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
+        features=description.features,
+        prunable=description.prunable,
+        source={**record.source_block, "method": description.method},
+        precision=precision,
+        buffers=buffers,
+        floor=floor,
+    )
+    nested = NestedFile(info.path)
+    return {
+        "path": str(info.path),
+        **band_summary(nested, len(info.bands), weights),
+        "bytes": info.bytes,
+        "prefixes": band_sizes(nested, len(info.bands)),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def extract_nested(
+    place: str,
+    *,
+    size: str | None,
+    sparsity: float | None,
+    out: Path,
+    precision: str | None = None,
+    format: str = "bitmask",
+    warn: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Writes the artifact of any size from a nested file, or from a prefix that holds it.
+
+    Args:
+        place: Path or ``http(s)://`` address of the file; only the prefix that is needed is read.
+        size: ``16M`` non-zeros of the whole model, ``20MB``/``20MiB`` bytes of the files written,
+            ``25%`` of the dense net's parameters.
+        sparsity: Share of the prunable weights that becomes zero. Exactly one of the two is given.
+        out: Artifact directory.
+        precision: As of :func:`omnisparse.runs_extract.extract`; None for that of the file.
+        format: As there.
+        warn: As there.
+
+    Returns:
+        As :func:`omnisparse.runs_extract.extract`.
+
+    Raises:
+        ValueError: If the request cannot be met; the message names the legal range.
+        FormatError: If the file is damaged, or too short for this size.
+    """
+    if (size is None) == (sparsity is None):
+        raise ValueError("exactly one of size and sparsity must be given")
+    started = time.perf_counter()
+    nested = NestedFile(place)
+    nested.require_base()  # its lengths are believed below
+    budget = nested.budget
+    request = budget.parse(size) if size is not None else parse_sparsity(sparsity or 0.0)
+    header = nested.header
+    contents = Contents(
+        model=header.config["model"],
+        features=header.config["features"],
+        # Their lengths are all that a plan needs of them.
+        tokenizer=bytes(header.tokenizer_bytes),
+        tokens_txt="\0" * header.tokens_bytes,
+        precision=precision or header.precision,
+        format=format,
+        dense_parameters=budget.dense_parameters,
+        prunable=header.prunable,
+        buffers=header.buffers,
+        source=header.config["source"],
+    )
+    state = nested.meta_state()
+    allocator = Allocator(state, "layer", budget.floor, names=budget.prunable)
+    if request.kind == "bytes":
+        counts = solve_bytes(budget, request, state, contents, allocator)
+    else:
+        counts = allocator.counts(budget.solve(request))
+    artifact = nested.read_kept(sum(counts.values()))
+    spec = SubnetSpec.from_counts(counts, budget.prunable)
+    known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
+    # What the file holds, so that a kept weight of exactly zero is in no count.
+    held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
+    warn_of_missing(held, counts, budget, warn)
+    info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
+    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+
+
+def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:
+    """Fetches what a prefix lacks for a size from the whole file, and appends it.
+
+    Args:
+        path: The prefix; made if it does not exist.
+        place: Path or ``http(s)://`` address of the whole file.
+        size: ``16M`` or ``25%``, as ``--size``.
+
+    Returns:
+        ``path``, ``bytes`` now, ``added`` bytes, and ``nonzero``: the largest model now in it.
+
+    Raises:
+        ValueError: If ``size`` is not legal for this net.
+        FormatError: If the two files are not of one net, or bytes are damaged.
+        OmnisparseError: If the file cannot be written.
+    """
+    before = path.stat().st_size if path.exists() else 0
+    NestedFile(place).budget.solve(size)  # an illegal size must not leave a new file behind
+    now = grow_from(path, place, size)
+    nested = NestedFile(path)
+    there = [band.nonzero for band in nested.bands if band.prefix_bytes <= now]
+    return {
+        "path": str(path),
+        "bytes": now,
+        "added": max(0, now - before),
+        "nonzero": max(there, default=0),
+    }

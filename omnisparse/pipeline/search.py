@@ -1,0 +1,301 @@
+"""Search of per-layer sparsity in a trained run, without retraining: ``omnisparse search``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from omnisparse.artifact import planned_bytes
+from omnisparse.config import CorpusConfig, config_from_dict
+from omnisparse.data.corpora import load_manifest
+from omnisparse.durable import replacing
+from omnisparse.errors import FormatError, OmnisparseError
+from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.evaluation.dev_set import DevSet
+from omnisparse.evaluation.pareto import ResultRow, plot_pareto, write_csv
+from omnisparse.evaluation.wer import ErrorCounts, bootstrap_interval, corpus_wer
+from omnisparse.pipeline.extract import contents_of, searched
+from omnisparse.pipeline.search_task import SearchConfig, SearchTask
+from omnisparse.runs import directory as runs
+from omnisparse.search.evaluation_subset import Subset, choose_subset, spearman
+from omnisparse.search.front import Front, FrontEntry, read_front
+from omnisparse.search.journal import Journal, key_of
+from omnisparse.search.pareto import Candidate, search
+from omnisparse.search.scores import ItemScores
+from omnisparse.sparsity.space import SubnetSpec
+
+FOLDER = "search"
+FRONT = "front.json"
+
+
+def search_run(
+    run: Path | None,
+    sizes: Sequence[str],
+    config: SearchConfig | None = None,
+    *,
+    manifest: Path | None = None,
+    out: Path | None = None,
+    on_progress: Callable[..., None] | None = None,
+    on_stage: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Find the best per-layer sparsity of each size of a trained run.
+
+    What was measured is kept in the output folder: a search that was stopped at any moment is
+    continued by the same call, and another one (more evaluations, other sizes) starts from it. The
+    front there keeps the sizes that were found before in the same weights on the same utterances
+    by the same objective; another front is renamed, and named to ``on_stage``.
+
+    Args:
+        run: Run directory; None for ``runs/latest``.
+        sizes: As ``--size`` takes them, but for bytes; all different.
+        config: What may be spent, and where to look.
+        manifest: Utterances to search on; the run's dev split if None. The word error rates found
+            are of the utterances that were searched on: measure the models on others.
+        out: Folder of the results; None for ``<run>/search``.
+        on_progress: ``(done, total, metrics)``.
+        on_stage: Told what begins.
+
+    Returns:
+        ``front``, a list of ``{nonzero, wer, spec, ...}``, and how it came about.
+
+    Raises:
+        ValueError: If a size or an option is not legal.
+        OmnisparseError: If the run or the utterances cannot be used.
+    """
+    started = time.perf_counter()
+    config = config or SearchConfig()
+    run = runs.latest_run() if run is None else run
+    task = SearchTask(run, sizes, config)
+    probes = task.probes()
+    cuts = load_manifest(manifest) if manifest is not None else _dev_cuts(run)
+    on_stage("features of the dev set")
+    loaded = task.loaded
+    dev = DevSet(
+        cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
+        utterances_per_item=config.utterances_per_item,
+    )  # fmt: skip
+    out = out or run / FOLDER
+    journal = Journal(out, {**task.circumstances(), "utterances": dev.digest()})
+    scores = ItemScores(
+        task.measure(dev), dev.tokens() if config.objective == "loss" else dev.words(), journal
+    )
+    subset = _subset(task, probes, dev, scores, on_progress, on_stage)
+    on_stage(f"search on {len(subset.items)} of {subset.num_items} batches of utterances")
+    found = search(
+        task.space, list(task.totals.values()), lambda spec: scores.rate(spec, subset.items),
+        seeds=probes, evaluations=config.evaluations, seed=config.seed, on_progress=on_progress,
+    )  # fmt: skip
+    on_stage("recognising the whole dev set with the best")
+    recognised = _Recognised(task, dev, journal)
+    entries = [
+        _entry(task, size, found[total], recognised, journal) for size, total in task.totals.items()
+    ]
+    facts = {
+        "run": run.name,
+        "step": task.record.training.optimizer_steps,
+        "objective": config.objective,
+        "evaluations": sum(len(candidates) for candidates in found.values()),
+        "evaluated_now": scores.num_measured,
+        "seed": config.seed,
+        "subset": {
+            "utterances": sum(len(dev.batches[item]) for item in subset.items),
+            "of": dev.num_utterances,
+            "spearman": subset.spearman,
+            "kendall": subset.kendall,
+            "spearman_within_size": subset.spearman_within,
+            "finalists_spearman": recognised.agreement(found),
+        },
+        "seconds": journal.seconds,
+        "seconds_now": time.perf_counter() - started,
+    }
+    front = Front(
+        identity=task.record.training.identity, journal=journal.name, entries=tuple(entries)
+    ).joined(_take_earlier(out / FRONT, journal, on_stage))
+    _write(task, out, front, facts, recognised)
+    asked = {entry.requested for entry in entries}
+    entries = [entry for entry in front.entries if entry.requested in asked]
+    return {"path": str(out / FRONT), **facts, "front": [entry.to_dict() for entry in entries]}
+
+
+def _subset(
+    task: SearchTask,
+    probes: Mapping[int, Sequence[SubnetSpec]],
+    dev: DevSet,
+    scores: ItemScores,
+    on_progress: Callable[..., None] | None,
+    on_stage: Callable[[str], None],
+) -> Subset:
+    """Measure the first subnets on everything, and choose what the others are measured on."""
+    import numpy as np
+
+    every = [(total, spec) for total, specs in probes.items() for spec in specs]
+    on_stage(f"{len(every)} subnets on {dev.num_utterances} utterances")
+    rows = []
+    for done, (_, spec) in enumerate(every, start=1):
+        rows.append(scores.values(spec))
+        if on_progress is not None:
+            on_progress(done, len(every))
+    wanted = max(1, round(task.config.utterances / task.config.utterances_per_item))
+    values = np.stack(rows)
+    if not np.isfinite(values).all():
+        raise OmnisparseError(f"{task.run}: its subnets give losses that are not finite")
+    return choose_subset(values, scores.units, [total for total, _ in every], wanted)
+
+
+class _Recognised:
+    """Word error rates of subnets on the whole dev set, remembered."""
+
+    def __init__(self, task: SearchTask, dev: DevSet, journal: Journal) -> None:
+        self._task, self._dev, self._journal = task, dev, journal
+        self._wers: dict[SubnetSpec, float] = {}
+
+    def __call__(self, spec: SubnetSpec) -> tuple[float, float, float]:
+        """WER and the ends of its interval, in percent."""
+
+        def recognise() -> list[list[int]]:
+            with self._task.supernet.squashed(spec) as net:
+                found = self._dev.errors(net, range(self._dev.num_items))
+            return [
+                [one.substitutions, one.deletions, one.insertions, one.words]
+                for item in found
+                for one in item
+            ]
+
+        counts = self._journal.ask(f"{key_of(spec)} recognised", recognise)
+        names = ("substitutions", "deletions", "insertions", "words")
+        errors = [ErrorCounts(**dict(zip(names, one, strict=True))) for one in counts]
+        low, high = bootstrap_interval(errors)
+        self._wers[spec] = corpus_wer(errors)
+        return self._wers[spec], low, high
+
+    def agreement(self, found: Mapping[int, Sequence[Candidate]]) -> float | None:
+        """Rank correlation of the score with the WER, over all that was recognised."""
+        every = [one for candidates in found.values() for one in candidates]
+        seen = [one for one in every if one.spec in self._wers]
+        return spearman([one.score for one in seen], [self._wers[one.spec] for one in seen])
+
+
+def _entry(
+    task: SearchTask,
+    size: str,
+    candidates: Sequence[Candidate],
+    recognised: _Recognised,
+    journal: Journal,
+) -> FrontEntry:
+    """The best of a size: of the finalists and the uniform subnet the one with the lowest WER."""
+    total = task.totals[size]
+    bill = f"{total} evaluated"  # a best of ten searches has cost ten
+    spent = sorted({*(journal.get(bill) or ()), *(key_of(one.spec) for one in candidates)})
+    if spent != journal.get(bill):
+        journal.put(bill, spent)
+    uniform = next(one for one in candidates if one.spec == task.space.spec(total))
+    chosen = [*candidates[: task.config.finalists], uniform]
+    finalists = {one.spec: (one, recognised(one.spec)) for one in chosen}
+    best, (wer, low, high) = min(finalists.values(), key=lambda pair: pair[1][0])
+    return FrontEntry(
+        size=size,
+        requested=task.supernet.budget.unprunable + total,
+        nonzero=task.supernet.nonzero(best.spec),
+        wer=wer,
+        wer_low=low,
+        wer_high=high,
+        score=best.score,
+        uniform_wer=finalists[uniform.spec][1][0],
+        uniform_score=uniform.score,
+        evaluations=len(spent),
+        dominated=False,
+        spec=best.spec,
+    )
+
+
+def _take_earlier(path: Path, journal: Journal, on_stage: Callable[[str], None]) -> Front | None:
+    """The front that an earlier search left, to be joined; another one is kept beside, and named.
+
+    Args:
+        path: Where it is.
+        journal: That of the search that takes its place.
+        on_stage: Told of a front that cannot be joined.
+    """
+    if not path.exists():
+        return None
+    try:
+        front = read_front(path)
+    except FormatError as error:
+        name, reason = "unread", str(error)
+    else:
+        if front.journal == journal.name:
+            return front
+        name = front.journal
+        reason = f"{path}: of other weights, utterances, another objective or an earlier version"
+    kept = path.with_name(f"front-{name}.json")
+    os.replace(path, kept)
+    on_stage(f"{reason}; it is {kept} now")
+    return None
+
+
+def _dev_cuts(run: Path) -> Any:
+    """The dev split that the run was configured with."""
+    from omnisparse.pipeline.train import load_splits
+
+    path = run / "config.yaml"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        corpus: CorpusConfig = config_from_dict(document, source=str(path)).corpus
+        dev = load_splits(corpus).dev
+    except (OSError, yaml.YAMLError, AttributeError, OmnisparseError) as error:
+        reason = " ".join(str(error).split())
+        message = f"{run}: its dev split cannot be read ({reason}); name one with --manifest FILE"
+        raise OmnisparseError(message) from error
+    if len(dev) == 0:
+        raise OmnisparseError(f"{run}: it has no dev split; name utterances with --manifest FILE")
+    return dev
+
+
+def _write(
+    task: SearchTask,
+    out: Path,
+    front: Front,
+    facts: Mapping[str, Any],
+    recognised: _Recognised,
+) -> None:
+    """Write the front as JSON, CSV and PNG, and each spec, by its size, for ``extract --spec``."""
+    specs = out / "specs"
+    specs.mkdir(exist_ok=True)
+    for entry in front.entries:
+        with replacing(specs / f"{entry.requested}.json") as partial:
+            partial.write_text(entry.spec.to_json() + "\n", encoding="utf-8")
+    weights = task.weights
+    plain = contents_of(task.run, weights, task.record, block=task.supernet.block)
+    budget = task.supernet.budget
+    rows = []
+    for curve, seconds in (("searched", float(facts["seconds"])), ("uniform", 0.0)):
+        for entry in front.entries:
+            spec, contents = entry.spec, searched(plain, entry)
+            if curve == "uniform":
+                spec, contents = task.space.spec(entry.requested - budget.unprunable), plain
+            wer, low, high = recognised(spec)
+            planned = vars(replace(contents, spec=spec))
+            rows.append(
+                ResultRow(
+                    curve=curve,
+                    size=entry.size,
+                    parameters=budget.dense_parameters,
+                    nonzero=task.supernet.nonzero(spec),
+                    bytes=planned_bytes(dict(weights), spec.counts(budget.prunable), **planned),
+                    wer=wer,
+                    wer_low=low,
+                    wer_high=high,
+                    seconds=seconds,
+                    account=TrainingAccount.from_dict(contents.source),
+                )
+            )
+    write_csv(rows, out / "front.csv")
+    plot_pareto(rows, out / "front.png", title=f"{task.run.name}: dev set, searched and uniform")
+    with replacing(out / FRONT) as partial:  # last: where it is, the others are too
+        partial.write_text(front.to_json(facts), encoding="utf-8")

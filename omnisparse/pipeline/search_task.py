@@ -1,0 +1,145 @@
+"""What a search looks for in a trained run: its supernet, the sizes, what a subnet's score is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from omnisparse.errors import UsageError
+from omnisparse.evaluation.dev_set import DevSet
+from omnisparse.runs import directory as runs
+from omnisparse.runs.record import read_record
+from omnisparse.sparsity.allocation import allocate
+from omnisparse.sparsity.keys import parse_block
+from omnisparse.sparsity.sizes import parse_count
+from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
+from omnisparse.sparsity.supernet import Supernet
+
+Objective = Literal["loss", "wer"]
+_RANDOM_PROBES = 2
+_LAYER_LEVELS = 17
+_SEEDS = 2**32  # that the sampler takes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """What a search may spend, and where it looks."""
+
+    evaluations: int = 200
+    """Subnets evaluated, of all sizes together."""
+    objective: Objective = "loss"
+    """What is minimised: the label loss per token, or word errors per word (slower)."""
+    utterances: int = 100
+    """Utterances of the subset, about; they are chosen in batches."""
+    utterances_per_item: int = 8
+    """Utterances that are computed, and chosen, together."""
+    finalists: int = 2
+    """Best subnets of each size, beside the uniform one, recognised on the whole dev set."""
+    layer_groups: tuple[str, ...] = ()
+    """Expressions of matrices that share a density; by layer if empty."""
+    spread: float = 3.0
+    """Densities lie within a factor of 1 + this of the mean, before the total is restored."""
+    seed: int = 0
+    """Seed of the evolution."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("evaluations", "utterances", "utterances_per_item", "finalists"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.objective not in get_args(Objective):
+            legal = ", ".join(get_args(Objective))
+            raise UsageError(f"objective {self.objective!r} is not known; legal: {legal}")
+        if not 0 < self.spread <= MAX_SPREAD:
+            raise UsageError(f"spread is {self.spread}; above 0, at most {MAX_SPREAD:g}")
+        if not 0 <= self.seed < _SEEDS:
+            raise UsageError(f"seed is {self.seed}; from 0 to {_SEEDS - 1}")
+
+
+class SearchTask:
+    """The supernet of a run and the subnets of it that are looked for."""
+
+    def __init__(self, run: Path, sizes: Sequence[str], config: SearchConfig) -> None:
+        runs.require_directory(run)
+        self.run, self.config = run, config
+        description = runs.read_description(run)
+        self.weights, checkpoint = runs.newest_weights(run)
+        self.record = read_record(checkpoint)
+        self.loaded = runs.load_model(checkpoint)
+        block = parse_block(description.block)
+        self.supernet = Supernet(
+            self.loaded.model, prunable=description.prunable, block=block, num_cached_specs=0
+        ).eval()
+        budget = self.supernet.budget
+        if not sizes:
+            raise UsageError("sizes names no size; one or more, such as 50%,25%")
+        self.totals = {size.strip(): budget.solve(parse_count(size.strip())) for size in sizes}
+        self.space = SparsitySpace(
+            {fqn: budget.shapes[fqn] for fqn in budget.prunable},
+            spread=config.spread,
+            layer_groups=config.layer_groups,
+            num_layer_levels=_LAYER_LEVELS,
+            block=block,
+        )
+        distinct = {self.space.spec(total) for total in self.totals.values()}
+        if len(distinct) < len(sizes):  # with blocks, two totals may be one subnet
+            raise UsageError(f"sizes {','.join(sizes)}: two of them are the same size")
+
+    def circumstances(self) -> dict[str, Any]:
+        """What a measurement depends on, beside the spec and the utterances."""
+        digest = hashlib.sha256()
+        for name, tensor in self.loaded.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.float().numpy().tobytes())
+        return {
+            "weights": digest.hexdigest(),
+            "block": list(self.supernet.block),
+            "prunable": list(self.supernet.prunable),
+            "objective": self.config.objective,
+            "utterances_per_item": self.config.utterances_per_item,
+        }
+
+    def measure(self, dev: DevSet) -> Callable[[SubnetSpec, Sequence[int]], list[float]]:
+        """Loss or errors of a subnet on items of the dev set."""
+
+        def losses(spec: SubnetSpec, items: Sequence[int]) -> list[float]:
+            with self.supernet.squashed(spec) as net:
+                return dev.losses(net, items)
+
+        def errors(spec: SubnetSpec, items: Sequence[int]) -> list[float]:
+            with self.supernet.squashed(spec) as net:
+                found = dev.errors(net, items)
+            return [float(sum(one.errors for one in counts)) for counts in found]
+
+        return losses if self.config.objective == "loss" else errors
+
+    def probes(self) -> dict[int, list[SubnetSpec]]:
+        """Allocations of each size to begin with: uniform, LAMP, half-way, and random ones.
+
+        Raises:
+            UsageError: If the evaluations do not suffice for them.
+        """
+        probes: dict[int, list[SubnetSpec]] = {}
+        weights = self.supernet.weights()
+        numel = self.space.numel
+        for index, total in enumerate(self.totals.values()):
+            lamp = allocate(weights, total, "lamp", block=self.supernet.block)
+            offsets = self.space.offsets_of(lamp)
+            half = {group: offset / 2 for group, offset in offsets.items()}
+            generator = subnet_generator(self.config.seed, index, 2)
+            drawn = [self.space.sample_offsets(generator) for _ in range(_RANDOM_PROBES)]
+            specs = [
+                self.space.spec(total),
+                SubnetSpec.from_counts(lamp, numel),
+                *(self.space.spec(total, choice) for choice in (half, *drawn)),
+            ]
+            probes[total] = list(dict.fromkeys(specs))
+        needed = sum(map(len, probes.values()))
+        if self.config.evaluations < needed:
+            raise UsageError(
+                f"evaluations is {self.config.evaluations}; at least {needed} for these sizes"
+            )
+        return probes

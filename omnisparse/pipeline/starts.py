@@ -1,0 +1,247 @@
+"""What a method needs beside the data: trained nets to start from and to learn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from lhotse import CutSet
+
+from omnisparse.config import RunConfig
+from omnisparse.data.batching import EvaluationBatches
+from omnisparse.data.feature_store import FeatureStore
+from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.errors import OmnisparseError
+from omnisparse.methods import (
+    GradualPruningConfig,
+    Method,
+    Teacher,
+    build_method,
+    distillation_of,
+)
+from omnisparse.methods.distillation import (
+    check_relatives,
+    check_teacher_lattice,
+    digest_of,
+    feature_map,
+)
+from omnisparse.methods.factorization import factorize, projected_layers
+from omnisparse.methods.hypotheses import Found, HypothesisCache, decode_hypotheses
+from omnisparse.models import SpeechModel
+from omnisparse.runs import directory as runs
+from omnisparse.sparsity.budget import Budget, num_nonzero, num_parameters
+from omnisparse.sparsity.layer_limit import check_layer_limit, count_layers, parse_layer_limit
+from omnisparse.sparsity.prunable import find_prunable
+
+Stage = Callable[[str], None]
+"""Told a line about what is being done."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The net in training with its features and tokens."""
+
+    model: SpeechModel
+    extractor: FeatureExtractor
+    tokenizer: Tokenizer
+    is_fresh: bool
+    """Whether the run starts; a resumed one takes its weights from its checkpoint."""
+
+
+def require_models(config: RunConfig) -> None:
+    """Refuse a teacher or initial net that is no directory, before anything is written.
+
+    Raises:
+        OmnisparseError: Naming it.
+    """
+    distillation = distillation_of(config.method)
+    for path in (config.init, distillation.teacher if distillation else None):
+        if path is not None:
+            runs.require_directory(Path(path))
+
+
+def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
+    """Tell the parameters of the net, and of every layer where a limit is set, and check that.
+
+    Raises:
+        OmnisparseError: If a layer has more than ``max_layer_parameters``; names it.
+    """
+    stage(f"{model.kind} of {num_parameters(model.named_parameters()):,} parameters")
+    if config.max_layer_parameters is None:
+        return
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    layers = count_layers(shapes)
+    for layer in layers:
+        stage(f"  {layer.layer}: {layer.parameters:,}{'' if layer.is_recurrent else ' (no limit)'}")
+    try:
+        check_layer_limit(layers, parse_layer_limit(config.max_layer_parameters))
+    except ValueError as error:
+        raise OmnisparseError(str(error)) from error
+
+
+def start_weights(init: str, student: Student, stage: Stage) -> None:
+    """Write the weights of another net into the net in training.
+
+    A net of the same shape is copied. Where the net in training has LSTMP layers and the other
+    the same layers without projection, those are factorised by truncated SVD.
+
+    Raises:
+        OmnisparseError: If it cannot be read, or its tokens, features or shapes do not fit.
+    """
+    model = student.model
+    loaded = runs.load_model(init)
+    name = f"init {init}"
+    check_relatives(
+        name,
+        (loaded.model, loaded.extractor, loaded.tokenizer),
+        (model, student.extractor, student.tokenizer),
+    )
+    state = loaded.model.state_dict()
+    if _is_dense_relative(loaded.model, model):
+        try:
+            state = factorize(loaded.model, model)
+        except ValueError as error:
+            raise OmnisparseError(f"{name}: {error}") from error
+        stage(f"{name}: {len(projected_layers(model))} layers factorised by truncated SVD")
+    else:
+        _check_shapes(name, loaded.model, model)
+        stage(name)
+    model.load_state_dict(state)
+
+
+def _is_dense_relative(other: SpeechModel, model: SpeechModel) -> bool:
+    """Whether ``model`` projects a layer that ``other`` has without a projection."""
+    known = {name for name, _ in other.named_parameters()}
+    own = [name for name, _ in model.named_parameters() if name.endswith("weight_hr_l0")]
+    return any(
+        name not in known and name.replace("weight_hr", "weight_hh") in known for name in own
+    )
+
+
+def _check_shapes(name: str, other: SpeechModel, model: SpeechModel) -> None:
+    theirs, ours = ({n: list(t.shape) for n, t in m.state_dict().items()} for m in (other, model))
+    for parameter in [*ours, *theirs]:
+        if theirs.get(parameter) != ours.get(parameter):
+            raise OmnisparseError(
+                f"{name}: {parameter} is {theirs.get(parameter) or 'absent'} there and "
+                f"{ours.get(parameter) or 'absent'} here; legal: a net of the same shape, or the "
+                "same net without projections, which is factorised"
+            )
+
+
+def load_method(
+    config: RunConfig,
+    student: Student,
+    cuts: CutSet,
+    features: FeatureStore,
+    accelerator: Accelerator,
+    stage: Stage,
+) -> Method:
+    """Build the method, its teacher loaded, checked and, where needed, its hypotheses decoded.
+
+    A fresh run starts from ``config.init``, if there is one.
+
+    Raises:
+        OmnisparseError: If the teacher or the initial net cannot be used for this student.
+    """
+    if config.init is not None:
+        if student.is_fresh:
+            start_weights(config.init, student, stage)
+        student.model.skip_phases()
+    distillation = distillation_of(config.method)
+    if distillation is None:
+        return build_method(config.method, seed=config.seed)
+    loaded = runs.load_model(distillation.teacher)
+    name = f"teacher {distillation.teacher}"
+    model = student.model
+    check_relatives(
+        name,
+        (loaded.model, loaded.extractor, loaded.tokenizer),
+        (model, student.extractor, student.tokenizer),
+    )
+    check_teacher_lattice(name, loaded.model, model)
+    _check_not_above(name, loaded.model, config, model)
+    stage(f"{name}, objective {distillation.objective}")
+    digest = digest_of(loaded.model)
+    teacher_model = loaded.model.to(accelerator.device)
+    hypotheses: Found = {}
+    if distillation.num_hypotheses:
+        hypotheses = _hypotheses(
+            teacher_model, digest, loaded.extractor, student.tokenizer, cuts, features,
+            root=Path(config.corpus.root) / "hypotheses", beam=distillation.beam,
+            accelerator=accelerator, stage=stage,
+        )  # fmt: skip
+    if accelerator.mixed_precision != "no":
+        # The precision of the student's forward; the wrapped net is no part of what is trained.
+        teacher_model = accelerator.prepare_model(teacher_model, evaluation_mode=True)
+    scale, shift = feature_map(loaded.extractor, student.extractor)
+    teacher = Teacher(teacher_model, scale=scale, shift=shift, hypotheses=hypotheses)
+    return build_method(config.method, seed=config.seed, teacher=teacher)
+
+
+def _hypotheses(
+    model: SpeechModel,
+    digest: str,
+    extractor: FeatureExtractor,
+    tokenizer: Tokenizer,
+    cuts: CutSet,
+    features: FeatureStore,
+    *,
+    root: Path,
+    beam: int,
+    accelerator: Accelerator,
+    stage: Stage,
+) -> Found:
+    """Hypotheses of all training utterances, from the cache as far as it goes."""
+    ordered = sorted(features.available(cuts), key=lambda cut: (cut.duration, cut.id))
+    by_id = {cut.id: cut for cut in ordered}
+    key = {
+        "teacher": digest,
+        "features": [features.folder.name, extractor.to_dict()],
+        "tokenizer": hashlib.sha256(tokenizer.to_bytes()).hexdigest(),
+        "beam": beam,
+    }
+    cache = HypothesisCache(root, json.loads(json.dumps(key)), list(by_id))
+
+    def decode(ids: Sequence[str]) -> Found:
+        batches = EvaluationBatches(
+            CutSet.from_cuts(by_id[name] for name in ids),
+            extractor=extractor,
+            tokenizer=tokenizer,
+            store=features,
+        )
+        found = decode_hypotheses(model, batches, beam=beam, device=accelerator.device)
+        return {name: found[name] for name in ids}
+
+    cache.fill(
+        decode, rank=accelerator.process_index, world_size=accelerator.num_processes, note=stage
+    )
+    accelerator.wait_for_everyone()
+    return cache.read()
+
+
+def _check_not_above(
+    name: str, teacher: SpeechModel, config: RunConfig, model: SpeechModel
+) -> None:
+    """Refuse a student that ends larger than its teacher.
+
+    Raises:
+        OmnisparseError: Naming both sizes.
+    """
+    largest = num_nonzero(dict(teacher.named_parameters()), find_prunable(teacher))
+    method = config.method
+    if isinstance(method, GradualPruningConfig):
+        budget = Budget.of(model, find_prunable(model, include=method.prunable, exclude=()))
+        target = budget.solve(method.size) + budget.unprunable
+    else:
+        target = num_parameters(model.named_parameters())
+    if target > largest:
+        raise OmnisparseError(
+            f"the target of {target:,} parameters is above the {largest:,} of {name}; "
+            f"legal: up to {largest:,}"
+        )

@@ -1,0 +1,361 @@
+"""From a run configuration to a trained run: corpus, tokenizer, features, model, method, loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lhotse import CutSet
+
+from omnisparse.config import CorpusConfig, RunConfig, config_to_dict
+from omnisparse.data.batch import text_of
+from omnisparse.data.batching import TrainingBatches
+from omnisparse.data.corpora import load_manifest, perturb_speed, resample
+from omnisparse.data.feature_store import FeatureStore
+from omnisparse.data.filtering import filter_utterances
+from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.durable import replacing
+from omnisparse.errors import DataError
+from omnisparse.evaluation.evaluate import evaluate
+from omnisparse.models import SpeechModel, build_model
+from omnisparse.pipeline.starts import Student, check_size, load_method, require_models
+from omnisparse.runs import directory as runs
+from omnisparse.runs.claim import claimed_run, finished_metrics
+from omnisparse.sparsity.prunable import find_prunable
+from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
+from omnisparse.training.checkpoint import load_newest
+from omnisparse.training.launch import make_accelerator
+from omnisparse.training.tracking import Metrics, Tracker
+from omnisparse.training.trainer import Trainer
+
+StepProgress = Callable[[int, int, Metrics], None]
+"""Called with (step, max_steps, metrics)."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training."""
+
+    run: Path
+    steps: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The cuts of a corpus configuration."""
+
+    train: CutSet
+    dev: CutSet
+
+
+def train(
+    config: RunConfig,
+    *,
+    out: Path | None = None,
+    row: str | None = None,
+    size: str | None = None,
+    on_progress: StepProgress | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> TrainResult:
+    """Train what ``config`` describes and return the finished run.
+
+    A run directory with the same configuration is continued from its newest checkpoint; a
+    finished one is returned at once.
+
+    Args:
+        config: The run configuration.
+        out: Run directory; None for ``runs/<name>``, or the first free ``runs/<name>-2`` and on.
+        row: Row of a comparison that the run is made for, for the record.
+        size: Size that the run is made for, for the record.
+        on_progress: Called after every optimizer step.
+        on_stage: Called with a line about each stage before the loop.
+
+    Raises:
+        OmnisparseError: If the data, the configuration or the run directory cannot be used.
+    """
+    accelerator = make_accelerator()
+    stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
+    require_models(config)
+    with claimed_run(config, out, accelerator, stage, row=row, size=size) as (run, record):
+        finished = finished_metrics(run)
+        if finished is not None:
+            runs.link_latest(run)
+            return TrainResult(run, *finished)
+        return _train(config, run, record, accelerator, stage, on_progress)
+
+
+def _train(
+    config: RunConfig,
+    run: Path,
+    record: dict[str, Any],
+    accelerator: Accelerator,
+    stage: Callable[[str], None],
+    on_progress: StepProgress | None,
+) -> TrainResult:
+    """Train in ``run``, which is this training's alone."""
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    with accelerator.main_process_first():  # the others find corpus, tokenizer, features made
+        splits = load_splits(
+            config.corpus,
+            stage,
+            speed_factors=config.data.augmentation.speed_factors,
+            sampling_rate=config.data.features.sampling_rate,
+        )
+        tokenizer = _tokenizer(config, splits.train, run, accelerator)
+        cuts = splits.train
+        stage(f"features of {len(cuts):,} utterances")
+        features = _feature_store(config, cuts)
+    extractor = features.extractor(config.data.features.stack)
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config.model, input_dim=extractor.input_dim, vocab_size=tokenizer.vocab_size
+    )
+    cuts, filtered = filter_utterances(
+        cuts,
+        tokenizer,
+        output_lengths=lambda frames: int(model.output_lengths(torch.tensor([frames]))[0]),
+        stack=config.data.features.stack,
+        min_seconds=config.data.min_seconds,
+        max_seconds=config.data.max_seconds,
+    )
+    if accelerator.is_main_process:
+        _record_left_out(run, [*features.skipped, *filtered], stage)
+    batches = _batches(config, cuts, features, tokenizer, accelerator)
+    max_steps = config.training.max_steps
+    if max_steps is None:
+        max_steps = max(1, round(config.training.epochs * batches.steps_per_epoch))
+    _describe(run, config, model, extractor.to_dict(), tokenizer, accelerator)
+    check_size(config, model, stage)
+    checkpoint = load_newest(run / "checkpoints")
+    student = Student(model, extractor, tokenizer, is_fresh=checkpoint is None)
+    tracker = None
+    if accelerator.is_main_process:
+        resumed = checkpoint.step if checkpoint else 0
+        tracker = Tracker(
+            run, config.tracking, run_config=config_to_dict(config), resumed_step=resumed
+        )
+    trainer = Trainer(
+        model,
+        load_method(config, student, cuts, features, accelerator, stage),
+        batches,
+        config.training,
+        max_steps=max_steps,
+        seed=config.seed,
+        run=run,
+        accelerator=accelerator,
+        tracker=tracker,
+        record={"max_steps": max_steps, **record},
+        evaluate=_evaluator(config, model, splits.dev, extractor, tokenizer),
+        on_progress=on_progress,
+        stage=stage,
+    )
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+        stage(f"continuing {run} at step {trainer.step} of {max_steps}")
+    if accelerator.is_main_process:
+        runs.link_latest(run)
+    metrics = None
+    try:
+        metrics = trainer.fit()
+    finally:
+        if tracker is not None:
+            tracker.close(metrics)
+    return TrainResult(run, trainer.step, metrics)
+
+
+def load_splits(
+    config: CorpusConfig,
+    stage: Callable[[str], None] = lambda line: None,
+    *,
+    speed_factors: Sequence[float] = (1.0,),
+    sampling_rate: int | None = None,
+) -> Splits:
+    """Speak the embedded corpus if there is one and it is absent, and read all manifests.
+
+    Args:
+        config: The corpora.
+        stage: Told what is being made.
+        speed_factors: Speeds of which the training manifests give a copy each; the embedded
+            corpus varies its rates by itself and is left alone.
+        sampling_rate: Rate that all audio is brought to, in Hz; None for its own.
+
+    Raises:
+        DataError: If a manifest cannot be used or the training split is empty.
+    """
+    base = Path(config.base)
+
+    def load(path: Path) -> CutSet:
+        cuts = load_manifest(path)
+        others = {cut.sampling_rate for cut in cuts} - {sampling_rate}
+        if sampling_rate is None or not others:
+            return cuts
+        stage(f"{path}: from {', '.join(map(str, sorted(others)))} Hz to {sampling_rate} Hz")
+        return resample(cuts, sampling_rate)
+
+    train = [perturb_speed(load(base / path), speed_factors) for path in config.train]
+    dev = [load(base / path) for path in config.dev]
+    if not train and tuple(speed_factors) != (1.0,):
+        stage("speed_factors change nothing: the embedded corpus varies its rates by itself")
+    if config.synthetic is not None:
+        folder = synthetic_folder(config)
+        stage(f"corpus {folder}")
+        prepare_synthetic(config.synthetic, folder)
+        train.append(load(folder / "train.jsonl"))
+        dev.append(load(folder / "dev.jsonl"))
+    joined = _join(train)
+    if len(joined) == 0:
+        raise DataError("the training split is empty")
+    return Splits(joined, _join(dev))
+
+
+def list_test_manifests(config: CorpusConfig) -> list[Path]:
+    """Where the test splits of a corpus configuration lie, whether they exist or not."""
+    base = Path(config.base)
+    tests = [base / path for path in config.test]
+    if config.synthetic is not None:
+        tests.append(synthetic_folder(config) / "test.jsonl")
+    return tests
+
+
+def synthetic_folder(config: CorpusConfig) -> Path:
+    """Folder of the embedded corpus that ``config`` asks for; other settings, other folder.
+
+    A text is known by what is in it, so that it may be named by any path.
+    """
+    synthetic = config.synthetic or SyntheticConfig()
+    name = "books" if synthetic.text else synthetic.preset
+    folder = f"{name}-{synthetic.hours:g}h-{synthetic.seed}"
+    if synthetic.text or synthetic.snr_db:
+        settings = repr((synthetic.preset, _digest(synthetic.text), synthetic.snr_db))
+        folder += f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    return Path(config.root) / folder
+
+
+def _digest(text: str | None) -> str | None:
+    """Hash of a file of sentences; its name where there is none to read, which others tell of."""
+    try:
+        return None if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    except OSError:
+        return text
+
+
+def _join(parts: list[CutSet]) -> CutSet:
+    """Put corpora together; a name that occurs twice gets its corpus's number."""
+    joined: list[Any] = []
+    seen: set[str] = set()
+    for number, part in enumerate(parts):
+        for cut in part:
+            if cut.id in seen:
+                cut = cut.with_id(f"{number}-{cut.id}")
+            seen.add(cut.id)
+            joined.append(cut)
+    return CutSet.from_cuts(joined)
+
+
+def _tokenizer(config: RunConfig, cuts: CutSet, run: Path, accelerator: Accelerator) -> Tokenizer:
+    path = run / "tokenizer.model"
+    if accelerator.is_main_process and not path.exists():
+        return Tokenizer.train((text_of(cut) for cut in cuts), config.data.vocab_size, run)
+    return Tokenizer.load(path)
+
+
+def _feature_store(config: RunConfig, cuts: CutSet) -> FeatureStore:
+    augmentation = config.data.augmentation
+    return FeatureStore.build(
+        cuts,
+        Path(config.corpus.root) / "features",
+        num_bins=config.data.features.num_bins,
+        sampling_rate=config.data.features.sampling_rate,
+        noise_probability=augmentation.noise_probability,
+        noise_snr_db=augmentation.noise_snr_db,
+        seed=config.seed,
+    )
+
+
+def _batches(
+    config: RunConfig,
+    cuts: CutSet,
+    features: FeatureStore,
+    tokenizer: Tokenizer,
+    accelerator: Accelerator,
+) -> TrainingBatches:
+    data = config.data
+    return TrainingBatches(
+        cuts,
+        features=features,
+        extractor=features.extractor(data.features.stack),
+        tokenizer=tokenizer,
+        batch_seconds=data.batch_seconds,
+        max_batch_size=data.max_batch_size,
+        num_buckets=data.num_buckets,
+        short_first_epochs=data.short_first_epochs,
+        spec_augment=data.augmentation.spec_augment(),
+        unmasked_epochs=data.augmentation.unmasked_epochs,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def _record_left_out(run: Path, items: list[Any], stage: Callable[[str], None]) -> None:
+    """Name the utterances that training leaves out, in ``left_out.jsonl``."""
+    path = run / "left_out.jsonl"
+    if items:
+        lines = [json.dumps(asdict(item)) + "\n" for item in items]
+        with replacing(path) as partial:
+            partial.write_text("".join(lines), encoding="utf-8")
+        stage(f"{len(items)} utterances left out: see {path}")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _describe(
+    run: Path,
+    config: RunConfig,
+    model: SpeechModel,
+    features: dict[str, Any],
+    tokenizer: Tokenizer,
+    accelerator: Accelerator,
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    patterns = getattr(config.method, "prunable", ())
+    prunable = find_prunable(model, include=patterns)
+    sizes = {"input_dim": model.input_dim, "vocab_size": tokenizer.vocab_size}
+    runs.write_description(
+        run,
+        runs.RunDescription(
+            model={**asdict(config.model), **sizes},
+            features=features,
+            prunable=list(prunable),
+            parameters=[name for name, _ in model.named_parameters()],
+            method=config.method.kind,
+            block=getattr(config.method, "block", "1x1"),
+        ),
+    )
+
+
+def _evaluator(
+    config: RunConfig, model: SpeechModel, dev: CutSet, extractor: Any, tokenizer: Tokenizer
+) -> Callable[[int], Metrics] | None:
+    if not config.training.evaluate_every or len(dev) == 0:
+        return None
+    # Evenly spread, so that every corpus of a joined dev split is seen.
+    count = min(len(dev), config.training.evaluate_utterances)
+    every = len(dev) / count
+    listed = list(dev)
+    subset = CutSet.from_cuts([listed[int(index * every)] for index in range(count)])
+
+    def dev_wer(step: int) -> Metrics:
+        result = evaluate(model, subset, extractor=extractor, tokenizer=tokenizer)
+        return {"dev/wer": result.wer}
+
+    return dev_wer

@@ -1,0 +1,1 @@
+"""Room: runs. What a run directory is: its files, its record, who may write it."""

@@ -1,0 +1,316 @@
+"""Run directories, and MODEL: what a run or an artifact is to every command.
+
+``runs/<name>/`` holds ``config.yaml`` (resolved), ``model.json`` (what a reader of the checkpoint
+needs to know), ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.model`` and ``tokens.txt``;
+``runs/latest`` links to the newest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from omnisparse.durable import replacing
+from omnisparse.errors import FormatError, OmnisparseError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omnisparse.artifact import MappedState
+    from omnisparse.data.features import FeatureExtractor
+    from omnisparse.data.tokenizer import Tokenizer
+    from omnisparse.models import SpeechModel
+
+RUNS = Path("runs")
+_DESCRIPTION = "model.json"
+WEIGHTS = "model.safetensors"
+"""Weights of a checkpoint."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """What the weights of a run are weights of."""
+
+    model: dict[str, Any]
+    """Configuration of the model with ``kind``, ``input_dim`` and ``vocab_size``."""
+    features: dict[str, Any]
+    """``FeatureExtractor.to_dict()``."""
+    prunable: list[str]
+    """Names of the matrices that an extraction may thin."""
+    parameters: list[str]
+    """Names of all parameters, in model order."""
+    method: str
+    """Kind of the training method."""
+    block: str = "1x1"
+    """Weights that its masks kept or dropped together."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A net ready to recognise, with what belongs to it."""
+
+    model: SpeechModel
+    tokenizer: Tokenizer
+    extractor: FeatureExtractor
+    kind: Literal["run", "artifact"]
+    path: Path
+
+
+def write_description(run: Path, description: RunDescription) -> None:
+    """Write ``model.json`` of ``run``."""
+    document = {"format": _FORMAT, **asdict(description)}
+    with replacing(run / _DESCRIPTION) as partial:
+        partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def read_description(run: Path) -> RunDescription:
+    """Read ``model.json`` of ``run``.
+
+    Raises:
+        FormatError: If ``run`` is not a run directory, or of an unknown format.
+    """
+    try:
+        document = json.loads((run / _DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(f"{run}: not a run directory (it has no {_DESCRIPTION})") from error
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{run / _DESCRIPTION}: cannot be read as JSON") from error
+    version = document.pop("format", None) if isinstance(document, dict) else None
+    if version != _FORMAT:
+        raise FormatError(f"{run / _DESCRIPTION}: format {version!r}; known: {_FORMAT}")
+    try:
+        return RunDescription(**document)
+    except TypeError as error:
+        raise FormatError(f"{run / _DESCRIPTION}: {error}") from error
+
+
+def latest_run() -> Path:
+    """Return the run that ``runs/latest`` links to.
+
+    Raises:
+        OmnisparseError: If there is none.
+    """
+    link = RUNS / "latest"
+    if not link.exists():
+        raise OmnisparseError(f"there is no {link}: train first, or name a run with --run DIR")
+    return link.resolve()
+
+
+def link_latest(run: Path) -> None:
+    """Let ``runs/latest`` point to ``run``, wherever that is, in one step."""
+    link = RUNS / "latest"
+    if link.exists() and not link.is_symlink():
+        return  # the user's own folder of that name
+    RUNS.mkdir(parents=True, exist_ok=True)
+    partial = RUNS / f".latest.{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    target = run.resolve()
+    inside = target.parent == RUNS.resolve()
+    partial.symlink_to(target.name if inside else target)
+    os.replace(partial, link)
+
+
+def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
+    """Find the newest checkpoint of ``run`` whose weights are whole, and its ``state.json``.
+
+    Only the size of the file and its header are checked: reading every byte would cost more than
+    an extraction.
+
+    Raises:
+        FormatError: If there is no checkpoint that is whole.
+    """
+    from omnisparse.artifact import MappedState
+    from omnisparse.training.checkpoint import list_checkpoints, read_state, tensor_file
+
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not checkpoints:
+        raise FormatError(f"{run}: the run has no checkpoint")
+    failure: FormatError | None = None
+    for path in reversed(checkpoints):
+        try:
+            document = read_state(path)
+            MappedState(tensor_file(path, WEIGHTS, document))
+            return path, document
+        except FormatError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def newest_weights(run: Path) -> tuple[MappedState, Path]:
+    """Map the weights of the newest checkpoint of ``run`` into memory.
+
+    Returns:
+        The weights, and the checkpoint's folder: whatever else is read of it (a training that goes
+        on may write the next at any moment) belongs to them.
+
+    Raises:
+        FormatError: If there is no checkpoint that is whole.
+    """
+    from omnisparse.artifact import MappedState
+
+    path, _ = newest_checkpoint(run)
+    return MappedState(path / WEIGHTS, order=read_description(run).parameters), path
+
+
+def load_model(path: Path | str) -> LoadedModel:
+    """Load MODEL: an artifact directory, a run directory (its dense net), or a checkpoint of one.
+
+    Raises:
+        OmnisparseError: If it is none of these, or damaged.
+    """
+    from omnisparse.artifact import as_tensor, is_artifact, read_artifact
+    from omnisparse.data.features import FeatureExtractor
+    from omnisparse.data.tokenizer import Tokenizer
+    from omnisparse.training.checkpoint import is_checkpoint, load_checkpoint
+
+    path = Path(path)
+    require_directory(path)
+    if is_artifact(path):
+        artifact = read_artifact(path)
+        return _fitting(
+            _build(artifact.model, artifact.state, path),
+            Tokenizer.from_bytes(artifact.tokenizer),
+            _extractor(FeatureExtractor, artifact.features, path),
+            "artifact",
+            path,
+        )
+    if is_checkpoint(path):
+        run = path.resolve().parents[1]
+        state = load_checkpoint(path).tensors["model"]
+    else:
+        run = path
+        mapped, _ = newest_weights(path)
+        state = {name: as_tensor(array).clone() for name, array in mapped.items()}
+    description = read_description(run)
+    return _fitting(
+        _build(description.model, state, path),
+        Tokenizer.load(run / "tokenizer.model"),
+        _extractor(FeatureExtractor, description.features, path),
+        "run",
+        path,
+    )
+
+
+def _fitting(
+    model: SpeechModel,
+    tokenizer: Tokenizer,
+    extractor: FeatureExtractor,
+    kind: Literal["run", "artifact"],
+    path: Path,
+) -> LoadedModel:
+    """Put the parts together, if the net reads what the extractor makes and its tokens exist."""
+    if extractor.input_dim != model.input_dim:
+        raise FormatError(
+            f"{path}: its features have {extractor.input_dim} values a frame, its model reads "
+            f"{model.input_dim}"
+        )
+    if tokenizer.vocab_size < model.vocab_size:
+        raise FormatError(
+            f"{path}: its tokenizer has {tokenizer.vocab_size} tokens, its model {model.vocab_size}"
+        )
+    return LoadedModel(model, tokenizer, extractor, kind, path)
+
+
+def _extractor(owner: type[FeatureExtractor], document: Any, path: Path) -> FeatureExtractor:
+    try:
+        return owner.from_dict(document)
+    except (TypeError, ValueError, KeyError) as error:
+        raise FormatError(f"{path}: its features cannot be used ({error})") from error
+
+
+def require_directory(path: Path) -> None:
+    """Refuse a MODEL that is no directory.
+
+    Raises:
+        OmnisparseError: If ``path`` is absent or a file.
+    """
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise OmnisparseError(f"{path}: {what}; a MODEL is an artifact or run directory")
+
+
+def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> SpeechModel:
+    """Build the net of ``model`` around ``state``, without initialising weights first."""
+    import torch
+
+    from omnisparse.models import LasConfig, TransducerConfig, build_model
+
+    fields = dict(model)
+    try:
+        sizes = {name: int(fields.pop(name)) for name in ("input_dim", "vocab_size")}
+        config = {"las": LasConfig, "transducer": TransducerConfig}[fields["kind"]](**fields)
+        for name, value in fields.items():
+            if name.endswith("_layers") and value > len(state):  # building them would take hours
+                raise ValueError(f"{name} is {value} with {len(state)} tensors")
+        with torch.device("meta"):
+            net = build_model(config, **sizes)
+        net.load_state_dict(dict(state), assign=True)
+    except (ArithmeticError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise FormatError(f"{path}: its weights do not fit its model ({reason[:200]})") from error
+    net.requires_grad_(False)
+    return net.eval()
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Count what MODEL or a nested file holds, from its bytes.
+
+    Returns:
+        ``kind, parameters, nonzero, sparsity, bytes, layers``, the counts of
+        ``SizeReport.summary``, and what the kind of file tells beside: see
+        :func:`omnisparse.artifact.inspect_artifact` and ``inspect_nested``.
+
+    Raises:
+        OmnisparseError: If it is none of them, or damaged.
+    """
+    from omnisparse.artifact import inspect_artifact, is_artifact
+    from omnisparse.nested import inspect_nested, is_nested
+
+    if path.is_file() and is_nested(path):
+        return inspect_nested(path)
+    require_directory(path)
+    return inspect_artifact(path) if is_artifact(path) else _inspect_run(path)
+
+
+def _inspect_run(run: Path) -> dict[str, Any]:
+    from omnisparse.artifact import MappedState, StoredTensor, report_of
+    from omnisparse.sparsity.arrays import dtype_name
+    from omnisparse.sparsity.budget import num_nonzero
+
+    description = read_description(run)
+    path, document = newest_checkpoint(run)
+    state = MappedState(path / WEIGHTS, order=description.parameters)
+    prunable = set(description.prunable)
+    layers = []
+    for name in description.parameters:
+        weight = state[name]
+        layers.append(
+            StoredTensor(
+                name=name,
+                shape=tuple(weight.shape),
+                nonzero=num_nonzero({name: weight}, prunable),
+                bytes=weight.nbytes,
+                dtype=dtype_name(weight),
+                packing="dense",
+                mask_bits=0,
+                prunable=name in prunable,
+            )
+        )
+    report = report_of(layers, 32)
+    return {
+        "kind": "run",
+        "method": description.method,
+        "step": document["step"],
+        "parameters": report.dense_parameters,
+        "nonzero": report.nonzero,
+        "sparsity": report.sparsity,
+        "bytes": (path / WEIGHTS).stat().st_size,
+        **report.summary(),
+        "layers": [layer.to_dict() for layer in layers],
+    }

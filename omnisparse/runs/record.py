@@ -1,0 +1,220 @@
+"""What a run cost, and which other runs it needed: read from its newest checkpoint.
+
+A checkpoint's ``record`` holds seed, commit, the row and size that a recipe gave the run, and its
+``sources``: the runs whose weights it started from or learned from, with their costs and sources at
+that time, so that the bill stays complete where those runs are deleted later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnisparse.errors import FormatError
+from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.runs import directory as runs
+
+if TYPE_CHECKING:
+    from omnisparse.config import RunConfig
+
+SOURCE_KEYS = ("teacher", "init")
+"""Configuration keys, at any depth, whose value is the path of a run or artifact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training that happened, by the weights it left, and what it cost by itself."""
+
+    run: str
+    """Name of the run directory."""
+    identity: str
+    """Step and checksum of its weights: the same training is counted once wherever it is named."""
+    utterance_passes: float = 0.0
+    optimizer_steps: int = 0
+    device_seconds: float = 0.0
+    search_evaluations: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run says about itself beside its weights."""
+
+    training: Training
+    """The run's own training."""
+    sources: tuple[Training, ...]
+    """The trainings it needed, and those they needed; each once."""
+    row: str | None
+    """Row of the comparison that the recipe made it for, such as ``pruned``."""
+    size: str | None
+    """Size that the recipe made it for, such as ``25%``; None for the whole net or none named."""
+    seed: int | None
+    commit: str | None
+
+    @property
+    def source_block(self) -> dict[str, Any]:
+        """What an artifact of this run says about where it comes from."""
+        return {
+            "run": self.training.run,
+            "step": self.training.optimizer_steps,
+            "identity": self.training.identity,
+            **self.account.to_dict(),
+        }
+
+    @property
+    def account(self) -> TrainingAccount:
+        """The bill of the run, as every result row carries it."""
+        own = self.training
+        return TrainingAccount(
+            utterance_passes=own.utterance_passes,
+            optimizer_steps=own.optimizer_steps,
+            device_seconds=own.device_seconds,
+            search_evaluations=own.search_evaluations,
+            teacher_utterance_passes=sum(source.utterance_passes for source in self.sources),
+            teacher_device_seconds=sum(source.device_seconds for source in self.sources),
+            seed=self.seed,
+            commit=self.commit,
+        )
+
+
+def read_record(run: Path) -> RunRecord:
+    """Read what the newest sound checkpoint of ``run`` says; or a certain one, if it is that.
+
+    Args:
+        run: A run directory, or the folder of one of its checkpoints.
+
+    Raises:
+        FormatError: If it is neither or has no sound checkpoint.
+    """
+    from omnisparse.training.checkpoint import read_state
+
+    if run.parent.name == "checkpoints":
+        return _record_of(run.parents[1].name, read_state(run), run)
+    return _record_of(run.name, runs.newest_checkpoint(run)[1], run)
+
+
+def _record_of(name: str, document: Mapping[str, Any], path: Path) -> RunRecord:
+    state = document["state"]
+    record, cost = state.get("record", {}), state.get("cost", {})
+    try:
+        weights = document["files"][runs.WEIGHTS]
+        return RunRecord(
+            training=Training(
+                run=name,
+                identity=f"{document['step']}-{int(weights['crc32']):08x}",
+                utterance_passes=float(cost.get("utterance_passes", 0.0)),
+                optimizer_steps=document["step"],
+                device_seconds=float(cost.get("device_seconds", 0.0)),
+                search_evaluations=int(record.get("search_evaluations", 0)),
+            ),
+            sources=tuple(Training(**source) for source in record.get("sources", ())),
+            row=record.get("row"),
+            size=record.get("size"),
+            seed=record.get("seed"),
+            commit=record.get("commit"),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: its checkpoint's record cannot be read ({error})") from error
+
+
+def read_account(model: Path) -> TrainingAccount:
+    """The bill of MODEL: of a run, or of the run that an artifact was extracted from.
+
+    Raises:
+        OmnisparseError: If MODEL is neither, or damaged.
+    """
+    from omnisparse.artifact import is_artifact
+
+    return _source_block(model)[1] if is_artifact(model) else read_record(model).account
+
+
+def _source_block(artifact: Path) -> tuple[dict[str, Any], TrainingAccount]:
+    """Where an artifact says that it comes from, and the bill in it."""
+    from omnisparse.artifact import read_config
+
+    source = read_config(artifact)[0].get("source")
+    if not isinstance(source, dict):
+        return {}, TrainingAccount()  # written by something that keeps no account
+    try:
+        return source, TrainingAccount.from_dict(source)
+    except ValueError as error:
+        raise FormatError(f"{artifact}: config.json: source: {error}") from error
+
+
+def make_record(
+    config: RunConfig, *, row: str | None, size: str | None, commit: str | None
+) -> dict[str, Any]:
+    """The record that a training of ``config`` stores in every checkpoint.
+
+    Raises:
+        OmnisparseError: If a run that the configuration names cannot be read.
+    """
+    sources: dict[str, Training] = {}
+    for path in _source_paths(config):
+        for training in _trainings_of(path):
+            sources.setdefault(training.identity, training)
+    return {
+        "row": row,
+        "size": size,
+        "seed": config.seed,
+        "commit": commit,
+        "search_evaluations": 0,
+        "sources": [asdict(training) for training in sources.values()],
+    }
+
+
+def _source_paths(config: RunConfig) -> Iterable[Path]:
+    from omnisparse.config import config_to_dict
+    from omnisparse.training.tracking import flatten
+
+    for key, value in flatten(config_to_dict(config)).items():
+        if key.rpartition(".")[2] in SOURCE_KEYS and isinstance(value, str) and value:
+            yield Path(value)
+
+
+def _trainings_of(path: Path) -> list[Training]:
+    """The training behind a run or artifact, and those that it needed."""
+    from omnisparse.artifact import is_artifact
+
+    runs.require_directory(path)
+    if not is_artifact(path):
+        record = read_record(path.resolve())
+        return [record.training, *record.sources]
+    source, account = _source_block(path)
+    identity = str(source.get("identity") or path.name)
+    own = Training(
+        run=str(source.get("run") or path.name),
+        identity=identity,
+        utterance_passes=account.utterance_passes,
+        optimizer_steps=account.optimizer_steps,
+        device_seconds=account.device_seconds,
+        search_evaluations=account.search_evaluations,
+    )
+    if not account.teacher_utterance_passes:
+        return [own]
+    # An artifact knows only the sum of what its run needed.
+    needed = Training(
+        run=f"what {own.run} needed",
+        identity=f"{identity}/sources",
+        utterance_passes=account.teacher_utterance_passes,
+        device_seconds=account.teacher_device_seconds,
+    )
+    return [own, needed]
+
+
+def total_cost(trainings: Iterable[Training]) -> Mapping[str, float]:
+    """Cumulative cost of trainings, each counted once however often it is named.
+
+    Returns:
+        ``trainings``, ``utterance_passes``, ``optimizer_steps``, ``device_seconds``,
+        ``search_evaluations``.
+    """
+    distinct = {training.identity: training for training in trainings}.values()
+    return {
+        "trainings": len(distinct),
+        "utterance_passes": sum(training.utterance_passes for training in distinct),
+        "optimizer_steps": sum(training.optimizer_steps for training in distinct),
+        "device_seconds": sum(training.device_seconds for training in distinct),
+        "search_evaluations": sum(training.search_evaluations for training in distinct),
+    }

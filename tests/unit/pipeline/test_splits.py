@@ -1,0 +1,68 @@
+"""The splits of a corpus configuration: at the rate of the features, and at which speeds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from omnisparse.config import CorpusConfig
+from omnisparse.data.audio import read_samples
+from omnisparse.data.feature_store import FeatureStore
+from omnisparse.pipeline import train as pipeline
+from omnisparse.pipeline.train import load_splits, synthetic_folder
+from omnisparse.synthetic.corpus import SyntheticConfig
+
+
+def corpus_of(manifest: Path) -> CorpusConfig:
+    base, name = str(manifest.parent), manifest.name
+    return CorpusConfig(synthetic=None, base=base, train=(name,), dev=(name,))
+
+
+def test_audio_is_brought_to_the_rate_of_the_features(manifest: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    corpus = corpus_of(manifest)
+    splits = load_splits(corpus, lines.append, speed_factors=(1.0, 0.9), sampling_rate=8000)
+    assert {cut.sampling_rate for cut in (*splits.train, *splits.dev)} == {8000}
+    assert lines == [f"{manifest}: from 16000 Hz to 8000 Hz"] * 2
+    slow = next(cut for cut in splits.train if cut.id.endswith("_sp0.9"))
+    assert len(read_samples(slow)) == slow.num_samples
+    store = FeatureStore.build(splits.train, tmp_path, sampling_rate=8000, num_jobs=1)
+    assert len(store) == 80
+    lines.clear()
+    assert {cut.sampling_rate for cut in load_splits(corpus, lines.append).train} == {16000}
+    load_splits(corpus, lines.append, speed_factors=(0.9,), sampling_rate=16000)
+    assert lines == []
+
+
+def test_speeds_that_nothing_is_spoken_at_are_told(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "prepare_synthetic", lambda config, folder: None)
+    corpus = CorpusConfig(root=str(tmp_path))
+    folder = synthetic_folder(corpus)
+    shutil.copytree(manifest.parent / "audio", folder / "audio")
+    for split in ("train", "dev"):
+        shutil.copy(manifest, folder / f"{split}.jsonl")
+    lines: list[str] = []
+    assert len(load_splits(corpus, lines.append, speed_factors=(0.9, 1.0)).train) == 40
+    assert [line for line in lines if line.startswith("speed_factors change nothing")]
+    lines.clear()
+    load_splits(corpus, lines.append)
+    assert lines == [f"corpus {folder}"]
+
+
+def test_a_text_is_one_corpus_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "sentences.txt"
+    text.write_text("a lamp\nin the hall\n")
+
+    def folder(path: str) -> Path:
+        return synthetic_folder(CorpusConfig(synthetic=SyntheticConfig(text=path)))
+
+    first = folder(str(text))
+    assert folder("sentences.txt") == folder("./sentences.txt") == first
+    text.write_text("a lamp\nin the kitchen\n")
+    assert folder(str(text)) != first
+    assert folder("gone.txt").name.startswith("books-2h-0-")

@@ -1,0 +1,167 @@
+"""Configurations: unknown keys name their path, values are checked, YAML round-trips."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnisparse.config import ConfigError, RunConfig, config_to_yaml, load_config
+from omnisparse.methods import (
+    DenseConfig,
+    DistillationConfig,
+    GradualPruningConfig,
+    SandwichConfig,
+    build_method,
+)
+from omnisparse.models import SpeechModel, TransducerConfig, build_model
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted([*(ROOT / "recipes/configs").glob("*.yaml"), *ROOT.glob("omnisparse/configs/*")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
+def test_every_shipped_configuration_is_legal(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(config_to_yaml(config))
+    assert load_config(resolved) == config
+
+
+def test_off_is_a_word_and_not_a_boolean(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("tracking: {wandb: off}\n")
+    assert load_config(path).tracking.wandb == "off"
+    assert load_config(None, ["tracking.wandb=off"]).tracking.wandb == "off"
+    assert not load_config(None, ["method.full_batch=false"]).method.full_batch  # type: ignore[union-attr]
+
+
+def net_of(config: RunConfig) -> SpeechModel:
+    """The net of a configuration, without weights."""
+    with torch.device("meta"):
+        return build_model(
+            config.model,
+            input_dim=80 * config.data.features.stack,
+            vocab_size=config.data.vocab_size,
+        )
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.name for path in SHIPPED])
+def test_the_sizes_that_a_shipped_configuration_trains_can_be_reached(path: Path) -> None:
+    config = load_config(path)
+    method = config.method
+    if isinstance(method, GradualPruningConfig):
+        method = dataclasses.replace(
+            method, distillation=None
+        )  # a teacher has no say in what can be pruned
+    if not isinstance(method, DistillationConfig):
+        build_method(method, seed=0).prepare(net_of(config), max_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("transducer_emformer_76m", 76_730_496),
+        ("transducer_conformer_30m", 30_997_632),
+        ("transducer_lstm_85m", 85_287_552),
+        ("transducer_emformer_small", 3_213_280),
+        ("transducer_conformer_small", 3_416_104),
+    ],
+)
+def test_a_configuration_says_how_large_its_net_is(name: str, parameters: int) -> None:
+    path = ROOT / f"recipes/configs/{name}.yaml"
+    config = load_config(path)
+    assert sum(weight.numel() for weight in net_of(config).parameters()) == parameters
+    said = f"{parameters / 1e6:.1f} M" if name.endswith("small") else f"{parameters:,}"
+    assert f"of {said} parameters" in path.read_text()
+
+
+def test_no_file_and_no_overrides_is_the_default() -> None:
+    assert load_config() == RunConfig()
+
+
+def test_overrides_reach_every_depth() -> None:
+    config = load_config(
+        None, ["training.learning_rate=3e-4", "data.features.stack=4", "seed=7", "method=dense"]
+    )
+    assert config.training.learning_rate == 3e-4
+    assert (config.data.features.stack, config.seed) == (4, 7)
+    assert config.method == DenseConfig()
+    assert isinstance(load_config(None, ["model=transducer"]).model, TransducerConfig)
+
+
+def test_sizes_are_plain_counts_too() -> None:
+    overrides = ["method.min_size=300000", "method.distribution=levels", "method.levels=[400000]"]
+    method = load_config(None, overrides).method
+    assert isinstance(method, SandwichConfig)
+    assert (method.min_size, method.levels) == (300_000, (400_000,))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.nrs=2", "unknown key method.nrs; legal keys of method: "),
+        ("trainig.max_steps=2", "unknown key trainig; legal keys of the configuration: name, "),
+        ("data.features.bins=2", r"unknown key data\.features\.bins; .*num_bins, stack"),
+        ("method=sandwitch", "method: .*sandwich"),
+        ("training.learning_rate=fast", r"training\.learning_rate: .*given: 'fast'"),
+        ("training.learning_rate=-1", "learning_rate is -1"),
+        ("model.encoder_dim=0", "encoder_dim"),
+        ("model.encoder=gru", r"unknown key model\.encoder; "),
+        ("model={kind: transducer, encoder: gru}", r"model\..*encoder: .*'emformer'.*given: 'gru'"),
+        ("model={kind: transducer, segments: 4}", r"unknown key model\.segments; .*segment, left"),
+        ("seed", "'seed': an override is written key=value"),
+        ("seed.x=1", "unknown key|seed"),
+        ("seed=-1", "seed is -1; from 0 to 9223372036854775807"),
+        ("seed=9223372036854775808", "from 0 to 9223372036854775807"),
+        ("seed=12345678901234567890123", "from 0 to 9223372036854775807"),
+        ("name=../x", "a plain folder name"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(None, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00", "name: {x: 1}"])
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_every_config_field_is_documented() -> None:
+    """The string under each field is what a reader of the YAML has."""
+    import ast
+    import inspect
+    import sys
+
+    def owners(owner: type) -> set[type]:
+        found = {owner}
+        for item in dataclasses.fields(owner):
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if dataclasses.is_dataclass(default):
+                found |= owners(type(default))
+        return found
+
+    for owner in owners(RunConfig) | {DenseConfig, TransducerConfig}:
+        tree = ast.parse(inspect.getsource(sys.modules[owner.__module__]))
+        body = next(
+            n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == owner.__name__
+        )
+        for node, following in zip(body.body, [*body.body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign):
+                documented = isinstance(following, ast.Expr) and isinstance(
+                    following.value, ast.Constant
+                )
+                assert documented, f"{owner.__name__}.{ast.unparse(node.target)} has no text"

@@ -1,0 +1,104 @@
+"""People's output: progress where there is no terminal, numbers as people say them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import rich.console
+
+from omnisparse import console as cli_output
+from omnisparse.cli.group import describe
+from omnisparse.console import Console, format_bytes, format_seconds, print_error
+
+
+def test_plain_progress_is_occasional(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(cli_output.time, "monotonic", lambda: now)
+    with Console().progress("training") as progress:
+        for step in range(1, 101):
+            now += 1.0
+            progress(step, 100, {"rate": 0.5, "loss/dense": 1.23456, "name": "x"})
+        progress(100, 100)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "training: 30/100  loss/dense 1.235  rate 0.5",
+        "training: 60/100  loss/dense 1.235  rate 0.5",
+        "training: 90/100  loss/dense 1.235  rate 0.5",
+        "training: 100/100  loss/dense 1.235  rate 0.5",
+    ]
+
+
+def test_short_work_needs_no_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().progress("recognising") as progress:
+        progress(1, 2)
+        progress(2, 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_growing_text_needs_a_terminal() -> None:
+    for console in (Console(), Console(quiet=True)):
+        with console.growing_text() as callback:
+            assert callback is None
+
+
+def test_a_growing_text_shows_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = rich.console.Console(file=screen, force_terminal=True, width=20)
+    monkeypatch.setattr(Console, "_rich", terminal)
+    with Console().growing_text() as callback:
+        assert callback is not None
+        callback("turn the")
+        callback("turn the light in the kitchen off")
+    shown = [part for part in screen.getvalue().split("\n") if "kitchen" in part]
+    assert "…in the kitchen off" in shown[0]  # 19 of 20 columns: the last is the cursor's
+    assert "light" not in shown[0]
+
+
+def test_quiet_console_only_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(quiet=True)
+    console.note("note")
+    console.table(["a"], [["b"]])
+    with console.progress("work") as progress:
+        progress(1, 1)
+    console.warn("careful [x]")
+    assert capsys.readouterr() == ("", "careful [x]\n")
+
+
+def test_table_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().table(["size", "WER"], [["25%", "5.7"], ["[6%]", "9.1"]], title="results")
+    err = capsys.readouterr().err
+    for cell in ("results", "size", "WER", "25%", "[6%]", "9.1"):
+        assert cell in err
+
+
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error("first\n  second\n\n")
+    assert capsys.readouterr().err == "omnisparse: error: first; second\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [(900, "900 B"), (13_500, "13.50 kB"), (1_300_000, "1.30 MB"), (2e9, "2.00 GB")],
+)
+def test_bytes(given: float, text: str) -> None:
+    assert format_bytes(given) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "text"), [(0.421, "0.42 s"), (59.4, "59 s"), (303.2, "5 min 03 s")]
+)
+def test_seconds(given: float, text: str) -> None:
+    assert format_seconds(given) == text
+
+
+def test_a_torchaudio_of_another_torch_is_told_with_the_pair_to_install() -> None:
+    line = describe(OSError("Could not load this library: site-packages/lib/libtorchaudio.so"))
+    told, _, cause = line.partition(" (")
+    assert told == (
+        "torchaudio does not fit this torch: pip install torch==2.11.0 torchaudio==2.11.0"
+    )
+    assert "libtorchaudio.so" in cause
