@@ -20,6 +20,11 @@ SIZE_HELP = (
     "25% = of the dense net's parameters."
 )
 
+PREFIX_SIZE_HELP = (
+    "16M = non-zero parameters of the whole model; 25% = of the dense net's parameters; "
+    "16MB/16MiB = the first bytes of the file."
+)
+
 
 @click.command()
 @click.option("--size", help=SIZE_HELP)
@@ -33,6 +38,10 @@ SIZE_HELP = (
     help="Take the spec of --size from this file of `search` (front.json in its folder).",
 )  # fmt: skip
 @click.option("--from", "place", help="Nested file, or its http(s) address, in place of a run.")
+@click.option(
+    "--prefix", type=PATH, metavar="FILE",
+    help="With --from and --size: write the first bytes that hold the size, a smaller nested file.",
+)  # fmt: skip
 @click.option("--nested", is_flag=True, help="Write every size into one file, smallest first.")
 @click.option("--out", type=PATH, help="Artifact directory (or nested file) to write.")
 @click.option(
@@ -65,19 +74,23 @@ def extract(report: Report, **options: Any) -> Mapping[str, Any]:
     _check_extract_usage(**options)
     result = _extract(report, **options)
     show_model(report, result)
-    show_bands(report, result.get("prefixes", []))
+    show_bands(report, result.get("prefixes") or result.get("bands") or [])
     report.note(f"written to {result['path']} in {format_seconds(result['seconds'])}")
     return result
 
 
 def _check_extract_usage(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
-    front: Path | None, place: str | None, nested: bool, out: Path | None, block: str | None,
-    norm: str, scope: str, floor: float, format_: str, **_: Any,
+    front: Path | None, place: str | None, prefix: Path | None, nested: bool, out: Path | None,
+    precision: str | None, block: str | None, norm: str, scope: str, floor: float, format_: str,
 ) -> None:  # fmt: skip
     """Refuses options of `extract` that contradict each other."""
     chosen = sum(choice is not None for choice in (size, sparsity, spec))
     plain = (block or "1x1", norm, scope) == ("1x1", "l1", "layer")
+    if prefix is not None:
+        alone = (sparsity, spec, run, front, out, precision) == (None,) * 6 and not nested
+        if not alone or size is None or place is None or not plain or floor or format_ != "bitmask":
+            raise click.UsageError("--prefix goes with --from and --size only")
     if nested:
         if chosen or place is not None or front is not None or not plain or format_ != "bitmask":
             raise click.UsageError(
@@ -93,14 +106,15 @@ def _check_extract_usage(
                 "--from goes with --size or --sparsity, "
                 "not --run/--spec/--front/--block/--norm/--scope/--floor"
             )
-        if out is None:
-            raise click.UsageError("--from needs --out")
+        if out is None and prefix is None:
+            raise click.UsageError("--from needs --out, or --prefix")
 
 
 def _extract(
     report: Report, *, size: str | None, sparsity: float | None, spec: Path | None,
-    run: Path | None, front: Path | None, place: str | None, nested: bool, out: Path | None,
-    precision: str | None, block: str | None, norm: Norm, scope: Scope, floor: float, format_: str,
+    run: Path | None, front: Path | None, place: str | None, prefix: Path | None, nested: bool,
+    out: Path | None, precision: str | None, block: str | None, norm: Norm, scope: Scope,
+    floor: float, format_: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Calls the one function that the options of `extract` ask for."""
     from omnisparse.pipeline import extract as runs_extract
@@ -110,6 +124,8 @@ def _extract(
         return runs_nested.write_nested_run(
             run, out=out, precision=precision or "fp32", floor=floor
         )
+    if place is not None and size is not None and prefix is not None:
+        return runs_nested.extract_prefix(place, size=size, out=prefix)
     if place is not None and out is not None:
         return runs_nested.extract_nested(
             place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_,
@@ -125,10 +141,7 @@ def _extract(
 @click.command()
 @click.argument("file", type=PATH)
 @click.option("--from", "place", required=True, help="The whole nested file, or its address.")
-@click.option(
-    "--size", required=True,
-    help="16M = non-zero parameters of the whole model; 25% = of the dense net's parameters.",
-)  # fmt: skip
+@click.option("--size", required=True, help=PREFIX_SIZE_HELP)
 @reports
 def grow(report: Report, file: Path, place: str, size: str) -> Mapping[str, Any]:
     """Fetch what the nested FILE lacks for a larger size, and append it."""
@@ -149,13 +162,15 @@ def show_bands(report: Report, bands: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         [
             f"{band['nonzero']:,}",
-            "" if band["nonzero_with_mask"] is None else f"{band['nonzero_with_mask']:,.0f}",
+            f"{band['bytes']:,}",
             format_bytes(band["bytes"]),
+            "" if band["nonzero_with_mask"] is None else f"{band['nonzero_with_mask']:,.0f}",
             "" if band.get("present", True) else "not here",
         ]
         for band in bands
     ]
-    report.table(["models up to (non-zero)", "with places", "first bytes of the file", ""], rows)
+    columns = ["models up to (non-zero)", "first bytes of the file", "", "with places", ""]
+    report.table(columns, rows)
 
 
 def show_model(report: Report, result: Mapping[str, Any]) -> None:

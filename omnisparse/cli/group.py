@@ -18,6 +18,21 @@ from omnisparse.console import RESULT_FILE, Console, print_error
 from omnisparse.errors import OmnisparseError
 
 PATH = click.Path(path_type=Path)
+
+
+class PlaceType(click.Path):
+    """A path, or an ``http(s)://`` address as it was written."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """The address, or the path."""
+        from omnisparse.nested import is_url
+
+        return str(value) if is_url(value) else Path(str(super().convert(value, param, ctx)))
+
+
+PLACE = PlaceType()
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141

@@ -13,14 +13,8 @@ from typing import Any
 import click
 
 from omnisparse.cli.evaluate import compare, evaluate
-from omnisparse.cli.extract import extract, grow, show_bands, show_model
-from omnisparse.cli.group import (
-    PATH,
-    Report,
-    Verbs,
-    describe,
-    reports,
-)
+from omnisparse.cli.extract import extract, grow
+from omnisparse.cli.group import PATH, Report, Verbs, reports
 from omnisparse.cli.recipe import (
     CONTEXT_SETTINGS,
     LIMIT_HELP,
@@ -31,8 +25,8 @@ from omnisparse.cli.recipe import (
 )
 from omnisparse.cli.search import search
 from omnisparse.cli.sweep import sweep
-from omnisparse.console import format_seconds, print_error
-from omnisparse.errors import OmnisparseError, UsageError
+from omnisparse.cli.use import inspect, transcribe
+from omnisparse.errors import UsageError
 from omnisparse.version import __version__
 
 __all__ = ["main", "run_recipe", "verbs"]
@@ -194,87 +188,10 @@ verbs.add_command(extract)
 verbs.add_command(grow)
 verbs.add_command(search)
 verbs.add_command(evaluate)
+verbs.add_command(inspect)
+verbs.add_command(transcribe)
 verbs.add_command(compare)
 verbs.add_command(sweep)
-
-
-@verbs.command()
-@click.argument("model", type=PATH)
-@reports
-def inspect(report: Report, model: Path) -> Mapping[str, Any]:
-    """Count what MODEL (or a nested file) holds, from its bytes.
-
-    What the files say of themselves and is not so is told, and the exit code is 1.
-    """
-    from omnisparse.runs import directory as runs
-
-    result = runs.inspect(model)
-    report.note(f"{model}: {result['kind']}", style="bold")
-    show_model(report, result)
-    show_bands(report, result.get("bands", []))
-    report.table(
-        ["layer", "shape", "non-zero", "sparsity", "bytes"],
-        [
-            [
-                layer["name"],
-                " x ".join(map(str, layer["shape"])),
-                f"{layer['nonzero']:,}",
-                f"{layer['sparsity']:.4f}",
-                f"{layer['bytes']:,}",
-            ]
-            for layer in result["layers"]
-        ],
-    )
-    if result.get("problems"):
-        print_error(f"{model}: {'; '.join(result['problems'])}")
-        report.has_failed = True
-    return result
-
-
-@verbs.command()
-@click.argument("model", type=PATH)
-@click.argument("files", type=PATH, nargs=-1, required=True)
-@click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
-@reports
-def transcribe(
-    report: Report, model: Path, files: tuple[Path, ...], beam: int, streaming: bool
-) -> Mapping[str, Any]:
-    """Recognise recordings: text on stdout, the real-time factor on stderr.
-
-    With --streaming a terminal shows the words while they are found. A file that cannot be read is
-    named, the others are recognised, and the exit code is 1.
-    """
-    from omnisparse.deploy.recognizer import Recognizer
-
-    recognizer = Recognizer.from_path(model)
-    results: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            with report.growing_text() as on_partial:
-                transcript = recognizer.transcribe(
-                    file, beam=beam, streaming=streaming, on_partial=on_partial
-                )
-        except (OmnisparseError, OSError) as error:
-            print_error(describe(error))
-            report.has_failed = True
-            continue
-        report.result(transcript.text if len(files) == 1 else f"{file}: {transcript.text}")
-        report.note(
-            f"{file}: {transcript.audio_seconds:.1f} s in {format_seconds(transcript.seconds)}, "
-            f"real-time factor {transcript.rtf:.3f}",
-            style="dim",
-        )
-        results.append(
-            {
-                "file": file,
-                "text": transcript.text,
-                "audio_seconds": transcript.audio_seconds,
-                "seconds": transcript.seconds,
-                "rtf": transcript.rtf,
-            }
-        )
-    return {"results": results}
 
 
 def main() -> None:

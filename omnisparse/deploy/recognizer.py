@@ -134,17 +134,22 @@ class Recognizer:
         self.extractor = extractor
 
     @classmethod
-    def from_path(cls, path: str | Path) -> Recognizer:
-        """Loads an artifact directory, or a run directory (its dense net).
+    def from_path(cls, path: str | Path, *, size: str | None = None) -> Recognizer:
+        """Loads an artifact directory, a run directory (its dense net), or a nested file.
+
+        Args:
+            path: The directory, or the nested file or its ``http(s)://`` address.
+            size: Which model of a nested file, as ``25%`` or ``16M``; the largest where None.
 
         Raises:
-            FormatError: If the directory is not a whole and valid model.
+            OmnisparseError: If the directory is not a whole and valid model, or has no sizes.
+            ValueError: If the nested file has no model of ``size``.
             OSError: If its files cannot be read.
         """
         # Through the public API: this room stands below the one that knows what a run is.
         import omnisparse
 
-        loaded = omnisparse.load_model(Path(path))
+        loaded = omnisparse.load_model(path, size=size)
         return cls(loaded.model, loaded.tokenizer, loaded.extractor)
 
     def stream(self, *, beam: int = 1, sampling_rate: int | None = None) -> RecognizerStream:

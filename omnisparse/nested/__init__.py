@@ -3,8 +3,17 @@
 Nothing here loads torch until a caller asks for tensors.
 """
 
-from omnisparse.nested.inspection import band_sizes, band_summary, inspect_nested, is_nested
-from omnisparse.nested.reader import NestedFile, grow, grow_from, missing_range, read_nested
+from omnisparse.nested.growing import grow, grow_from, missing_range, write_prefix
+from omnisparse.nested.inspection import (
+    band_sizes,
+    band_summary,
+    inspect_header,
+    inspect_nested,
+    is_nested,
+    is_nested_place,
+)
+from omnisparse.nested.reader import NestedFile, read_nested
+from omnisparse.nested.sources import is_url
 from omnisparse.nested.writer import NestedInfo, write_nested
 
 __all__ = [
@@ -14,9 +23,13 @@ __all__ = [
     "band_summary",
     "grow",
     "grow_from",
+    "inspect_header",
     "inspect_nested",
     "is_nested",
+    "is_nested_place",
+    "is_url",
     "missing_range",
     "read_nested",
     "write_nested",
+    "write_prefix",
 ]

@@ -8,7 +8,7 @@
   ``tokens.txt``;
 * band sections, of falling importance: per prunable tensor a table row (weights in the band:
   uint64, low bits of the gap code: uint8, bytes of its unary stream: uint64), then per tensor the
-  places of these weights among those not in an earlier band (:mod:`omnisparse.artifact.gaps`) and
+  places of these weights among those not in an earlier band (:mod:`omnisparse.nested.gaps`) and
   their values, in index order.
 
 Numbers are little-endian. The ranking is that of the weights *as rounded to the precision of the

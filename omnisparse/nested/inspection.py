@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from omnisparse.errors import FormatError
 from omnisparse.nested.format import MAGIC, TABLE
 from omnisparse.nested.gaps import low_stream_bytes
 from omnisparse.nested.reader import NestedFile
+from omnisparse.nested.sources import is_url
 from omnisparse.sparsity import arrays
 
 
@@ -26,6 +28,11 @@ def is_nested(path: Path) -> bool:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
+
+
+def is_nested_place(place: str | Path) -> bool:
+    """Whether a place is to be read as a nested file: an address, or a file that begins so."""
+    return is_url(place) or (Path(place).is_file() and is_nested(Path(place)))
 
 
 def inspect_nested(path: Path) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def inspect_nested(path: Path) -> dict[str, Any]:
     """
     nested = NestedFile(path)
     size = nested.source.size_bytes
-    present = sum(stop <= size for stop in nested.stops[2:])
+    present = len(nested.present)
     if present == 0:
         raise FormatError(f"{path}: {size} bytes hold no model; grow it to {nested.stops[2]}")
     state, sound, problems = _largest(nested, present)
@@ -67,6 +74,49 @@ def inspect_nested(path: Path) -> dict[str, Any]:
         "mismatches": [],
         "problems": problems,
     }
+
+
+def inspect_header(place: str | Path) -> dict[str, Any]:
+    """What the header of a nested file says: no weight is read, or sent by a server.
+
+    Args:
+        place: Its ``http(s)://`` address, or path.
+
+    Returns:
+        ``kind``, ``model_kind``, ``precision``, ``parameters``, ``nonzero`` (of the largest model),
+        ``sparsity`` (0), ``bytes`` of the whole file, ``bands`` as of :func:`inspect_nested`,
+        ``has_ranges`` (whether a server sends single ranges of bytes), and ``layers`` with
+        ``name, shape, nonzero, sparsity, prunable``.
+
+    Raises:
+        FormatError: If the header is not sound.
+        OmnisparseError: If a server fails.
+    """
+    with contextlib.closing(NestedFile(place)) as nested:
+        size, budget = nested.source.size_bytes, nested.budget
+        buffers = frozenset(nested.header.buffers)
+        return {
+            "kind": "nested",
+            "model_kind": nested.header.config["model"].get("kind"),
+            "precision": nested.header.precision,
+            "parameters": budget.dense_parameters,
+            "nonzero": nested.bands[-1].nonzero,
+            "sparsity": 0.0,
+            "bytes": size,
+            "bands": [{**band, "present": band["bytes"] <= size} for band in band_sizes(nested, 0)],
+            "has_ranges": getattr(nested.source, "has_ranges", True),
+            "layers": [
+                {
+                    "name": field.key,
+                    "shape": list(field.shape),
+                    "nonzero": field.num_items,
+                    "sparsity": 0.0,
+                    "prunable": field.key in budget.prunable,
+                }
+                for field in nested.header.tensors
+                if field.key not in buffers
+            ],
+        }
 
 
 def _largest(nested: NestedFile, present: int) -> tuple[Mapping[str, Array], int, list[str]]:
@@ -138,7 +188,9 @@ def band_sizes(nested: NestedFile, num_bands: int) -> list[dict[str, Any]]:
 
     ``nonzero_with_mask`` is None beyond the first ``num_bands``, whose tables are read.
     """
-    place_bits = np.cumsum(_tables(nested, num_bands)[1].sum(axis=1)).tolist()
+    place_bits: list[int] = []
+    if num_bands:
+        place_bits = np.cumsum(_tables(nested, num_bands)[1].sum(axis=1)).tolist()
     bits = VALUE_BITS[nested.header.precision]
     return [
         {

@@ -1,10 +1,10 @@
-"""Reading and growing nested files; :mod:`omnisparse.artifact.nested_format` says what they are."""
+"""Reading nested files; :mod:`omnisparse.nested.format` says what they are."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,7 @@ import numpy as np
 from omnisparse.artifact.precision import FLOAT_DTYPES, FloatArray, restore_values
 from omnisparse.artifact.reading import Artifact
 from omnisparse.artifact.tensorfile import ITEM_BYTES, NUMPY_DTYPES, Array, Field
-from omnisparse.atomic import replaced_file
-from omnisparse.errors import FormatError, OmnisparseError
+from omnisparse.errors import FormatError
 from omnisparse.nested.format import (
     MAX_EXPANSION,
     PREAMBLE_BYTES,
@@ -26,7 +25,7 @@ from omnisparse.nested.format import (
     parse_preamble,
 )
 from omnisparse.nested.gaps import CodedPositions, decode_positions, low_stream_bytes
-from omnisparse.nested.sources import FileSource, Source, open_source
+from omnisparse.nested.sources import Source, open_source
 from omnisparse.sparsity.masks import mask_from_count
 from omnisparse.sparsity.sizes import Size
 
@@ -70,17 +69,40 @@ class NestedFile:
         ]
 
     @property
+    def present(self) -> list[Band]:
+        """The bands whose bytes are all there, smallest first."""
+        there = self.source.size_bytes
+        return [band for band in self.bands if band.prefix_bytes <= there]
+
+    @property
     def complete_bytes(self) -> int:
         """Bytes of the whole sections that are there."""
         return max(stop for stop in self.stops if stop <= self.source.size_bytes)
 
     def prefix_bytes(self, size: Size | str | int) -> int:
-        """Bytes to read from the front for a net of ``size`` (``16M``, ``25%``, a number).
+        """Bytes to read from the front for a net of ``size``.
+
+        Args:
+            size: ``16M``, ``25%`` or a number of non-zeros: the shortest prefix that holds such a
+                net. ``2MB``, bytes: the longest prefix that ends with a band and is no longer.
 
         Raises:
             ValueError: If the size is illegal for this net; names the legal range.
         """
-        return self.stops[self._sections_for(self.budget.solve(size))]
+        request = self.budget.parse(size) if not isinstance(size, Size) else size
+        if request.kind != "bytes":
+            return self.stops[self._sections_for(self.budget.solve(request))]
+        fitting = [band.prefix_bytes for band in self.bands if band.prefix_bytes <= request.value]
+        if not fitting:
+            raise ValueError(
+                f"size {request.text!r} holds no model of this file; legal: from "
+                f"{self.bands[0].prefix_bytes}B"
+            )
+        return fitting[-1]
+
+    def close(self) -> None:
+        """Closes where the bytes come from; nothing is read afterwards."""
+        self.source.close()
 
     def _sections_for(self, total_kept: int) -> int:
         for index, section in enumerate(self.header.sections):
@@ -110,9 +132,25 @@ class NestedFile:
             return np.float32
         return NUMPY_DTYPES[field.dtype]
 
-    def read(self, size: Size | str | int) -> Artifact:
-        """The net with ``size`` non-zeros in all; see :meth:`read_kept`."""
-        return self.read_kept(self.budget.solve(size))
+    def read(self, size: Size | str | int | None = None) -> Artifact:
+        """The net of ``size``; see :meth:`read_kept`.
+
+        Args:
+            size: ``16M`` or ``25%``: exactly so many non-zeros; ``2MB``: the largest model in so
+                many first bytes; None: the largest that is there.
+
+        Raises:
+            ValueError: If the size is illegal for this net.
+            FormatError: If the bytes are not there or not sound.
+        """
+        if size is None:
+            band = self.present[-1] if self.present else self.bands[0]  # which then is not there
+            return self.read_kept(band.nonzero - self.budget.unprunable)
+        request = self.budget.parse(size) if not isinstance(size, Size) else size
+        if request.kind == "bytes":
+            index = self.stops.index(self.prefix_bytes(request))
+            return self.read_kept(self.header.sections[index - 1].kept)
+        return self.read_kept(self.budget.solve(request))
 
     def read_kept(self, total_kept: int) -> Artifact:
         """The net that keeps ``total_kept`` prunable weights, the same share of every matrix.
@@ -127,7 +165,7 @@ class NestedFile:
         needed = self._sections_for(total_kept)
         start, stop = self.stops[0], self.stops[needed]
         name = self.source.name
-        self._require(needed)
+        self.require(needed)
         dense_bytes = 4 * sum(math.prod(tensor.shape) for tensor in self.header.tensors)
         if dense_bytes > MAX_EXPANSION * stop:
             raise FormatError(f"{name}: describes a net too large for its bytes")
@@ -141,9 +179,10 @@ class NestedFile:
 
     def require_base(self) -> None:
         """Raises FormatError unless all that the header says of the base section is there."""
-        self._require(1)
+        self.require(1)
 
-    def _require(self, sections: int) -> None:
+    def require(self, sections: int) -> None:
+        """Raises FormatError unless the first sections are there, ``sections`` in number."""
         stop, there = self.stops[sections], self.source.size_bytes
         if stop > there:
             message = f"{self.source.name}: holds {there} bytes, this size needs {stop}; grow it"
@@ -290,88 +329,7 @@ def _read_matrix(field: Field, pieces: Iterable[_Piece]) -> tuple[Array, Array]:
     return dense.reshape(field.shape), np.flatnonzero(~empty)
 
 
-def read_nested(place: str | Path | Source, size: Size | str | int) -> Artifact:
-    """The net with ``size`` non-zeros from a nested file or address: :meth:`NestedFile.read`."""
-    return NestedFile(place).read(size)
-
-
-def prefix_bytes(place: str | Path | Source, size: Size | str | int) -> int:
-    """Bytes of the shortest prefix that holds ``size``: :meth:`NestedFile.prefix_bytes`."""
-    return NestedFile(place).prefix_bytes(size)
-
-
-def missing_range(path: Path, size: Size | str | int) -> tuple[int, int]:
-    """The byte range [start, stop) that a prefix still needs for ``size``; empty if none."""
-    nested = NestedFile(path)
-    start = nested.complete_bytes
-    return start, max(start, nested.prefix_bytes(size))
-
-
-def grow(path: Path, more: bytes | Path) -> int:
-    """Append to a prefix the bytes that follow its last whole section, after checking them.
-
-    Killed half-way, it leaves a prefix with an unfinished section, which readers pass over and the
-    next call replaces.
-
-    Args:
-        path: A nested file, or a prefix of at least its first section.
-        more: The bytes at :func:`missing_range`, or a file of them: whole sections.
-
-    Returns:
-        Bytes of the file now.
-
-    Raises:
-        FormatError: If these are not the next sections of this file; nothing has changed then.
-        OmnisparseError: If the disk refuses.
-    """
-    nested = NestedFile(path)
-    start = nested.complete_bytes
-    data = memoryview(more) if isinstance(more, bytes) else FileSource(more).read_all()
-    stop = start + len(data)
-    if stop not in nested.stops:
-        raise FormatError(
-            f"{path}: expected bytes from {start} to one of "
-            f"{[at for at in nested.stops if at > start]}, got {len(data)} bytes"
-        )
-    first = nested.stops.index(start)
-    new = nested.header.sections[first : nested.stops.index(stop)]
-    try:
-        list(check_sections(data, new))
-    except FormatError as error:
-        raise FormatError(f"{path}: not the bytes that follow: {error}") from None
-    del nested  # its memory map must not outlive the truncation below
-    try:
-        with path.open("r+b") as file:
-            file.truncate(start)
-            file.seek(start)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OmnisparseError(f"{path}: cannot be written ({error.strerror})") from error
-    return stop
-
-
-def grow_from(path: Path, place: str | Path | Source, size: Size | str | int) -> int:
-    """Fetch from the whole file at ``place`` what ``path`` lacks for ``size``, and append it.
-
-    ``path`` need not exist: then the prefix is fetched whole.
-
-    Returns:
-        Bytes of the file now.
-
-    Raises:
-        FormatError: If the two files are not of one net, or bytes are damaged.
-    """
-    whole = NestedFile(place)
-    if path.exists():
-        if NestedFile(path).header_digest != whole.header_digest:
-            raise FormatError(f"{path}: not a prefix of {whole.source.name}")
-    else:
-        head = bytes(whole.source.read(0, whole.stops[0]))
-        base = bytes(whole.source.read(whole.stops[0], whole.stops[1]))
-        list(check_sections(memoryview(base), whole.header.sections[:1]))
-        with replaced_file(path) as temporary:
-            temporary.write_bytes(head + base)
-    start, stop = missing_range(path, size)
-    return grow(path, bytes(whole.source.read(start, stop))) if stop > start else start
+def read_nested(place: str | Path | Source, size: Size | str | int | None = None) -> Artifact:
+    """The net of ``size`` from a nested file or address: :meth:`NestedFile.read`."""
+    with contextlib.closing(NestedFile(place)) as nested:
+        return nested.read(size)

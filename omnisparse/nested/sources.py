@@ -1,15 +1,16 @@
-"""Where the bytes of a nested file come from: a file, or a server of range requests."""
+"""Where the bytes of a nested file come from: a file, or any HTTP server."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from omnisparse.errors import FormatError, OmnisparseError
 
+_PIECE_BYTES = 1 << 16
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
@@ -25,6 +26,10 @@ class Source(Protocol):
 
     def read(self, start: int, stop: int) -> memoryview:
         """Exactly the bytes [start, stop)."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what is open; nothing is read afterwards."""
         ...
 
 
@@ -60,9 +65,16 @@ class FileSource:
         """All bytes."""
         return self.read(0, self.size_bytes)
 
+    def close(self) -> None:
+        """Nothing is open: the map goes with what was read of it."""
+
 
 class HttpSource:
-    """A file behind ``http(s)://``, of which only what is asked for is transferred.
+    """A file behind ``http(s)://``, of which only what is needed is transferred.
+
+    A server of range requests sends just the bytes that are asked for. Any other server sends the
+    file from its beginning: reading stops after the last byte that is needed, what came before it
+    is kept in memory, and a later byte is read on from the same answer.
 
     Args:
         url: Its address.
@@ -70,11 +82,13 @@ class HttpSource:
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0) -> None:
-        if not url.startswith(("http://", "https://")):
+        if not is_url(url):
             raise ValueError(f"url {url!r} must start with http:// or https://")
         self.name = url
         self._timeout = timeout
         self._size: int | None = None
+        self._whole: Any = None
+        self._received = bytearray()
 
     @property
     def size_bytes(self) -> int:
@@ -84,43 +98,97 @@ class HttpSource:
         assert self._size is not None
         return self._size
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether the server answers range requests; asks it if it was not asked before."""
+        assert self.size_bytes >= 0
+        return self._whole is None
+
     def read(self, start: int, stop: int) -> memoryview:
-        """Exactly the bytes [start, stop), by one range request.
+        """Exactly the bytes [start, stop): by a range request where the server answers those.
 
         Raises:
             FormatError: If the file ends before.
-            OmnisparseError: If the server fails, or cannot answer range requests.
+            OmnisparseError: If the server fails, or says neither ranges nor how long the file is.
         """
-        # Not at the top: what these load takes longer than opening a local file.
+        # Not at the top: what this loads takes longer than opening a local file.
         import http.client
         import urllib.error
-        import urllib.request
 
         if stop <= start:
             return memoryview(b"")
-        request = urllib.request.Request(
-            self.name, headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-                if response.status != 206 or match is None:
-                    raise OmnisparseError(f"{self.name}: the server does not answer range requests")
-                first, last, total = (int(number) for number in match.groups())
-                data = response.read(stop - start + 1)
+            if self._whole is None:
+                data = self._read_range(start, stop)
+                if data is not None:
+                    return memoryview(data)
+            return memoryview(self._read_on(start, stop))
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 416:
                 raise FormatError(f"{self.name}: ends before byte {stop}") from None
             raise OmnisparseError(f"{self.name}: the server says {error.code}") from None
         except (OSError, http.client.HTTPException) as error:
             raise OmnisparseError(f"{self.name}: cannot be read ({error})") from None
+
+    def _read_range(self, start: int, stop: int) -> bytes | None:
+        """The bytes [start, stop); None where the server sends the whole file instead."""
+        import urllib.request
+
+        request = urllib.request.Request(
+            self.name, headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        )
+        response = urllib.request.urlopen(request, timeout=self._timeout)
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status == 200:
+            self._begin(response)
+            return None
+        with response:
+            if response.status != 206 or match is None:
+                raise OmnisparseError(f"{self.name}: the server says {response.status}")
+            first, last, total = (int(number) for number in match.groups())
+            data: bytes = response.read(stop - start + 1)
         self._size = total
         if (first, last) != (start, stop - 1) or len(data) != stop - start:
             raise FormatError(f"{self.name}: ends at byte {total}, {stop} are needed")
-        return memoryview(data)
+        return data
+
+    def _begin(self, response: Any) -> None:
+        """Takes the answer that holds the whole file, of which nothing is read yet."""
+        length = response.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > 18:
+            response.close()
+            raise OmnisparseError(
+                f"{self.name}: the server neither answers range requests nor says how long the "
+                "file is; download it first"
+            )
+        self._whole, self._size = response, int(length)
+
+    def _read_on(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of the answer that holds the whole file."""
+        total = self.size_bytes
+        if stop > total:
+            raise FormatError(f"{self.name}: ends at byte {total}, {stop} are needed")
+        while len(self._received) < stop:
+            piece = self._whole.read(min(_PIECE_BYTES, stop - len(self._received)))
+            if not piece:
+                raise OmnisparseError(
+                    f"{self.name}: the server stopped at byte {len(self._received)} of {total}"
+                )
+            self._received += piece
+        return bytes(self._received[start:stop])
+
+    def close(self) -> None:
+        """Ends what the server is still sending."""
+        if self._whole is not None:
+            self._whole.close()
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is an ``http(s)://`` address."""
+    return str(place).startswith(("http://", "https://"))
 
 
 def open_source(place: str | Path) -> Source:
     """A file path, or an ``http(s)://`` address."""
-    text = str(place)
-    return HttpSource(text) if text.startswith(("http://", "https://")) else FileSource(Path(place))
+    return HttpSource(str(place)) if is_url(place) else FileSource(Path(place))

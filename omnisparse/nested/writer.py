@@ -1,4 +1,4 @@
-"""Writing nested files; :mod:`omnisparse.artifact.nested_format` says what they are."""
+"""Writing nested files; :mod:`omnisparse.nested.format` says what they are."""
 
 from __future__ import annotations
 

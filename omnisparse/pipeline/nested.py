@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from omnisparse.artifact import Contents, write_artifact
+from omnisparse.artifact import Artifact, Contents, write_artifact
 from omnisparse.errors import OmnisparseError
-from omnisparse.nested import NestedFile, band_sizes, band_summary, grow_from, write_nested
+from omnisparse.nested import (
+    NestedFile,
+    band_sizes,
+    band_summary,
+    grow_from,
+    write_nested,
+    write_prefix,
+)
 from omnisparse.pipeline.extract import solve_bytes, warn_of_missing
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
@@ -99,12 +107,12 @@ def extract_nested(
             ``25%`` of the dense net's parameters.
         sparsity: Share of the prunable weights that becomes zero. Exactly one of the two is given.
         out: Artifact directory.
-        precision: As of :func:`omnisparse.runs_extract.extract`; None for that of the file.
+        precision: As of :func:`omnisparse.pipeline.extract.extract`; None for that of the file.
         format: As there.
         warn: As there.
 
     Returns:
-        As :func:`omnisparse.runs_extract.extract`.
+        As :func:`omnisparse.pipeline.extract.extract`.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -113,7 +121,22 @@ def extract_nested(
     if (size is None) == (sparsity is None):
         raise ValueError("exactly one of size and sparsity must be given")
     started = time.perf_counter()
-    nested = NestedFile(place)
+    with contextlib.closing(NestedFile(place)) as nested:
+        contents, counts, artifact = _read(nested, size, sparsity, precision, format)
+    budget = nested.budget
+    spec = SubnetSpec.from_counts(counts, budget.prunable)
+    known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
+    # What the file holds, so that a kept weight of exactly zero is in no count.
+    held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
+    warn_of_missing(held, counts, budget, warn)
+    info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
+    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+
+
+def _read(
+    nested: NestedFile, size: str | None, sparsity: float | None, precision: str | None, format: str
+) -> tuple[Contents, dict[str, int], Artifact]:
+    """What an artifact will say, the weights that each matrix keeps, and the net."""
     nested.require_base()  # its lengths are believed below
     budget = nested.budget
     request = budget.parse(size) if size is not None else parse_sparsity(sparsity or 0.0)
@@ -137,14 +160,42 @@ def extract_nested(
         counts = solve_bytes(budget, request, state, contents, allocator)
     else:
         counts = allocator.counts(budget.solve(request))
-    artifact = nested.read_kept(sum(counts.values()))
-    spec = SubnetSpec.from_counts(counts, budget.prunable)
-    known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
-    # What the file holds, so that a kept weight of exactly zero is in no count.
-    held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
-    warn_of_missing(held, counts, budget, warn)
-    info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
-    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+    return contents, counts, nested.read_kept(sum(counts.values()))
+
+
+def extract_prefix(place: str, *, size: str, out: Path) -> dict[str, Any]:
+    """Writes the first bytes of a nested file that hold a size: a smaller nested file.
+
+    Args:
+        place: Path or ``http(s)://`` address of the file; nothing behind the prefix is read.
+        size: ``16M`` or ``25%``: the shortest prefix that holds such a model; ``2MB``: the longest
+            that is no longer and ends with a band.
+        out: The file to write; an existing nested file is replaced.
+
+    Returns:
+        ``path``, ``parameters``, ``nonzero`` and ``sparsity`` of the largest model in it, ``bytes``
+        of it, ``bands`` as of ``inspect_header``, ``seconds``.
+
+    Raises:
+        ValueError: If ``size`` is not legal for this net.
+        FormatError: If the file is damaged, or too short for this size.
+        OmnisparseError: If the file cannot be written.
+    """
+    started = time.perf_counter()
+    with contextlib.closing(NestedFile(place)) as nested:
+        num_bytes = write_prefix(out, nested, size)
+    budget = nested.budget
+    bands = [{**band, "present": band["bytes"] <= num_bytes} for band in band_sizes(nested, 0)]
+    nonzero = max(band["nonzero"] for band in bands if band["present"])
+    return {
+        "path": str(out),
+        "parameters": budget.dense_parameters,
+        "nonzero": nonzero,
+        "sparsity": 1 - (nonzero - budget.unprunable) / budget.prunable_parameters,
+        "bytes": num_bytes,
+        "bands": bands,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:
@@ -153,7 +204,7 @@ def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:
     Args:
         path: The prefix; made if it does not exist.
         place: Path or ``http(s)://`` address of the whole file.
-        size: ``16M`` or ``25%``, as ``--size``.
+        size: As of :func:`extract_prefix`.
 
     Returns:
         ``path``, ``bytes`` now, ``added`` bytes, and ``nonzero``: the largest model now in it.
@@ -164,8 +215,9 @@ def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:
         OmnisparseError: If the file cannot be written.
     """
     before = path.stat().st_size if path.exists() else 0
-    NestedFile(place).budget.solve(size)  # an illegal size must not leave a new file behind
-    now = grow_from(path, place, size)
+    with contextlib.closing(NestedFile(place)) as whole:
+        whole.prefix_bytes(size)  # an illegal size must not leave a new file behind
+        now = grow_from(path, whole, size)
     nested = NestedFile(path)
     there = [band.nonzero for band in nested.bands if band.prefix_bytes <= now]
     return {

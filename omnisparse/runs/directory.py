@@ -20,7 +20,7 @@ from omnisparse.errors import FormatError, OmnisparseError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omnisparse.artifact import MappedState
+    from omnisparse.artifact import Artifact, MappedState
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
     from omnisparse.models import SpeechModel
@@ -57,8 +57,8 @@ class LoadedModel:
     model: SpeechModel
     tokenizer: Tokenizer
     extractor: FeatureExtractor
-    kind: Literal["run", "artifact"]
-    path: Path
+    kind: Literal["run", "artifact", "nested"]
+    path: Path | str
 
 
 def write_description(run: Path, description: RunDescription) -> None:
@@ -158,28 +158,37 @@ def newest_weights(run: Path) -> tuple[MappedState, Path]:
     return MappedState(path / WEIGHTS, order=read_description(run).parameters), path
 
 
-def load_model(path: Path | str) -> LoadedModel:
-    """Load MODEL: an artifact directory, a run directory (its dense net), or a checkpoint of one.
+def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
+    """Load MODEL.
+
+    Args:
+        path: An artifact directory, a run directory (its dense net), a checkpoint of one, or a
+            nested file or its ``http(s)://`` address.
+        size: Which model of a nested file: ``16M``, ``25%``, or ``2MB`` for the largest in its
+            first 2 MB; None for the largest that is there.
 
     Raises:
-        OmnisparseError: If it is none of these, or damaged.
+        OmnisparseError: If it is none of these, or damaged, or ``size`` is given and it is not
+            nested.
+        ValueError: If the file has no model of ``size``; names the legal range.
     """
     from omnisparse.artifact import as_tensor, is_artifact, read_artifact
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
+    from omnisparse.nested import is_nested_place, read_nested
     from omnisparse.training.checkpoint import is_checkpoint, load_checkpoint
 
+    if is_nested_place(path):
+        return _from_artifact(read_nested(path, size), "nested", path)
     path = Path(path)
     require_directory(path)
-    if is_artifact(path):
-        artifact = read_artifact(path)
-        return _fitting(
-            _build(artifact.model, artifact.state, path),
-            Tokenizer.from_bytes(artifact.tokenizer),
-            _extractor(FeatureExtractor, artifact.features, path),
-            "artifact",
-            path,
+    if size is not None:
+        raise OmnisparseError(
+            f"{path}: size {size} goes with a nested file; of a run, "
+            f"`omnisparse extract --size {size}` makes that model"
         )
+    if is_artifact(path):
+        return _from_artifact(read_artifact(path), "artifact", path)
     if is_checkpoint(path):
         run = path.resolve().parents[1]
         state = load_checkpoint(path).tensors["model"]
@@ -197,12 +206,28 @@ def load_model(path: Path | str) -> LoadedModel:
     )
 
 
+def _from_artifact(
+    artifact: Artifact, kind: Literal["artifact", "nested"], path: Path | str
+) -> LoadedModel:
+    """Build what the files hold, or the model that was read from a nested file."""
+    from omnisparse.data.features import FeatureExtractor
+    from omnisparse.data.tokenizer import Tokenizer
+
+    return _fitting(
+        _build(artifact.model, artifact.state, path),
+        Tokenizer.from_bytes(artifact.tokenizer),
+        _extractor(FeatureExtractor, artifact.features, path),
+        kind,
+        path,
+    )
+
+
 def _fitting(
     model: SpeechModel,
     tokenizer: Tokenizer,
     extractor: FeatureExtractor,
-    kind: Literal["run", "artifact"],
-    path: Path,
+    kind: Literal["run", "artifact", "nested"],
+    path: Path | str,
 ) -> LoadedModel:
     """Put the parts together, if the net reads what the extractor makes and its tokens exist."""
     if extractor.input_dim != model.input_dim:
@@ -217,7 +242,7 @@ def _fitting(
     return LoadedModel(model, tokenizer, extractor, kind, path)
 
 
-def _extractor(owner: type[FeatureExtractor], document: Any, path: Path) -> FeatureExtractor:
+def _extractor(owner: type[FeatureExtractor], document: Any, path: Path | str) -> FeatureExtractor:
     try:
         return owner.from_dict(document)
     except (TypeError, ValueError, KeyError) as error:
@@ -235,7 +260,7 @@ def require_directory(path: Path) -> None:
         raise OmnisparseError(f"{path}: {what}; a MODEL is an artifact or run directory")
 
 
-def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> SpeechModel:
+def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path | str) -> SpeechModel:
     """Build the net of ``model`` around ``state``, without initialising weights first."""
     import torch
 
@@ -258,20 +283,27 @@ def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) ->
     return net.eval()
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path | str) -> dict[str, Any]:
     """Count what MODEL or a nested file holds, from its bytes.
+
+    Args:
+        path: MODEL, a nested file, or the ``http(s)://`` address of one: of that, only the header
+            is read.
 
     Returns:
         ``kind, parameters, nonzero, sparsity, bytes, layers``, the counts of
         ``SizeReport.summary``, and what the kind of file tells beside: see
-        :func:`omnisparse.artifact.inspect_artifact` and ``inspect_nested``.
+        :func:`omnisparse.artifact.inspect_artifact`, ``inspect_nested`` and ``inspect_header``.
 
     Raises:
         OmnisparseError: If it is none of them, or damaged.
     """
     from omnisparse.artifact import inspect_artifact, is_artifact
-    from omnisparse.nested import inspect_nested, is_nested
+    from omnisparse.nested import inspect_header, inspect_nested, is_nested, is_url
 
+    if is_url(path):
+        return inspect_header(path)
+    path = Path(path)
     if path.is_file() and is_nested(path):
         return inspect_nested(path)
     require_directory(path)

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -459,5 +461,57 @@ def test_bad_nested_requests(
         ("--nested", "--size", "50%"),
         ("--from", whole, "--size", "50%"),
         ("--from", whole, "--size", "50%", "--block", "8x1", "--out", out),
+    ):
+        assert run("extract", *usage).exit_code == 2
+
+
+@contextmanager
+def plain_server(folder: Path) -> Iterator[str]:
+    """``python -m http.server`` as a user starts it; it sends no ranges of bytes."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{server.stdout.readline().split(' port ')[1].split()[0]}"
+        finally:
+            server.terminate()
+
+
+def test_a_plain_web_server_is_enough(
+    world: World, nested: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    whole, written = nested
+    prefix = tmp_path / "small.omni"
+    with plain_server(whole.parent) as address:
+        url = f"{address}/{whole.name}"
+        seen = run_json("inspect", url)
+        assert seen["bytes"] == written["bytes"]
+        assert [band["bytes"] for band in seen["bands"]] == [
+            band["bytes"] for band in written["prefixes"]
+        ]
+        assert "sends no ranges" in run("inspect", url).stderr
+        made = run_json("extract", "--from", url, "--size", "40%", "--prefix", prefix)
+        data = whole.read_bytes()
+        assert prefix.read_bytes() == data[: made["bytes"]]
+        assert made["bytes"] in [band["bytes"] for band in seen["bands"]]
+        assert made["nonzero"] >= 0.4 * written["parameters"]
+        grown = run_json("grow", prefix, "--from", url, "--size", f"{len(data)}B")
+        assert grown["bytes"] == len(data)
+        heard = run_json("transcribe", url, world.wav, "--size", "50%")
+    assert prefix.read_bytes() == data
+    expected = run_json("transcribe", world.artifact, world.wav)
+    local = run_json("transcribe", whole, world.wav, "--size", "50%")
+    texts = {result["results"][0]["text"] for result in (heard, expected, local)}
+    assert len(texts) == 1
+    dense = run_json("transcribe", whole, world.wav)["results"][0]["text"]
+    assert dense == run_json("transcribe", world.run, world.wav)["results"][0]["text"]
+    assert "goes with a nested file" in fails("transcribe", world.run, world.wav, "--size", "50%")
+    assert "legal" in fails("transcribe", whole, world.wav, "--size", "1%")
+    for usage in (
+        ("--prefix", prefix),
+        ("--prefix", prefix, "--from", whole),
+        ("--prefix", prefix, "--from", whole, "--size", "50%", "--precision", "int8"),
     ):
         assert run("extract", *usage).exit_code == 2

@@ -161,7 +161,7 @@ def test_a_prefix_serves_its_sizes_and_grows(tmp_path, net_with):
 
 
 @contextmanager
-def serving(folder: Path, ranges: bool = True) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+def serving(folder: Path) -> Iterator[tuple[str, list[tuple[int, int]]]]:
     """A real server on this machine; the list collects the byte ranges it sent."""
     sent: list[tuple[int, int]] = []
 
@@ -173,11 +173,10 @@ def serving(folder: Path, ranges: bool = True) -> Iterator[tuple[str, list[tuple
                 self.send_error(416)
                 return
             stop = min(int(last) + 1, len(data))
-            body = data[int(first) : stop] if ranges else data
-            self.send_response(206 if ranges else 200)
-            if ranges:
-                sent.append((int(first), stop))
-                self.send_header("Content-Range", f"bytes {first}-{stop - 1}/{len(data)}")
+            body = data[int(first) : stop]
+            self.send_response(206)
+            sent.append((int(first), stop))
+            self.send_header("Content-Range", f"bytes {first}-{stop - 1}/{len(data)}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -221,11 +220,6 @@ def test_a_server_sends_no_byte_that_is_not_needed(tmp_path, net_with):
 def test_servers_that_fail_are_named(tmp_path, net):
     (tmp_path / "short").write_bytes(b"OMNI")
     with serving(tmp_path) as (url, _), pytest.raises(FormatError, match="ends"):
-        NestedFile(f"{url}/short")
-    with (
-        serving(tmp_path, ranges=False) as (url, _),
-        pytest.raises(OmnisparseError, match="range requests"),
-    ):
         NestedFile(f"{url}/short")
     with pytest.raises(OmnisparseError, match="cannot be read"):
         NestedFile(f"{url}/short")

@@ -1,4 +1,4 @@
-"""A small net with every kind of tensor an artifact may meet."""
+"""A small net with every kind of tensor an artifact or nested file may meet."""
 
 from __future__ import annotations
 

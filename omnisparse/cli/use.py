@@ -1,0 +1,109 @@
+"""The verbs that use a model as it is: ``inspect`` counts it, ``transcribe`` recognises with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnisparse.cli.extract import show_bands, show_model
+from omnisparse.cli.group import PATH, PLACE, Report, describe, reports
+from omnisparse.console import format_seconds, print_error
+from omnisparse.errors import OmnisparseError
+
+
+@click.command()
+@click.argument("model", type=PLACE)
+@reports
+def inspect(report: Report, model: Path | str) -> Mapping[str, Any]:
+    """Count what MODEL (or a nested file) holds, from its bytes.
+
+    What the files say of themselves and is not so is told, and the exit code is 1. Of the address
+    (http or https) of a nested file only the header is read: the sizes in it, and how many of its
+    first bytes each takes.
+    """
+    from omnisparse.runs import directory as runs
+
+    result = runs.inspect(model)
+    report.note(f"{model}: {result['kind']}", style="bold")
+    show_model(report, result)
+    show_bands(report, result.get("bands", []))
+    if result["kind"] == "nested":
+        report.note("a model of up to that size is in so many first bytes: `extract --prefix`")
+    if not result.get("has_ranges", True):
+        report.note("the server sends no ranges of bytes: a prefix is a download that is cut off")
+    report.table(
+        ["layer", "shape", "non-zero", "sparsity", "bytes"],
+        [
+            [
+                layer["name"],
+                " x ".join(map(str, layer["shape"])),
+                f"{layer['nonzero']:,}",
+                f"{layer['sparsity']:.4f}",
+                f"{layer['bytes']:,}" if "bytes" in layer else "-",
+            ]
+            for layer in result["layers"]
+        ],
+    )
+    if result.get("problems"):
+        print_error(f"{model}: {'; '.join(result['problems'])}")
+        report.has_failed = True
+    return result
+
+
+@click.command()
+@click.argument("model", type=PLACE)
+@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.option(
+    "--size", help="Where MODEL is a nested file: which model of it; the largest there if unset."
+)
+@click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
+@reports
+def transcribe(
+    report: Report,
+    model: Path | str,
+    files: tuple[Path, ...],
+    size: str | None,
+    beam: int,
+    streaming: bool,
+) -> Mapping[str, Any]:
+    """Recognise recordings: text on stdout, the real-time factor on stderr.
+
+    MODEL may be a nested file, too, or its address (http or https).
+
+    With --streaming a terminal shows the words while they are found. A file that cannot be read is
+    named, the others are recognised, and the exit code is 1.
+    """
+    from omnisparse.deploy.recognizer import Recognizer
+
+    recognizer = Recognizer.from_path(model, size=size)
+    results: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            with report.growing_text() as on_partial:
+                transcript = recognizer.transcribe(
+                    file, beam=beam, streaming=streaming, on_partial=on_partial
+                )
+        except (OmnisparseError, OSError) as error:
+            print_error(describe(error))
+            report.has_failed = True
+            continue
+        report.result(transcript.text if len(files) == 1 else f"{file}: {transcript.text}")
+        report.note(
+            f"{file}: {transcript.audio_seconds:.1f} s in {format_seconds(transcript.seconds)}, "
+            f"real-time factor {transcript.rtf:.3f}",
+            style="dim",
+        )
+        results.append(
+            {
+                "file": file,
+                "text": transcript.text,
+                "audio_seconds": transcript.audio_seconds,
+                "seconds": transcript.seconds,
+                "rtf": transcript.rtf,
+            }
+        )
+    return {"results": results}
