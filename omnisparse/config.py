@@ -25,9 +25,16 @@ from omnisparse.sparsity.layer_limit import parse_layer_limit
 from omnisparse.synthetic.corpus import SyntheticConfig
 from omnisparse.training.tracking import TrackingConfig
 from omnisparse.training.trainer import TrainingConfig
+from omnisparse.yaml_core import read_argument, read_yaml, write_yaml
 
 MAX_SEED = 2**63 - 1
 """Largest seed that torch's generators take as it is written."""
+
+
+_NO_NAMES = ("latest", "None", "none", "null")
+"""Names that no run may have: the link to the newest, and ways to write that there is no name."""
+_EMBEDDED = SyntheticConfig()
+"""The embedded corpus of those who name none; an equal one that is written down is asked for."""
 
 
 class ConfigError(OmnisparseError):
@@ -41,8 +48,9 @@ class ConfigError(OmnisparseError):
 class CorpusConfig:
     """What to train, tune and test on: an embedded corpus, manifests, or both together."""
 
-    synthetic: SyntheticConfig | None = field(default_factory=SyntheticConfig)
-    """Embedded corpus, spoken when absent; null for none."""
+    synthetic: SyntheticConfig | None = _EMBEDDED
+    """Embedded corpus, spoken when absent; null for none. Left out, it is used only where there are
+    no ``train`` manifests; to train on both, give both in one place."""
     base: str = "."
     """Folder that ``train``, ``dev`` and ``test`` are relative to."""
     train: tuple[str, ...] = ()
@@ -55,7 +63,9 @@ class CorpusConfig:
     """Where spoken corpora and computed features are kept."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to train on."""
+        """Leave the embedded corpus out where it was not asked for; check that there is one."""
+        if self.train and self.synthetic is _EMBEDDED:
+            object.__setattr__(self, "synthetic", None)
         if self.synthetic is None and not self.train:
             raise ValueError("corpus has neither 'synthetic' nor 'train' manifests")
 
@@ -92,25 +102,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check the name, which becomes a folder, and the seed."""
+        if self.name in _NO_NAMES:
+            raise ValueError(
+                f"name is {self.name!r}; a name of its own, not one of {', '.join(_NO_NAMES)}"
+            )
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; a plain folder name")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed is {self.seed}; from 0 to {MAX_SEED} (2^63 - 1)")
         if self.max_layer_parameters is not None:
             parse_layer_limit(self.max_layer_parameters)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans, true and false: ``off`` is a word, as in ``tracking.wandb=off``."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (as in the class that is changed)
-        first: [
-            (tag, pattern)
-            for tag, pattern in resolvers
-            if first in "tTfF" or tag != "tag:yaml.org,2002:bool"
-        ]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -127,7 +128,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
     document: Any = {}
     if path is not None:
         try:
-            document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            document = read_yaml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -136,8 +137,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
         document = {}
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a mapping is expected, not {type(document).__name__}")
-    for override in overrides:
-        _apply(document, override)
+    _apply_all(document, overrides)
     return config_from_dict(document, source=str(path) if path else "configuration")
 
 
@@ -148,8 +148,7 @@ def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         ConfigError: If a key is unknown or a value is not legal.
     """
     document = config_to_dict(config)
-    for override in overrides:
-        _apply(document, override)
+    _apply_all(document, overrides)
     return config_from_dict(document)
 
 
@@ -177,8 +176,7 @@ def config_to_dict(config: RunConfig) -> dict[str, Any]:
 
 def config_to_yaml(config: RunConfig) -> str:
     """Return ``config`` as YAML, every value resolved."""
-    text: str = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-    return text
+    return write_yaml(config_to_dict(config))
 
 
 def _with_kind(key: str, value: Any) -> Any:
@@ -203,15 +201,28 @@ def _plain(value: Any) -> Any:
 
 
 def parse_value(key: str, text: str) -> Any:
-    """The value of an override: YAML 1.2, as in a configuration file.
+    """The value of an override: YAML 1.2, as in a configuration file, and Python's ``None``.
 
     Raises:
         ConfigError: If it is none; the message names ``key``.
     """
     try:
-        return yaml.load(text, _Loader) if text else ""
+        return read_argument(text) if text else ""
     except yaml.YAMLError as error:
         raise ConfigError(f"'{key}={text}': the value is no YAML ({_one_line(error)})") from error
+
+
+def _apply_all(document: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set overrides; train manifests that they bring switch the embedded corpus off."""
+    before = document.get("corpus")
+    had_manifests = bool(before.get("train")) if isinstance(before, Mapping) else False
+    for override in overrides:
+        _apply(document, override)
+    corpus = document.get("corpus")
+    keys = [override.removeprefix("--").partition("=")[0] for override in overrides]
+    asked = any(key == "corpus.synthetic" or key.startswith("corpus.synthetic.") for key in keys)
+    if not had_manifests and not asked and isinstance(corpus, dict) and corpus.get("train"):
+        corpus.pop("synthetic", None)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -229,19 +240,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         node = child
     if not parents and last in {"model", "method"} and isinstance(value, str):
         value = {"kind": value}  # a new kind starts from its own defaults
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        pass
-    elif isinstance(value, str):
-        value = _number(value)
     node[last] = value
-
-
-def _number(text: str) -> Any:
-    """YAML 1.1 reads ``2e-3`` as a string; people mean a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _check_keys(owner: type, document: Any, path: str) -> None:

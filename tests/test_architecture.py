@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "omnisparse"
 
 LEVELS: list[set[str]] = [
-    {"atomic", "console", "durable", "errors", "version"},
+    {"atomic", "console", "durable", "errors", "version", "yaml_core"},
     {"data", "models", "sparsity", "evaluation.wer"},
     {"synthetic", "methods", "search", "evaluation", "artifact", "nested"},
     {"training", "deploy"},

@@ -145,7 +145,9 @@ def compare(
     models = runs_compare.plan_models(candidates, columns, report.warn)
     if by == "method":  # runs of one configuration may differ in the seeds of their teachers
         runs_compare.require_seeds(models)
-    found = runs_compare.measure(models, tests, beam=beam, progress=report.progress)
+    found = runs_compare.measure(
+        models, tests, beam=beam, progress=report.progress, tell=report.note
+    )
     costs = runs_compare.cost_of_rows(models, rows)
     return write_comparison(
         out, found, costs, rows=rows, reference=reference, wandb=wandb, console=report

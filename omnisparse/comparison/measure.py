@@ -26,7 +26,7 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.evaluation.wer import ErrorCounts, word_errors
 from omnisparse.pipeline.extract import extract
-from omnisparse.pipeline.train import list_test_manifests
+from omnisparse.pipeline.splits import Corpus, describe_corpora, list_test_manifests
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import total_cost
 from omnisparse.sparsity.arrays import count_nonzero
@@ -200,8 +200,16 @@ def measure(
     *,
     beam: int,
     progress: Progress,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[Measurement]:
     """Measure every model on every test set; what the runs keep from before is used.
+
+    Args:
+        models: The models.
+        manifests: The test sets by name.
+        beam: Hypotheses kept while decoding; 1 is greedy.
+        progress: Gives a progress callback.
+        tell: Told first what is tested on: corpora, utterances, hours, speakers.
 
     Raises:
         OmnisparseError: If a run or manifest cannot be used.
@@ -210,6 +218,9 @@ def measure(
     for name, path in manifests.items():
         cuts = load_manifest(path)
         tests[name] = (cuts, _digest(path, cuts))
+    corpora = [Corpus(name=str(manifests[name]), cuts=cuts) for name, (cuts, _) in tests.items()]
+    for line in describe_corpora("tests on", corpora):
+        tell(line)
     measurements = []
     for model in models:
         with tempfile.TemporaryDirectory(prefix="omnisparse-") as folder:

@@ -29,6 +29,7 @@ from omnisparse.search.journal import Journal, key_of
 from omnisparse.search.pareto import Candidate, search
 from omnisparse.search.scores import ItemScores
 from omnisparse.sparsity.space import SubnetSpec
+from omnisparse.yaml_core import read_yaml
 
 FOLDER = "search"
 FRONT = "front.json"
@@ -241,11 +242,11 @@ def _take_earlier(path: Path, journal: Journal, on_stage: Callable[[str], None])
 
 def _dev_cuts(run: Path) -> Any:
     """The dev split that the run was configured with."""
-    from omnisparse.pipeline.train import load_splits
+    from omnisparse.pipeline.splits import load_splits
 
     path = run / "config.yaml"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path.read_text(encoding="utf-8"))
         corpus: CorpusConfig = config_from_dict(document, source=str(path)).corpus
         dev = load_splits(corpus).dev
     except (OSError, yaml.YAMLError, AttributeError, OmnisparseError) as error:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,20 @@ import torch
 from accelerate import Accelerator
 from lhotse import CutSet
 
-from omnisparse.config import CorpusConfig, RunConfig, config_to_dict
+from omnisparse.config import RunConfig, config_to_dict
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
-from omnisparse.data.corpora import load_manifest, perturb_speed, resample
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
-from omnisparse.errors import DataError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
+from omnisparse.pipeline.splits import load_splits, tell_corpora
 from omnisparse.pipeline.starts import Student, check_size, load_method, require_models
 from omnisparse.runs import directory as runs
 from omnisparse.runs.claim import claimed_run, finished_metrics
 from omnisparse.sparsity.prunable import find_prunable
-from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
 from omnisparse.training.checkpoint import load_newest
 from omnisparse.training.launch import make_accelerator
 from omnisparse.training.tracking import Metrics, Tracker
@@ -45,14 +42,6 @@ class TrainResult:
     run: Path
     steps: int
     metrics: Metrics
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The cuts of a corpus configuration."""
-
-    train: CutSet
-    dev: CutSet
 
 
 def train(
@@ -109,6 +98,7 @@ def _train(
             speed_factors=config.data.augmentation.speed_factors,
             sampling_rate=config.data.features.sampling_rate,
         )
+        tell_corpora(splits, stage)
         tokenizer = _tokenizer(config, splits.train, run, accelerator)
         cuts = splits.train
         stage(f"features of {len(cuts):,} utterances")
@@ -169,95 +159,6 @@ def _train(
         if tracker is not None:
             tracker.close(metrics)
     return TrainResult(run, trainer.step, metrics)
-
-
-def load_splits(
-    config: CorpusConfig,
-    stage: Callable[[str], None] = lambda line: None,
-    *,
-    speed_factors: Sequence[float] = (1.0,),
-    sampling_rate: int | None = None,
-) -> Splits:
-    """Speak the embedded corpus if there is one and it is absent, and read all manifests.
-
-    Args:
-        config: The corpora.
-        stage: Told what is being made.
-        speed_factors: Speeds of which the training manifests give a copy each; the embedded
-            corpus varies its rates by itself and is left alone.
-        sampling_rate: Rate that all audio is brought to, in Hz; None for its own.
-
-    Raises:
-        DataError: If a manifest cannot be used or the training split is empty.
-    """
-    base = Path(config.base)
-
-    def load(path: Path) -> CutSet:
-        cuts = load_manifest(path)
-        others = {cut.sampling_rate for cut in cuts} - {sampling_rate}
-        if sampling_rate is None or not others:
-            return cuts
-        stage(f"{path}: from {', '.join(map(str, sorted(others)))} Hz to {sampling_rate} Hz")
-        return resample(cuts, sampling_rate)
-
-    train = [perturb_speed(load(base / path), speed_factors) for path in config.train]
-    dev = [load(base / path) for path in config.dev]
-    if not train and tuple(speed_factors) != (1.0,):
-        stage("speed_factors change nothing: the embedded corpus varies its rates by itself")
-    if config.synthetic is not None:
-        folder = synthetic_folder(config)
-        stage(f"corpus {folder}")
-        prepare_synthetic(config.synthetic, folder)
-        train.append(load(folder / "train.jsonl"))
-        dev.append(load(folder / "dev.jsonl"))
-    joined = _join(train)
-    if len(joined) == 0:
-        raise DataError("the training split is empty")
-    return Splits(joined, _join(dev))
-
-
-def list_test_manifests(config: CorpusConfig) -> list[Path]:
-    """Where the test splits of a corpus configuration lie, whether they exist or not."""
-    base = Path(config.base)
-    tests = [base / path for path in config.test]
-    if config.synthetic is not None:
-        tests.append(synthetic_folder(config) / "test.jsonl")
-    return tests
-
-
-def synthetic_folder(config: CorpusConfig) -> Path:
-    """Folder of the embedded corpus that ``config`` asks for; other settings, other folder.
-
-    A text is known by what is in it, so that it may be named by any path.
-    """
-    synthetic = config.synthetic or SyntheticConfig()
-    name = "books" if synthetic.text else synthetic.preset
-    folder = f"{name}-{synthetic.hours:g}h-{synthetic.seed}"
-    if synthetic.text or synthetic.snr_db:
-        settings = repr((synthetic.preset, _digest(synthetic.text), synthetic.snr_db))
-        folder += f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-    return Path(config.root) / folder
-
-
-def _digest(text: str | None) -> str | None:
-    """Hash of a file of sentences; its name where there is none to read, which others tell of."""
-    try:
-        return None if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()
-    except OSError:
-        return text
-
-
-def _join(parts: list[CutSet]) -> CutSet:
-    """Put corpora together; a name that occurs twice gets its corpus's number."""
-    joined: list[Any] = []
-    seen: set[str] = set()
-    for number, part in enumerate(parts):
-        for cut in part:
-            if cut.id in seen:
-                cut = cut.with_id(f"{number}-{cut.id}")
-            seen.add(cut.id)
-            joined.append(cut)
-    return CutSet.from_cuts(joined)
 
 
 def _tokenizer(config: RunConfig, cuts: CutSet, run: Path, accelerator: Accelerator) -> Tokenizer:

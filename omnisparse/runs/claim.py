@@ -21,6 +21,7 @@ from omnisparse.runs import directory as runs
 from omnisparse.runs.record import make_record
 from omnisparse.training.checkpoint import list_checkpoints, read_state
 from omnisparse.training.tracking import Metrics, flatten
+from omnisparse.yaml_core import read_yaml
 
 try:
     import fcntl
@@ -154,7 +155,7 @@ def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
             return None  # it failed before its first checkpoint: nothing of it is worth keeping
         return "files that no training left there"
     try:
-        existing = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        existing = read_yaml((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return "it has no readable config.yaml"
     if not isinstance(existing, dict):

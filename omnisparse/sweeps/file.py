@@ -21,6 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from omnisparse.errors import OmnisparseError
+from omnisparse.yaml_core import read_yaml
 
 LEGAL_KEYS = (
     "program", "method", "parameters", "command", "name", "description", "project", "entity",
@@ -122,7 +123,7 @@ def load_sweep(path: Path) -> Sweep:
         SweepError: If it cannot be read, or asks for something that cannot be done here; one line.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SweepError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -189,7 +190,7 @@ def _check_rule(where: str, rule: Any, method: str) -> None:
     if method == "grid" and kind not in ("constant", "categorical"):
         raise SweepError(f"{where}: a grid needs values or value, not a distribution")
     if not _is_plain(values if values is not None else rule.get("value")):
-        raise SweepError(f"{where}: a value that JSON cannot hold, such as a date; quote it")
+        raise SweepError(f"{where}: a value that JSON cannot hold, such as !!binary")
     needed = {"categorical": "values", "constant": "value"}.get(kind)
     if needed is not None and needed not in rule:
         raise SweepError(f"{where}: {kind} needs {needed}")

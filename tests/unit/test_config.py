@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from omnisparse.config import ConfigError, RunConfig, config_to_yaml, load_config
+from omnisparse.config import (
+    ConfigError,
+    CorpusConfig,
+    RunConfig,
+    config_to_yaml,
+    load_config,
+    override_config,
+    parse_value,
+)
 from omnisparse.methods import (
     DenseConfig,
     DistillationConfig,
@@ -17,6 +26,8 @@ from omnisparse.methods import (
     build_method,
 )
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
+from omnisparse.synthetic.corpus import SyntheticConfig
+from omnisparse.yaml_core import read_yaml, write_yaml
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted([*(ROOT / "recipes/configs").glob("*.yaml"), *ROOT.glob("omnisparse/configs/*")])
@@ -36,6 +47,51 @@ def test_off_is_a_word_and_not_a_boolean(tmp_path: Path) -> None:
     assert load_config(path).tracking.wandb == "off"
     assert load_config(None, ["tracking.wandb=off"]).tracking.wandb == "off"
     assert not load_config(None, ["method.full_batch=false"]).method.full_batch  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "mixes"),
+    [
+        ("train: [a.jsonl]", [], False),
+        ("train: [a.jsonl]\n  synthetic: null", [], False),
+        ("train: [a.jsonl]\n  synthetic: {}", [], True),
+        ("train: [a.jsonl]\n  synthetic: {hours: 2}", [], True),
+        ("train: [a.jsonl]", ["corpus.synthetic.hours=1"], True),
+        ("train: [a.jsonl]\n  synthetic: {hours: 2}", ["corpus.train=[b.jsonl]"], True),
+        ("synthetic: {hours: 2}", ["corpus.train=[b.jsonl]"], False),
+        ("synthetic: {hours: 2}", ["--corpus.train=['b.jsonl']"], False),
+        ("synthetic: {hours: 2}", ["corpus={train: [b.jsonl]}"], False),
+        ("synthetic: {hours: 2}", ["corpus.train=[b.jsonl]", "corpus.synthetic.hours=1"], True),
+        ("synthetic: {hours: 2}", ["corpus.train=[]"], True),
+        ("dev: [a.jsonl]", [], True),
+    ],
+)
+def test_own_manifests_switch_the_embedded_corpus_off(
+    tmp_path: Path, text: str, overrides: list[str], mixes: bool
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"corpus:\n  {text}\n")
+    config = load_config(path, overrides)
+    assert (config.corpus.synthetic is not None) is mixes
+    path.write_text(config_to_yaml(config))
+    assert load_config(path) == config  # what a run keeps says it in full
+
+
+def test_own_manifests_switch_the_embedded_corpus_off_in_python_too() -> None:
+    assert CorpusConfig(train=("a.jsonl",)).synthetic is None
+    assert CorpusConfig(train=("a.jsonl",), synthetic=SyntheticConfig()).synthetic is not None
+    own = dataclasses.replace(CorpusConfig(), train=("a.jsonl",))
+    assert own.synthetic is None
+    assert override_config(RunConfig(), ["corpus.train=[a.jsonl]"]).corpus.synthetic is None
+    assert load_config(None, ["corpus.train=[a.jsonl]"]).corpus.synthetic is None
+    assert load_config(None).corpus.synthetic == SyntheticConfig()
+
+
+@pytest.mark.parametrize("name", ["las_real", "transducer_real"])
+def test_recipes_that_mix_ask_for_it(name: str) -> None:
+    config = load_config(ROOT / "recipes/configs" / f"{name}.yaml", ["corpus.base=elsewhere"])
+    assert config.corpus.train
+    assert config.corpus.synthetic is not None
 
 
 def net_of(config: RunConfig) -> SpeechModel:
@@ -92,6 +148,31 @@ def test_overrides_reach_every_depth() -> None:
     assert isinstance(load_config(None, ["model=transducer"]).model, TransducerConfig)
 
 
+def test_values_are_read_as_an_agent_writes_them() -> None:
+    def value(text: str) -> object:
+        return parse_value("init", text)
+
+    for text in ("None", "null", "~", "Null"):
+        assert load_config(None, [f"init={text}"]).init is None
+    assert value("'None'") == "None"
+    assert value("{'kind': 'dense', 'size': None}") == {"kind": "dense", "size": None}
+    assert (value("1e-05"), value("1e5"), value("-inf")) == (1e-5, 1e5, float("-inf"))
+    assert load_config(None, ["method.full_batch=True"]).method.full_batch  # type: ignore[union-attr]
+
+
+def test_yaml_is_read_as_its_version_1_2(tmp_path: Path) -> None:
+    text = "[1e-5, 1E3, .5, 5., 010, 0o10, 0x1F, 1_000, 1:30, yes, off, 2026-01-01, None, ~, .inf]"
+    values = [1e-5, 1e3, 0.5, 5.0, 10, 8, 31, "1_000", "1:30", "yes", "off", "2026-01-01", "None",
+              None, float("inf")]  # fmt: skip
+    assert read_yaml(text) == values
+    assert read_yaml(write_yaml(values)) == values
+    words = ["1e5", "010", "0o10", "off", "None", "null", "2026-01-01", "1:30", "nan"]
+    assert read_yaml(write_yaml(words)) == yaml.safe_load(write_yaml(words)) == words
+    path = tmp_path / "config.yaml"
+    path.write_text("training: {learning_rate: 1e-4, weight_decay: 1e-5}\n")
+    assert load_config(path).training.learning_rate == 1e-4
+
+
 def test_sizes_are_plain_counts_too() -> None:
     overrides = ["method.min_size=300000", "method.distribution=levels", "method.levels=[400000]"]
     method = load_config(None, overrides).method
@@ -118,6 +199,11 @@ def test_sizes_are_plain_counts_too() -> None:
         ("seed=9223372036854775808", "from 0 to 9223372036854775807"),
         ("seed=12345678901234567890123", "from 0 to 9223372036854775807"),
         ("name=../x", "a plain folder name"),
+        ("name=null", r"name: .*given: None"),
+        ("name=None", r"name: .*given: None"),
+        ("name='None'", "name is 'None'"),
+        ("name=latest", "name is 'latest'"),
+        ("seed=None", r"seed: .*given: None"),
     ],
 )
 def test_a_wrong_override_is_one_clear_line(override: str, message: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 from omnisparse.config import CorpusConfig
 from omnisparse.data.audio import read_samples
 from omnisparse.data.feature_store import FeatureStore
-from omnisparse.pipeline import train as pipeline
-from omnisparse.pipeline.train import load_splits, synthetic_folder
+from omnisparse.pipeline import splits as pipeline
+from omnisparse.pipeline.splits import load_splits, synthetic_folder, tell_corpora
 from omnisparse.synthetic.corpus import SyntheticConfig
 
 
@@ -51,6 +51,23 @@ def test_speeds_that_nothing_is_spoken_at_are_told(
     lines.clear()
     load_splits(corpus, lines.append)
     assert lines == [f"corpus {folder}"]
+
+
+def test_a_run_says_what_it_trains_on(manifest: Path) -> None:
+    lines: list[str] = []
+    tell_corpora(load_splits(corpus_of(manifest)), lines.append)
+    size = "40 utterances, 0.01 h, 3 speakers"
+    assert lines == [f"trains on {size}: {manifest}", f"dev split: {size}: {manifest}"]
+    base, name = str(manifest.parent), manifest.name
+    twice = CorpusConfig(base=base, train=(name, name))
+    lines.clear()
+    tell_corpora(load_splits(twice, speed_factors=(0.9, 1.0)), lines.append)
+    assert lines == [
+        "trains on 80 utterances, 0.02 h, 3 speakers, of 2 corpora",
+        f"  {size}: {manifest}",
+        f"  {size}: {manifest}",
+        "  manifests at speeds 0.9, 1: 160 utterances in all",
+    ]
 
 
 def test_a_text_is_one_corpus_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from omnisparse.cli.baseline import parse_request
+from omnisparse.cli.recipe import join_flags
+from omnisparse.config import ConfigError, load_config
 from omnisparse.sweeps.file import SweepError, load_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -56,6 +58,28 @@ def test_random_points_are_drawn_within_their_ranges_and_again_the_same(tmp_path
     assert {point["step"] % 10 for point in points} == {0}
     with pytest.raises(SweepError, match="needs run_cap or --count"):
         sweep.points()
+
+
+def test_null_and_numbers_are_what_yaml_1_2_says(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "program: train.py\nmethod: random\nrun_cap: 1\nparameters:\n"
+        "  init: {values: [null]}\n  name: {value: null}\n  rate: {min: 1e-5, max: 1e-2}\n"
+        "  decay: {distribution: log_uniform_values, min: 1E-6, max: .5}\n"
+    )
+    sweep = load_sweep(path)
+    (point,) = sweep.points()
+    assert (point["init"], point["name"]) == (None, None)
+    assert 1e-5 <= point["rate"] <= 1e-2
+    line = sweep.command_line({"init": None, "rate": 1e-05}, {})
+    assert line[-2:] == ["--init=None", "--rate=1e-05"]  # as W&B's agent writes them
+    config = load_config(None, ["init=x", *join_flags(line[-2:-1])])
+    assert config.init is None
+    assert load_config(None, join_flags(["--init", "None"])).init is None
+    with pytest.raises(ConfigError, match=r"name: .*given: None"):
+        load_config(None, join_flags(["--name=None"]))
+    request = parse_request(["--method=distilled", "--teacher=None", "--init", "None"])
+    assert (request.teacher, request.init) == (None, None)
 
 
 COMMANDS = [
@@ -113,7 +137,7 @@ def test_command_lines_are_those_of_wandbs_agent(
             "a number for each",
         ),
         ({"parameters": {"a": {"values": [1], "probabilities": [0]}}}, "one above, is expected"),
-        ({"parameters": {"a": {"value": date(2026, 1, 1)}}}, "a value that JSON cannot hold"),
+        ({"parameters": {"a": {"value": b"bytes"}}}, "a value that JSON cannot hold"),
         *(
             ({"method": "random", "parameters": {"a": {"distribution": kind, **rule}}}, message)
             for kind, rule, message in (

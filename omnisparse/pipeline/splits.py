@@ -1,0 +1,170 @@
+"""The corpora of a configuration: which they are, their cuts, and what a run says of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet
+
+from omnisparse.config import CorpusConfig
+from omnisparse.data.corpora import load_manifest, perturb_speed, resample, split_statistics
+from omnisparse.errors import DataError
+from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """One corpus that a split is made of."""
+
+    name: str
+    """Its manifest; of the embedded corpus, its folder too."""
+    cuts: CutSet
+    """Its utterances as recorded: no copies at other speeds."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The cuts of a corpus configuration."""
+
+    train: CutSet
+    dev: CutSet
+    train_corpora: tuple[Corpus, ...] = ()
+    """What ``train`` is made of."""
+    dev_corpora: tuple[Corpus, ...] = ()
+    """What ``dev`` is made of."""
+    speed_factors: tuple[float, ...] = (1.0,)
+    """Speeds of which the training manifests give a copy each."""
+
+
+def load_splits(
+    config: CorpusConfig,
+    stage: Callable[[str], None] = lambda line: None,
+    *,
+    speed_factors: Sequence[float] = (1.0,),
+    sampling_rate: int | None = None,
+) -> Splits:
+    """Speak the embedded corpus if there is one and it is absent, and read all manifests.
+
+    Args:
+        config: The corpora.
+        stage: Told what is being made.
+        speed_factors: Speeds of which the training manifests give a copy each; the embedded
+            corpus varies its rates by itself and is left alone.
+        sampling_rate: Rate that all audio is brought to, in Hz; None for its own.
+
+    Raises:
+        DataError: If a manifest cannot be used or the training split is empty.
+    """
+    base = Path(config.base)
+
+    def load(path: Path, name: str = "") -> Corpus:
+        cuts = load_manifest(path)
+        others = {cut.sampling_rate for cut in cuts} - {sampling_rate}
+        if sampling_rate is not None and others:
+            stage(f"{path}: from {', '.join(map(str, sorted(others)))} Hz to {sampling_rate} Hz")
+            cuts = resample(cuts, sampling_rate)
+        return Corpus(name=name or str(path), cuts=cuts)
+
+    train = [load(base / path) for path in config.train]
+    dev = [load(base / path) for path in config.dev]
+    if not train and tuple(speed_factors) != (1.0,):
+        stage("speed_factors change nothing: the embedded corpus varies its rates by itself")
+    parts = [perturb_speed(corpus.cuts, speed_factors) for corpus in train]
+    if config.synthetic is not None:
+        folder = synthetic_folder(config)
+        stage(f"corpus {folder}")
+        prepare_synthetic(config.synthetic, folder)
+        embedded = "{} (embedded corpus, synthetic speech)"
+        train.append(load(folder / "train.jsonl", embedded.format(folder / "train.jsonl")))
+        dev.append(load(folder / "dev.jsonl", embedded.format(folder / "dev.jsonl")))
+        parts.append(train[-1].cuts)
+    joined = _join(parts)
+    if len(joined) == 0:
+        raise DataError("the training split is empty")
+    return Splits(
+        joined,
+        _join([corpus.cuts for corpus in dev]),
+        tuple(train),
+        tuple(dev),
+        tuple(speed_factors) if config.train else (1.0,),
+    )
+
+
+def tell_corpora(splits: Splits, stage: Callable[[str], None]) -> None:
+    """Say what is trained on, and what the dev split is: corpora, utterances, hours, speakers."""
+    for line in describe_corpora("trains on", splits.train_corpora):
+        stage(line)
+    if splits.speed_factors != (1.0,):
+        speeds = ", ".join(f"{factor:g}" for factor in splits.speed_factors)
+        stage(f"  manifests at speeds {speeds}: {len(splits.train):,} utterances in all")
+    if splits.dev_corpora:
+        for line in describe_corpora("dev split:", splits.dev_corpora):
+            stage(line)
+
+
+def describe_corpora(title: str, corpora: Sequence[Corpus]) -> list[str]:
+    """Lines that say how large corpora are, together and each.
+
+    Args:
+        title: Begins the first line.
+        corpora: The corpora.
+    """
+    if len(corpora) == 1:
+        return [f"{title} {_size_of(corpora[0].cuts)}: {corpora[0].name}"]
+    together = _size_of(cut for corpus in corpora for cut in corpus.cuts)
+    lines = [f"  {_size_of(corpus.cuts)}: {corpus.name}" for corpus in corpora]
+    return [f"{title} {together}, of {len(corpora)} corpora", *lines]
+
+
+def _size_of(cuts: Iterable[Any]) -> str:
+    size = split_statistics(cuts)
+    speakers = f"{size['speakers']:,} speakers" if size["speakers"] else "speakers not named"
+    return f"{size['utterances']:,} utterances, {size['hours']:.2f} h, {speakers}"
+
+
+def list_test_manifests(config: CorpusConfig) -> list[Path]:
+    """Where the test splits of a corpus configuration lie, whether they exist or not."""
+    base = Path(config.base)
+    tests = [base / path for path in config.test]
+    if config.synthetic is not None:
+        tests.append(synthetic_folder(config) / "test.jsonl")
+    return tests
+
+
+def synthetic_folder(config: CorpusConfig) -> Path:
+    """Folder of the embedded corpus that ``config`` asks for; other settings, other folder.
+
+    A text is known by what is in it, so that it may be named by any path.
+    """
+    synthetic = config.synthetic or SyntheticConfig()
+    name = "books" if synthetic.text else synthetic.preset
+    folder = f"{name}-{synthetic.hours:g}h-{synthetic.seed}"
+    if synthetic.text or synthetic.snr_db:
+        settings = repr((synthetic.preset, _digest(synthetic.text), synthetic.snr_db))
+        folder += f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    return Path(config.root) / folder
+
+
+def _digest(text: str | None) -> str | None:
+    """Hash of a file of sentences; its name where there is none to read, which others tell of."""
+    try:
+        return None if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    except OSError:
+        return text
+
+
+def _join(parts: Sequence[CutSet]) -> CutSet:
+    """Put corpora together; a name that occurs twice gets its corpus's number."""
+    joined: list[Any] = []
+    seen: set[str] = set()
+    for number, part in enumerate(parts):
+        for cut in part:
+            if cut.id in seen:
+                cut = cut.with_id(f"{number}-{cut.id}")
+            seen.add(cut.id)
+            joined.append(cut)
+    return CutSet.from_cuts(joined)
