@@ -1,6 +1,11 @@
 """Word pieces by sentencepiece, with the ids that icefall and sherpa use.
 
 `<blk>` is 0, `<sos/eos>` is 1, `<unk>` is 2.
+
+sentencepiece keeps some characters for itself: U+2581 stands for a space, and a line with the name
+of a special token loses that name before pieces are learned. Such characters are escaped before
+they reach it, so a text that only has characters of the training texts is the same after
+``decode(encode(text))``, up to the kind and the number of its spaces.
 """
 
 from __future__ import annotations
@@ -14,7 +19,19 @@ from typing import Any
 from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 
+UNKNOWN_TEXT = "\u2047"
+"""What stands for an unknown character in a decoded text, without spaces: one word stays one."""
+
 _SPECIAL = ("<blk>", "<sos/eos>", "<unk>")
+_ESCAPE = "\ue000"
+"""Of Unicode's private use area: no writing has it."""
+_ESCAPED = {"\u2581": "s", "\u2585": "u", "\0": "0", _ESCAPE: "e", "<": "<"}
+"""Characters that sentencepiece keeps for itself, and the letter that follows the escape."""
+_MEANT = {letter: character for character, letter in _ESCAPED.items()}
+_NAMES = "|".join(re.escape(name[1:]) for name in _SPECIAL)
+_RESERVED = re.compile(f"[\u2581\u2585\0{_ESCAPE}]|<(?={_NAMES})")
+_ESCAPES = re.compile(f"{_ESCAPE}(.?)")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -40,7 +57,7 @@ class Tokenizer:
         try:
             loaded = self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise DataError(f"not a sentencepiece model: {error}") from error
+            raise DataError("not a sentencepiece model") from error
         if not loaded or self._processor.get_piece_size() < len(_SPECIAL):
             raise DataError("not a sentencepiece model")
         first = tuple(self._processor.id_to_piece(index) for index in range(len(_SPECIAL)))
@@ -71,7 +88,7 @@ class Tokenizer:
 
         if model_type not in ("bpe", "unigram"):
             raise ValueError(f"model_type must be bpe or unigram, got {model_type!r}")
-        lines = [text for text in texts if text.strip()]
+        lines = [line for line in map(_escaped, texts) if line]
         if not lines:
             raise ValueError("texts must hold at least one transcript that is not blank")
         num_characters = len(set("".join(lines)) | {" "})
@@ -100,7 +117,7 @@ class Tokenizer:
         except RuntimeError as error:
             largest = re.search(r"<= (\d+)", str(error))
             limit = f"at most {largest.group(1)} here" if largest else "smaller"
-            raise ValueError(f"vocab_size must be {limit}, got {vocab_size} ({error})") from error
+            raise ValueError(f"vocab_size must be {limit}, got {vocab_size}") from error
         tokenizer = cls(written.getvalue())
         tokenizer.save(out)
         return tokenizer
@@ -147,12 +164,31 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, never blank or start-of-sentence, whatever the text says."""
-        return [int(token) for token in self._processor.encode(text)]
+        return [int(token) for token in self._processor.encode(_escaped(text))]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; blank and start-of-sentence are left out."""
-        pieces = [int(token) for token in ids if token not in (self.BLANK, self.SOS_EOS)]
-        return str(self._processor.decode(pieces))
+        """Text of token ids.
+
+        Blank and start-of-sentence are left out; an unknown token becomes :data:`UNKNOWN_TEXT`
+        within its word.
+        """
+        pieces = [
+            UNKNOWN_TEXT if token == self.UNKNOWN else self._processor.id_to_piece(int(token))
+            for token in ids
+            if token not in (self.BLANK, self.SOS_EOS)
+        ]
+        return _ESCAPES.sub(
+            lambda found: _MEANT.get(found[1], found[1]), str(self._processor.decode(pieces))
+        )
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
         return Tokenizer, (self._model,)
+
+
+def _escaped(text: str) -> str:
+    """The text with single spaces, without anything that sentencepiece keeps for itself.
+
+    Half a surrogate pair is no character and cannot be written as UTF-8: it becomes U+FFFD.
+    """
+    spaced = _SURROGATES.sub("\ufffd", " ".join(text.split()))
+    return _RESERVED.sub(lambda found: _ESCAPE + _ESCAPED[found[0]], spaced)

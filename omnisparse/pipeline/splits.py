@@ -12,7 +12,10 @@ from lhotse import CutSet
 
 from omnisparse.config import CorpusConfig
 from omnisparse.data.corpora import load_manifest, perturb_speed, resample, split_statistics
+from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.data.unseen import find_unseen
 from omnisparse.errors import DataError
+from omnisparse.evaluation.evaluate import reference_of
 from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
 
 
@@ -104,6 +107,14 @@ def tell_corpora(splits: Splits, stage: Callable[[str], None]) -> None:
     if splits.dev_corpora:
         for line in describe_corpora("dev split:", splits.dev_corpora):
             stage(line)
+
+
+def tell_unseen(splits: Splits, tokenizer: Tokenizer, stage: Callable[[str], None]) -> None:
+    """Tell of words that no model with this tokenizer can write, one line a split."""
+    for name, cuts in (("training", splits.train), ("dev", splits.dev)):
+        line = find_unseen(tokenizer, map(reference_of, cuts)).describe()
+        if line:
+            stage(f"{name} set: {line}")
 
 
 def describe_corpora(title: str, corpora: Sequence[Corpus]) -> list[str]:

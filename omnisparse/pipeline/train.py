@@ -21,7 +21,7 @@ from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
-from omnisparse.pipeline.splits import load_splits, tell_corpora
+from omnisparse.pipeline.splits import load_splits, tell_corpora, tell_unseen
 from omnisparse.pipeline.starts import Student, check_size, load_method, require_models
 from omnisparse.runs import directory as runs
 from omnisparse.runs.claim import claimed_run, finished_metrics
@@ -100,6 +100,7 @@ def _train(
         )
         tell_corpora(splits, stage)
         tokenizer = _tokenizer(config, splits.train, run, accelerator)
+        tell_unseen(splits, tokenizer, stage)
         cuts = splits.train
         stage(f"features of {len(cuts):,} utterances")
         features = _feature_store(config, cuts)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.data.tokenizer import UNKNOWN_TEXT, Tokenizer
+from omnisparse.data.unseen import find_unseen
 from omnisparse.errors import DataError
+from omnisparse.evaluation.wer import word_errors
 
 
 def test_special_ids(tokenizer: Tokenizer) -> None:
@@ -72,3 +77,106 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(DataError, match=r"sentencepiece|starts with"):
             Tokenizer.load(tmp_path / "bad")
+
+
+SPECIAL_TEXTS = [
+    "the tag <unk> in a text",
+    "a<blk>b <sos/eos>",
+    "<s> </s> <pad> <0x41> <<unk>>",
+    "snake\u2581case and \u2581\u2581",
+    "block \u2585 elements",
+    "private \ue000s use \ue000",
+    "null \0 character",
+    "question \u2047 marks \u2047x",
+    "1 < 2 > 0",
+    "na\u00efve nai\u0308ve",
+    "\u6253\u5f00\u5ba2\u5385\u7684\u706f",
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+    "\U0001f600 \u200b\u200d",
+]
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_texts_with_reserved_characters_come_back(tmp_path: Path, model_type: str) -> None:
+    characters = set("".join(SPECIAL_TEXTS))
+    tokenizer = Tokenizer.train(
+        SPECIAL_TEXTS * 3, len(characters) + 12, tmp_path, model_type=model_type
+    )
+    for text in SPECIAL_TEXTS:
+        ids = tokenizer.encode(text)
+        assert min(ids) > Tokenizer.UNKNOWN
+        assert tokenizer.decode(ids) == text
+    assert find_unseen(tokenizer, SPECIAL_TEXTS).unseen == 0
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
+def test_any_text_comes_back_or_is_counted(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    texts = [*texts, "some words"]
+    out = tmp_path_factory.mktemp("any")
+    needed = len(set("".join(texts))) + 20
+    try:
+        tokenizer = Tokenizer.train(texts, needed, out)
+    except ValueError as error:  # so few texts do not allow so many pieces
+        limit = re.search(r"vocab_size must be at most (\d+) here, got \d+$", str(error))
+        assert limit is not None
+        tokenizer = Tokenizer.train(texts, int(limit[1]), out)
+    for text in texts:
+        spaced = " ".join(text.split())
+        back = tokenizer.decode(tokenizer.encode(text))
+        assert back == spaced or find_unseen(tokenizer, [text]).unseen > 0
+        if not re.search("[\ud800-\udfff]", text):
+            assert back == spaced
+
+
+def test_an_unknown_letter_stays_within_its_word(tokenizer: Tokenizer) -> None:
+    reference = "close the se\u00efen window"
+    hypothesis = tokenizer.decode(tokenizer.encode(reference))
+    assert hypothesis == f"close the se{UNKNOWN_TEXT}en window"
+    (counts,) = word_errors([reference], [hypothesis])
+    assert (counts.errors, counts.substitutions) == (1, 1)
+
+
+def test_unseen_characters_are_counted_and_named(tokenizer: Tokenizer) -> None:
+    texts = ["close the window", "Close the se\u00efen window", ""]
+    found = find_unseen(tokenizer, texts)
+    assert (found.words, found.unseen, found.transcripts) == (7, 2, 1)
+    assert found.characters == ("C", "\u00ef")
+    assert found.examples == ("Close", "se\u00efen")
+    line = found.describe()
+    assert line.startswith("2 of 7 words (28.6 %, in 1 transcripts) hold characters")
+    assert "C (U+0043), \u00ef (U+00EF); the first: Close, se\u00efen." in line
+    assert found.known_form is None
+    assert find_unseen(tokenizer, texts[:1]).describe() == ""
+
+
+@pytest.mark.parametrize(
+    ("trained", "met", "form"),
+    [
+        ("caf\u00e9", "cafe\u0301", "in Unicode form NFC"),
+        ("cafe\u0301", "caf\u00e9", "in Unicode form NFD"),
+        ("hello", "HELLO", "in lower case"),
+        ("HELLO", "hello", "in capitals"),
+        ("fish", "\ufb01sh", "in Unicode form NFKC"),
+        ("fish", "\u9c7c", None),
+    ],
+)
+def test_a_form_that_would_be_known_is_named(
+    tmp_path: Path, trained: str, met: str, form: str | None
+) -> None:
+    tokenizer = Tokenizer.train([trained], len(set(trained)) + 4, tmp_path)
+    found = find_unseen(tokenizer, [met])
+    assert (found.unseen, found.known_form) == (1, form)
+    assert (f"; {form} it could" in found.describe()) == (form is not None)
+
+
+def test_no_raw_text_of_the_library_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at most") as caught:
+        Tokenizer.train(["a b a b"], 500, tmp_path)
+    assert "INTERNAL" not in str(caught.value)
+    assert "src/" not in str(caught.value)
+    with pytest.raises(DataError) as refused:
+        Tokenizer(b"garbage" * 30)
+    assert "src/" not in str(refused.value)

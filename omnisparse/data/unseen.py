@@ -1,0 +1,120 @@
+"""Words that a tokenizer cannot write: they hold characters that its training texts had not.
+
+A model with such a tokenizer gets these words wrong whatever it hears, so they are told before a
+training and in every evaluation.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omnisparse.data.tokenizer import Tokenizer
+
+_SHOWN = 5
+"""Characters, and words, that a message names."""
+
+_FORMS: dict[str, Callable[[str], str]] = {
+    "in Unicode form NFC": lambda text: unicodedata.normalize("NFC", text),
+    "in Unicode form NFD": lambda text: unicodedata.normalize("NFD", text),
+    "in lower case": str.lower,
+    "in capitals": str.upper,
+    "in Unicode form NFKC": lambda text: unicodedata.normalize("NFKC", text),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnseenWords:
+    """What a tokenizer cannot write of some texts."""
+
+    words: int
+    """Words of the texts."""
+    unseen: int
+    """Those that do not survive encoding and decoding."""
+    transcripts: int
+    """Texts that hold at least one of them."""
+    characters: tuple[str, ...]
+    """Their characters that the tokenizer does not know, in order of first appearance."""
+    examples: tuple[str, ...]
+    """The first few different words."""
+    known_form: str | None
+    """How all of these words would be known, such as "in lower case"; None where no form helps."""
+
+    @property
+    def percent(self) -> float:
+        """Share of the words, in percent; 0 where there is no word."""
+        return 100.0 * self.unseen / self.words if self.words else 0.0
+
+    def describe(self) -> str:
+        """One line for people; empty where every word can be written."""
+        if not self.unseen:
+            return ""
+        shown = ", ".join(_name(character) for character in self.characters[:_SHOWN])
+        more = len(self.characters) - _SHOWN
+        line = (
+            f"{self.unseen:,} of {self.words:,} words ({self.percent:.1f} %, in "
+            f"{self.transcripts:,} transcripts) hold characters that the tokenizer has never seen: "
+            f"{shown}{f' and {more} more' if more > 0 else ''}; the first: "
+            f"{', '.join(self.examples)}. No model with this tokenizer can write them"
+        )
+        return f"{line}; {self.known_form} it could" if self.known_form else line
+
+
+def find_unseen(tokenizer: Tokenizer, texts: Iterable[str]) -> UnseenWords:
+    """Counts the words of texts that a tokenizer cannot write.
+
+    Args:
+        tokenizer: Any tokenizer.
+        texts: Transcripts.
+    """
+    known: dict[str, bool] = {}
+    characters: dict[str, None] = {}
+    words = unseen = transcripts = 0
+    for text in texts:
+        found = 0
+        for word in text.split():
+            if word not in known:
+                known[word] = _can_write(tokenizer, word)
+                if not known[word]:
+                    characters |= dict.fromkeys(_unknown_characters(tokenizer, word))
+            words += 1
+            found += not known[word]
+        unseen += found
+        transcripts += found > 0
+    missing = [word for word, is_known in known.items() if not is_known]
+    return UnseenWords(
+        words=words,
+        unseen=unseen,
+        transcripts=transcripts,
+        characters=tuple(characters),
+        examples=tuple(missing[:_SHOWN]),
+        known_form=next(
+            (
+                name
+                for name, form in _FORMS.items()
+                if missing and all(_can_write(tokenizer, form(word)) for word in missing)
+            ),
+            None,
+        ),
+    )
+
+
+def _can_write(tokenizer: Tokenizer, word: str) -> bool:
+    return tokenizer.decode(tokenizer.encode(word)) == word
+
+
+def _unknown_characters(tokenizer: Tokenizer, word: str) -> list[str]:
+    """The characters that are at fault; the whole word where none is by itself."""
+    return [c for c in word if not _can_write(tokenizer, c)] or [word]
+
+
+def _name(character: str) -> str:
+    """A character as people can read and look it up."""
+    if len(character) > 1:
+        return character
+    code = f"U+{ord(character):04X}"
+    visible = character.isprintable() and not unicodedata.combining(character)
+    return f"{character} ({code})" if visible else code
