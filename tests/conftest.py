@@ -27,6 +27,14 @@ def _own_working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     os.chdir(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests learn of audio stays out of the cache of whoever starts them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNISPARSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def speech_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus root that holds the tiny corpus under the name a configuration gives it."""

@@ -21,7 +21,7 @@ from omnisparse.comparison.candidates import Candidate, read_config
 from omnisparse.comparison.rows import TableRows
 from omnisparse.comparison.table import Measurement, RowCost
 from omnisparse.data.corpora import load_manifest, manifest_name
-from omnisparse.data.feature_store import digest_cuts
+from omnisparse.data.identity import identify
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.evaluation.wer import ErrorCounts, word_errors
@@ -217,7 +217,7 @@ def measure(
     tests = {}
     for name, path in manifests.items():
         cuts = load_manifest(path)
-        tests[name] = (cuts, _digest(path, cuts))
+        tests[name] = (cuts, _digest(cuts))
     corpora = [Corpus(name=str(manifests[name]), cuts=cuts) for name, (cuts, _) in tests.items()]
     for line in describe_corpora("tests on", corpora):
         tell(line)
@@ -237,11 +237,9 @@ def measure(
     return measurements
 
 
-def _digest(path: Path, cuts: CutSet) -> str:
-    """A name of what a manifest says and of the audio that it names, which may be made anew."""
-    digest = hashlib.sha256(path.read_bytes())
-    digest_cuts(digest, cuts)
-    return digest.hexdigest()
+def _digest(cuts: CutSet) -> str:
+    """A name of what is said and heard in a test set, wherever its files lie."""
+    return hashlib.sha256(repr(identify(cuts)).encode()).hexdigest()
 
 
 def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[str, Any]]:

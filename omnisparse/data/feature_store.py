@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omnisparse.data.atomic_folder import atomic_folder
-from omnisparse.data.audio import read_samples, recordings_of
+from omnisparse.data.audio import read_samples
 from omnisparse.data.augmentation import add_noise, utterance_generator
 from omnisparse.data.features import FeatureExtractor, num_frames
+from omnisparse.data.identity import sound_rows
 from omnisparse.data.validation import Progress, SkippedItem, require_mostly_good
 from omnisparse.errors import DataError
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-_FORMAT_VERSION = 2  # 1 held the first channel of audio that has several
+_FORMAT_VERSION = 3  # 2 was found by names of files, 1 held the first of several channels
 _FRAMES_FILE = "features.f16"
 _INDEX_FILE = "index.json"
 # Utterances handed to a process at once: few enough to balance, enough to make messages rare.
@@ -207,37 +207,11 @@ def _reopen(folder: Path, in_memory: bool) -> FeatureStore:
 
 
 def store_key(cuts: Sequence[Cut], settings: _Settings) -> str:
-    """Name of a store: a hash of the cuts, of the state of their files and of the settings."""
+    """Name of a store: a hash of all that is heard, by content, and of the settings."""
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, asdict(settings)]).encode())
-    digest_cuts(digest, cuts)
+    for cut, row in zip(cuts, sound_rows(cuts), strict=True):
+        digest.update(json.dumps([cut.id, *row], default=str).encode())
     return digest.hexdigest()[:24]
-
-
-def digest_cuts(digest: Any, cuts: Iterable[Cut]) -> None:
-    """Take up in a hash what is heard in utterances: their cuts and the state of their files."""
-    states: dict[str, tuple[int, int]] = {}
-    for cut in cuts:
-        row: list[Any] = [cut.id, cut.start, cut.duration, cut.sampling_rate]
-        recordings = recordings_of(cut)
-        if len(recordings) != 1 or recordings[0] is not getattr(cut, "recording", None):
-            row.append(cut.to_dict())  # a mixture: its tracks have places and loudness
-        for recording in recordings:
-            row.append([str(transform) for transform in recording.transforms or ()])
-            for source in recording.sources:
-                row += [str(source.source), _file_state(source, states)]
-        digest.update(json.dumps(row, default=str).encode())
-
-
-def _file_state(source: Any, states: dict[str, tuple[int, int]]) -> tuple[int, int]:
-    """Size and time of change, because a corpus may be made anew under the same names."""
-    path = str(source.source)
-    if path not in states:
-        try:
-            status = os.stat(path)
-            states[path] = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            states[path] = (-1, -1)
-    return states[path]
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
