@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from einops import rearrange
 
 from omnisparse.artifact.precision import FloatArray
 from omnisparse.artifact.tensorfile import Array
@@ -111,17 +112,17 @@ def _blocks_of(weight: Array, block: Block) -> tuple[Array, npt.NDArray[np.bool_
     padded[: weight.shape[0], : weight.shape[1]] = weight
 
     def arrange(array: Array) -> Array:
-        tiles = array.reshape(bands, block[0], blocks, block[1]).swapaxes(1, 2)
-        return tiles.reshape(bands * blocks, -1)
+        return rearrange(array, "(band i) (block j) -> (band block) (i j)", i=block[0], j=block[1])
 
     return arrange(padded), arrange(inside)
 
 
 def _matrix_of(blocks: Array, shape: tuple[int, int], block: Block) -> Array:
     """The matrix of which :func:`_blocks_of` gave the blocks."""
-    rows, columns = _block_grid(shape, block)
-    tiles = blocks.reshape(rows, columns, block[0], block[1]).swapaxes(1, 2)
-    whole = tiles.reshape(rows * block[0], columns * block[1])
+    columns = _block_grid(shape, block)[1]
+    whole = rearrange(
+        blocks, "(band block) (i j) -> (band i) (block j)", block=columns, i=block[0], j=block[1]
+    )
     return whole[: shape[0], : shape[1]]
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from omnisparse.errors import NonNegativeInt, Share, check_ranges
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -18,24 +20,24 @@ FloatArray = npt.NDArray[np.float32]
 class AugmentationConfig:
     """What is done to the training data, and only to it."""
 
-    num_frequency_masks: int = 2
+    num_frequency_masks: NonNegativeInt = 2
     """Bands of mel bins masked in every utterance; 0 masks none."""
-    frequency_mask_bins: int = 27
+    frequency_mask_bins: NonNegativeInt = 27
     """Widest band masked, in mel bins."""
-    num_time_masks: int = 2
+    num_time_masks: NonNegativeInt = 2
     """Stretches masked in every utterance; 0 masks none."""
-    time_mask_fraction: float = 0.05
-    """Longest stretch masked, as a fraction of the utterance, in [0, 1]."""
-    max_time_mask_frames: int = 100
+    time_mask_fraction: Share = 0.05
+    """Longest stretch masked, as a fraction of the utterance."""
+    max_time_mask_frames: NonNegativeInt = 100
     """Longest stretch masked, in frames of 10 ms, however long the utterance is."""
-    unmasked_epochs: int = 0
+    unmasked_epochs: NonNegativeInt = 0
     """Epochs, at the start, in which nothing is masked: an encoder that hears nothing yet learns
     to hear several times sooner so."""
     speed_factors: tuple[float, ...] = (1.0,)
     """Speeds of which the training manifests give a copy each; (0.9, 1.0, 1.1) is usual. The
     embedded corpus varies its rates of speech by itself and is left alone."""
-    noise_probability: float = 0.0
-    """Share of the utterances that get noise, in [0, 1]."""
+    noise_probability: Share = 0.0
+    """Share of the utterances that get noise."""
     noise_snr_db: tuple[float, float] = (10.0, 30.0)
     """Range from which the signal-to-noise ratio of a noisy utterance is drawn, in dB."""
 
@@ -45,19 +47,7 @@ class AugmentationConfig:
         Raises:
             ValueError: If a field is outside its range.
         """
-        counts = (
-            "num_frequency_masks",
-            "frequency_mask_bins",
-            "num_time_masks",
-            "max_time_mask_frames",
-            "unmasked_epochs",
-        )
-        for name in counts:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("time_mask_fraction", "noise_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        check_ranges(self)
         factors = self.speed_factors
         if not factors or min(factors) <= 0 or len(set(factors)) != len(factors):
             raise ValueError(f"speed_factors must be different numbers above 0, got {factors}")

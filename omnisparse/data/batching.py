@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
@@ -18,6 +18,7 @@ from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureConfig, FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.errors import NonNegativeFloat, NonNegativeInt, PositiveInt, Range, check_ranges
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -39,18 +40,18 @@ class DataConfig:
 
     batch_seconds: float = 300.0
     """Audio of one batch over all processes, padding included, in seconds."""
-    max_batch_size: int = 64
+    max_batch_size: PositiveInt = 64
     """Most utterances of one batch over all processes."""
-    num_buckets: int = 20
+    num_buckets: PositiveInt = 20
     """Classes of duration from which batches are drawn; more pad less and shuffle less."""
-    short_first_epochs: int = 0
+    short_first_epochs: NonNegativeInt = 0
     """Epochs, at the start, whose batches come shortest first: attention finds its way along
     short utterances long before it does along long ones."""
-    min_seconds: float = 0.1
+    min_seconds: NonNegativeFloat = 0.1
     """Shorter utterances are left out of training, in seconds."""
     max_seconds: float = 30.0
     """Longer utterances are left out of training, in seconds."""
-    vocab_size: int = 500
+    vocab_size: Annotated[int, Range(minimum=4)] = 500
     """Word pieces, the three special ones included."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Shape of the features."""
@@ -63,22 +64,16 @@ class DataConfig:
         Raises:
             ValueError: If a field is outside its range.
         """
-        if self.short_first_epochs < 0:
-            raise ValueError(f"short_first_epochs must be 0 or more, got {self.short_first_epochs}")
-        for name in ("max_batch_size", "num_buckets"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.vocab_size < 4:
-            raise ValueError(f"vocab_size must be at least 4, got {self.vocab_size}")
-        if not 0 <= self.min_seconds < self.max_seconds:
+        check_ranges(self)
+        if not self.min_seconds < self.max_seconds:
             raise ValueError(
-                "min_seconds must be in [0, max_seconds), got "
-                f"min_seconds={self.min_seconds}, max_seconds={self.max_seconds}"
+                f"min_seconds is {self.min_seconds}; it must be below max_seconds, "
+                f"{self.max_seconds}"
             )
-        if self.batch_seconds < self.max_seconds:
+        if not self.batch_seconds >= self.max_seconds:
             raise ValueError(
-                f"batch_seconds must be at least max_seconds={self.max_seconds}, "
-                f"got {self.batch_seconds}"
+                f"batch_seconds is {self.batch_seconds}; it must be at least max_seconds, "
+                f"{self.max_seconds}"
             )
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from einops import rearrange
+
+from omnisparse.errors import PositiveInt, Range, check_ranges
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -27,11 +30,11 @@ _MIN_SAMPLES_SECONDS = 0.025
 class FeatureConfig:
     """Shape of the features that a model reads."""
 
-    num_bins: int = 80
+    num_bins: Annotated[int, Range(minimum=4)] = 80
     """Mel bins of a frame."""
-    stack: int = 3
+    stack: PositiveInt = 3
     """Frames of 10 ms joined into one: 3 suits LAS (30 ms), 4 the transducer (40 ms)."""
-    sampling_rate: int = 16000
+    sampling_rate: Annotated[int, Range(minimum=8000, maximum=384_000)] = 16000
     """Rate of the audio, in Hz."""
 
     def __post_init__(self) -> None:
@@ -40,17 +43,11 @@ class FeatureConfig:
         Raises:
             ValueError: If a field is outside its range.
         """
-        for name in ("num_bins", "stack", "sampling_rate"):
-            if type(getattr(self, name)) is not int:  # of a file: 8.0, "8" or true
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        if self.num_bins < 4:
-            raise ValueError(f"num_bins must be at least 4, got {self.num_bins}")
-        if self.stack < 1:
-            raise ValueError(f"stack must be at least 1, got {self.stack}")
-        if not 8000 <= self.sampling_rate <= 384_000 or self.sampling_rate % 200:
+        check_ranges(self)
+        if self.sampling_rate % 200:
             raise ValueError(
-                "sampling_rate must be a multiple of 200 Hz from 8000 to 384000, so that 5 ms are "
-                f"whole samples, got {self.sampling_rate}"
+                f"sampling_rate is {self.sampling_rate}; it must be a multiple of 200 Hz, so that "
+                "5 ms are whole samples"
             )
 
 
@@ -175,7 +172,7 @@ class FeatureExtractor:
         missing = -len(frames) % self.stack
         if missing:
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-        return frames.reshape(len(frames) // self.stack, self.input_dim)
+        return rearrange(frames, "(time stack) bins -> time (stack bins)", stack=self.stack)
 
     def __call__(self, samples: FloatArray) -> FloatArray:
         """Features of an utterance.

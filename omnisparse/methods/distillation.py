@@ -14,7 +14,6 @@ less the teacher's entropy, which no student parameter changes: it is 0 where th
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from omnisparse.data.batching import Batch
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import NonNegativeFloat, OmnisparseError, PositiveInt, check_ranges
 from omnisparse.methods.base import Forward, Loss, distillation_sum, forward_batch
 from omnisparse.models import Hypothesis, SpeechModel
 
@@ -44,11 +43,11 @@ class DistillationConfig:
     objective: Literal["truth", "top", "beam"] = "truth"
     """Tokens that both are forced on: the transcript, the teacher's best hypothesis, or its whole
     beam. Pang et al. report their combined results with ``truth``, which needs no decoding."""
-    beam: int = 4
+    beam: PositiveInt = 4
     """Hypotheses that the teacher's search keeps, for ``top`` and ``beam``."""
-    distillation_weight: float = 1.0
+    distillation_weight: NonNegativeFloat = 1.0
     """Weight of the divergence from the teacher."""
-    label_weight: float | None = None
+    label_weight: NonNegativeFloat | None = None
     """Weight of the loss on the transcript; null for the published choice: 0 for LAS (a student
     that starts from trained weights needs none), 1 for the transducer's lattice."""
 
@@ -56,15 +55,8 @@ class DistillationConfig:
         """Check ranges; the teacher is checked when it is loaded."""
         if not self.teacher:
             raise ValueError("teacher is empty; the run or artifact directory to distil")
-        if self.beam < 1:
-            raise ValueError(f"beam is {self.beam}; at least 1")
-        weights = [("distillation_weight", self.distillation_weight)]
-        if self.label_weight is not None:
-            weights.append(("label_weight", self.label_weight))
-        for name, value in weights:
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; a number of at least 0")
-        if not any(value for _, value in weights):
+        check_ranges(self)
+        if not (self.distillation_weight or self.label_weight):
             raise ValueError("distillation_weight is 0 and no label_weight is given; one above 0")
 
     @property

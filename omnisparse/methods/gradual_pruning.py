@@ -21,6 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
+from omnisparse.errors import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    check_ranges,
+)
 from omnisparse.methods.base import Forward, Loss, Method
 from omnisparse.methods.distillation import DistillationConfig
 from omnisparse.sparsity.allocation import allocate
@@ -44,16 +51,16 @@ class GradualPruningConfig:
     """Selects this method."""
     size: str | int = "25%"
     """Non-zeros at the end, as ``--size`` takes it: ``16M`` or a share of the dense net."""
-    initial_sparsity: float = 0.0
-    """Sparsity of the prunable weights at ``begin``, in [0, 1), at most that of ``size``."""
-    begin: float = 0.1
+    initial_sparsity: Probability = 0.0
+    """Sparsity of the prunable weights at ``begin``, at most that of ``size``."""
+    begin: NonNegativeFloat = 0.1
     """Where pruning starts: a share of the run up to 1, above that optimizer steps."""
-    end: float = 0.7
+    end: NonNegativeFloat = 0.7
     """Where ``size`` is reached and the mask stays: a share up to 1, above that steps; 0 prunes
     all at once before the first step."""
-    frequency: int = 10
+    frequency: PositiveInt = 10
     """Steps between two masks."""
-    exponent: float = 3.0
+    exponent: PositiveFloat = 3.0
     """Exponent of the schedule; the published one is cubic."""
     scope: Literal["layer", "global", "lamp"] = "layer"
     """How matrices share the weights to keep: one density for all, or one ranking."""
@@ -66,18 +73,13 @@ class GradualPruningConfig:
     def __post_init__(self) -> None:
         """Check ranges; the size is checked against the model in ``prepare``."""
         parse_count(self.size)
-        if not 0 <= self.initial_sparsity < 1:
-            raise ValueError(f"initial_sparsity is {self.initial_sparsity}; from 0 to below 1")
+        check_ranges(self)
         for name in ("begin", "end"):
             value = getattr(self, name)
-            if not value >= 0 or (value > 1 and value != int(value)):
+            if value > 1 and value != int(value):
                 raise ValueError(
                     f"{name} is {value}; a share of the run up to 1, or a whole number of steps"
                 )
-        if self.frequency < 1:
-            raise ValueError(f"frequency is {self.frequency}; at least 1")
-        if not self.exponent > 0:
-            raise ValueError(f"exponent is {self.exponent}; above 0")
 
 
 class GradualPruning:

@@ -19,12 +19,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
+from omnisparse.errors import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    Share,
+    check_ranges,
+)
 from omnisparse.methods.base import Forward, Loss, forward_batch
 from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
 from omnisparse.models.base import ModelOutput
@@ -51,7 +59,7 @@ class SandwichConfig:
     """Selects this method."""
     min_size: str | int = "6%"
     """Smallest subnet trained, as ``--size`` takes it (non-zeros or share of the dense net)."""
-    num_random_subnets: int = 1
+    num_random_subnets: NonNegativeInt = 1
     """Random subnets per step, beside the dense net and the smallest subnet."""
     distribution: Literal["uniform", "log_uniform", "levels"] = "log_uniform"
     """How random sizes are drawn between ``min_size`` and dense."""
@@ -59,30 +67,30 @@ class SandwichConfig:
     """Sizes drawn from when ``distribution`` is ``levels``; none below ``min_size``."""
     per_layer: bool = False
     """Random subnets draw a sparsity per layer, their total held, instead of one for all."""
-    layer_spread: float = 1.0
+    layer_spread: Annotated[float, Range(minimum=0, maximum=MAX_SPREAD)] = 1.0
     """With ``per_layer``: densities lie within a factor of 1 + this of the mean, both ways."""
     layer_groups: tuple[str, ...] = ()
     """With ``per_layer``: regular expressions; matrices in whose names one matches the same text
     share a density (``.+`` gives each its own). Empty means the matrices of a layer together."""
     num_layer_levels: int = 0
     """With ``per_layer``: grid of the densities, an odd number; 0 draws from the whole range."""
-    warmup_fraction: float = 0.15
+    warmup_fraction: Share = 0.15
     """Share of the run's steps, at its start, that train the dense net only."""
-    shrink_fraction: float = 0.5
+    shrink_fraction: Share = 0.5
     """Share of the run's steps, behind the warm-up, over which the smallest subnet shrinks from the
     dense net to ``min_size``, as fast as gradual pruning does; no subnet is smaller. 0: at once,
     which was worse at every size of a LAS."""
-    core_fraction: float = 0.0
+    core_fraction: Share = 0.0
     """Share of the run's steps, behind the warm-up, over which the smallest subnet trains alone, on
     the labels of the whole batch: what it learns, all nets know. All other weights are zero then,
     and grow again as the others join. Better for transducers (``transducer_books.yaml``); of a
     LAS it is not measured, so that by default there is none."""
-    member_share: float = 0.15
+    member_share: Annotated[float, Range(above=0, maximum=1)] = 0.15
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     Rounded so that each sees one utterance in ``member_period``. Ignored with ``full_batch``."""
     full_batch: bool = False
     """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
-    subnet_weight: float = 0.1
+    subnet_weight: NonNegativeFloat = 0.1
     """Weight of each subnet's loss; the dense net's is 1. A loss is a mean over the tokens that its
     net sees, so that at ``1 / member_period`` an utterance weighs the same for all nets."""
     normalise_members: bool = False
@@ -94,21 +102,21 @@ class SandwichConfig:
     lattice_nodes: Nodes = "all"
     """Where a transducer's posteriors are distilled: at all nodes of the lattice alike, or at each
     as often as the dense net's alignments of the labels pass it."""
-    distillation_weight: float = 1.0
+    distillation_weight: NonNegativeFloat = 1.0
     """Weight of the divergence from the dense net's posteriors, within a subnet's loss."""
-    encoder_weight: float = 0.1
+    encoder_weight: NonNegativeFloat = 0.1
     """Weight of the distance from the dense net's encoder outputs, within a subnet's loss."""
     divergence: Literal["kl", "alpha"] = "kl"
     """Divergence between posteriors; ``alpha`` takes the larger of two alpha-divergences."""
     alphas: tuple[float, float] = (-1.0, 1.0)
     """The two for ``alpha``; finite and not 0."""
-    alpha_clip: float = 5.0
-    """Largest importance weight of a class for ``alpha``, at least 1."""
-    label_weight: float = 0.3
+    alpha_clip: Annotated[float, Range(minimum=1)] = 5.0
+    """Largest importance weight of a class for ``alpha``."""
+    label_weight: NonNegativeFloat = 0.3
     """Weight of the label loss, within a subnet's loss."""
     subnet_dropout: Literal["same", "scaled", "none"] = "same"
     """Dropout of subnets: the dense net's, times the density of the subnet, or none."""
-    refresh_every: int = 100
+    refresh_every: PositiveInt = 100
     """Steps between two rankings of the weights by magnitude."""
     straight_through: bool = False
     """Let a subnet's gradient reach the weights its mask hides, too."""
@@ -132,26 +140,14 @@ class SandwichConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
-        least = {"num_random_subnets": 0, "refresh_every": 1, "alpha_clip": 1}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least {bound}")
+        check_ranges(self)
         left = round(1 - self.warmup_fraction, 9)  # 1 - 0.8 is a little less than 0.2
-        most = {
-            "warmup_fraction": 1.0,
-            "shrink_fraction": left,
-            "core_fraction": left,
-            "layer_spread": MAX_SPREAD,
-        }
-        for name, limit in most.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"{name} is {getattr(self, name)}; from 0 to {limit:g}")
-        if not 0 < self.member_share <= 1:
-            raise ValueError(f"member_share is {self.member_share}; above 0, at most 1")
-        for name in ("subnet_weight", "distillation_weight", "encoder_weight", "label_weight"):
-            weight = getattr(self, name)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name} is {weight}; a number of at least 0")
+        for name in ("shrink_fraction", "core_fraction"):
+            if getattr(self, name) > left:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; with this warmup_fraction it must be from 0 "
+                    f"to {left:g}"
+                )
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
             raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
         self._check_subnets()

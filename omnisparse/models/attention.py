@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from omnisparse.models.losses import length_mask
@@ -73,12 +74,7 @@ class MultiHeadAttention(nn.Module):
         """Contexts of ``[B, U, D]`` decoder states: ``[B, U, A]``."""
         weights = torch.softmax(self.scores(queries, memory), dim=-1)
         context = torch.bmm(weights, memory.values)
-        batch, length = queries.shape[:2]
-        return (
-            context.view(batch, self.heads, length, -1)
-            .transpose(1, 2)
-            .reshape(batch, length, self.dim)
-        )
+        return rearrange(context, "(b h) u d -> b u (h d)", h=self.heads)
 
     def scores(self, queries: Tensor, memory: AttentionMemory) -> Tensor:
         """``[B * H, U, T']`` logits of the attention weights, minus infinity on padding."""
@@ -86,6 +82,4 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, projected: Tensor) -> Tensor:
         """``[B, N, A]`` to ``[B * H, N, A / H]``."""
-        batch, length, _ = projected.shape
-        split = projected.view(batch, length, self.heads, -1).transpose(1, 2)
-        return split.reshape(batch * self.heads, length, -1)
+        return rearrange(projected, "b n (h d) -> (b h) n d", h=self.heads)

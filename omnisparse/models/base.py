@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from omnisparse.models.encoder import EncoderState
+from omnisparse.models.encoder import Encoder, EncoderState
 
 BLANK = 0
 """Token id of the transducer's blank; padding of token tensors."""
@@ -57,9 +58,13 @@ class Hypothesis(NamedTuple):
 
 
 class SpeechModel(nn.Module, ABC):
-    """A recogniser: label loss and posteriors in one forward, and batched decoding."""
+    """A recogniser: label loss and posteriors in one forward, and batched decoding.
+
+    A subclass brings ``encoder``, its loss (:meth:`forward`) and its two searches.
+    """
 
     kind: ClassVar[str]
+    encoder: Encoder
     vocab_size: int
     input_dim: int
 
@@ -90,6 +95,13 @@ class SpeechModel(nn.Module, ABC):
         """Train as in the last phase from the first step on: the weights are trained already."""
 
     @abstractmethod
+    def search_greedily(self, encoded: Tensor, lengths: Tensor) -> list[list[int]]:
+        """Greedy search of ``[B, T', D]`` encodings with ``[B]`` int64 lengths."""
+
+    @abstractmethod
+    def search_beam(self, encoded: Tensor, lengths: Tensor, *, beam: int) -> list[list[Hypothesis]]:
+        """Beam search of ``[B, T', D]`` encodings with ``[B]`` int64 lengths, best first."""
+
     def encode(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a padded batch.
 
@@ -100,34 +112,29 @@ class SpeechModel(nn.Module, ABC):
         Returns:
             ``[B, T', D]`` encodings (undefined beyond each length) and ``[B]`` int64 lengths.
         """
+        encoded, lengths = self.encoder(features, feature_lengths)
+        return encoded, lengths
 
-    @abstractmethod
     def output_lengths(self, feature_lengths: Tensor) -> Tensor:
         """Encoder frames for ``[B]`` feature lengths: time reduction rounded up, at least 1."""
+        return self.encoder.output_lengths(feature_lengths)
 
-    @abstractmethod
     def initial_state(self, batch: int) -> EncoderState:
         """The encoder's state before the first chunk of ``batch`` streams."""
+        return self.encoder.initial_state(batch)
 
-    @abstractmethod
     def encode_chunk(
         self, features: Tensor, state: EncoderState, *, final: bool = False
     ) -> tuple[Tensor, EncoderState]:
-        """Encode the next chunk of a stream; equal to :meth:`encode` on the whole.
+        """Encode the next chunk of a stream; see :meth:`Encoder.forward_chunk`."""
+        return self.encoder.forward_chunk(features, state, final=final)
 
-        Args:
-            features: ``[B, T, F]`` float32, all B streams equally long; T may be 0.
-            state: From :meth:`initial_state` or the chunk before.
-            final: Whether the stream ends here, so that waiting frames are padded and sent.
+    @torch.inference_mode()
+    def greedy(self, features: Tensor, feature_lengths: Tensor) -> list[list[int]]:
+        """Batched greedy decoding: token ids without blank and sentence marks."""
+        return self.search_greedily(*self.encode(features, feature_lengths))
 
-        Returns:
-            ``[B, T', D]`` encodings, T' possibly 0, and the state for the next chunk.
-
-        Raises:
-            ValueError: If the stream of ``state`` has ended.
-        """
-
-    @abstractmethod
+    @torch.inference_mode()
     def nbest(
         self, features: Tensor, feature_lengths: Tensor, *, beam: int
     ) -> list[list[Hypothesis]]:
@@ -141,10 +148,7 @@ class SpeechModel(nn.Module, ABC):
         Returns:
             Per utterance 1..beam different hypotheses.
         """
-
-    @abstractmethod
-    def greedy(self, features: Tensor, feature_lengths: Tensor) -> list[list[int]]:
-        """Batched greedy decoding: token ids without blank and sentence marks."""
+        return self.search_beam(*self.encode(features, feature_lengths), beam=beam)
 
     def decode(
         self, features: Tensor, feature_lengths: Tensor, *, beam: int = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,18 +113,15 @@ class SegmentAttention(nn.Module):
             ``[B, S * C, D]``.
         """
         queries, keys, values = self._project(frames, rotation)
-        batch, length = frames.shape[:2]
-        num_segments = length // self.segment
-        queries = queries.view(batch, self.heads, num_segments, self.segment, -1)
+        batch = frames.size(0)
         context = F.scaled_dot_product_attention(
-            queries.transpose(1, 2).flatten(0, 1),
+            rearrange(queries, "b h (s c) e -> (b s) h c e", c=self.segment),
             self._windows(keys),
             self._windows(values),
             attn_mask=mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        context = context.view(batch, num_segments, *context.shape[1:]).transpose(1, 2)
-        return self._leave(context.flatten(2, 3))
+        return self._leave(rearrange(context, "(b s) h c e -> b h (s c) e", b=batch))
 
     def step(
         self, frames: Tensor, rotation: _Rotation, keys: Tensor, values: Tensor
@@ -147,19 +145,22 @@ class SegmentAttention(nn.Module):
 
     def _project(self, frames: Tensor, rotation: _Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both rotated) and values, each ``[B, H, T', E]``."""
-        projected = self.input(self.norm(frames)).unflatten(-1, (3, self.heads, -1))
-        queries, keys, values = projected.permute(2, 0, 3, 1, 4)
+        projected = self.input(self.norm(frames))
+        queries, keys, values = rearrange(
+            projected, "b t (three h e) -> three b h t e", three=3, h=self.heads
+        )
         return _rotate(queries, rotation), _rotate(keys, rotation), values
 
     def _windows(self, tensor: Tensor) -> Tensor:
         """What each segment may see: ``[B, H, S * C, E]`` to ``[B * S, H, L + C, E]``."""
         padded = F.pad(tensor, (0, 0, self.left_context, 0))
         windows = padded.unfold(2, self.left_context + self.segment, self.segment)
-        return windows.permute(0, 2, 1, 4, 3).flatten(0, 1)
+        return rearrange(windows, "b h s e c -> (b s) h c e")
 
     def _leave(self, context: Tensor) -> Tensor:
         """``[B, H, T', E]`` contexts to ``[B, T', D]`` outputs."""
-        outputs: Tensor = self.dropout(self.output(context.transpose(1, 2).flatten(2)))
+        joined = rearrange(context, "b h t e -> b t (h e)")
+        outputs: Tensor = self.dropout(self.output(joined))
         return outputs
 
 
@@ -259,53 +260,37 @@ class ConformerLayer(nn.Module):
 class ConformerEncoder(SegmentEncoder):
     """Input projection, stacking and causal Conformer layers.
 
-    Args:
-        input_dim: Width F of the features.
-        num_layers: Conformer layers.
-        dim: Width D, a multiple of ``time_reduction`` and of ``2 * heads``.
-        heads: Attention heads.
-        feed_forward_dim: Width inside the feed-forward parts.
-        time_reduction: Input frames per encoder frame.
-        segment: Encoder frames that are encoded together, >= 1; they are the latency.
-        left_context: Encoder frames before a segment that it attends to, >= 0.
+    Args: see :class:`SegmentEncoder`; without ``right_context``, and with
+
         kernel: Encoder frames of the causal convolution, >= 1.
-        dropout: Probability, inside the layers.
+
+    ``dim`` is a multiple of ``2 * heads``.
 
     Source: Gulati et al. 2020, arXiv:2005.08100; segments as in Chen et al. 2021,
     arXiv:2010.11395, section 3 (chunk-wise attention with a bounded history).
     """
 
-    def __init__(
+    def build_layers(
         self,
-        *,
-        input_dim: int,
         num_layers: int,
-        dim: int,
-        heads: int,
         feed_forward_dim: int,
-        time_reduction: int = 1,
-        segment: int = 16,
-        left_context: int = 32,
+        dropout: float,
+        *,
         kernel: int = 15,
-        dropout: float = 0.0,
+        **layer_options: Any,
     ) -> None:
-        super().__init__(
-            input_dim=input_dim,
-            dim=dim,
-            time_reduction=time_reduction,
-            segment=segment,
-            right_context=0,
-        )
-        self.left_context = left_context
-        self.head_dim = dim // heads
+        """See :meth:`SegmentEncoder.build_layers`."""
+        assert not layer_options, f"a Conformer has no {', '.join(layer_options)}"
+        assert not self.right_context, "a Conformer has no right context"
+        self.head_dim = self.output_dim // self.heads
         self.layers = nn.ModuleList(
             ConformerLayer(
-                dim=dim,
-                heads=heads,
+                dim=self.output_dim,
+                heads=self.heads,
                 feed_forward_dim=feed_forward_dim,
                 kernel=kernel,
-                segment=segment,
-                left_context=left_context,
+                segment=self.segment,
+                left_context=self.left_context,
                 dropout=dropout,
             )
             for _ in range(num_layers)

@@ -5,16 +5,14 @@ Legend: B batch, T' encoder frames, K beam, V vocabulary, L longest hypothesis.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.models.base import BLANK, NO_FINITE_SCORE, SOS_EOS, Hypothesis
-
-if TYPE_CHECKING:
-    from omnisparse.models.las import LasModel
 
 LENGTH_MARGIN = 8
 """Tokens a hypothesis may have beyond the number of its encoder frames."""
@@ -23,13 +21,29 @@ HOPELESS_NATS = 12.0
 """Hypotheses so far below the best ended one in log-probability are not pursued."""
 
 
-def las_greedy_search(model: LasModel, encoded: Tensor, lengths: Tensor) -> list[list[int]]:
+State = TypeVar("State", bound="SpellerState")
+
+
+class SpellerState(Protocol):
+    """Where a decoder stands; a row per hypothesis."""
+
+    def select(self: State, rows: Tensor) -> State:
+        """The states of the given ``[N]`` int64 rows."""
+
+
+NextLogProbs = Callable[[Tensor, State], tuple[Tensor, State]]
+"""``[N]`` previous tokens and N states to ``[N, V]`` float32 log-probabilities and next states."""
+
+
+def las_greedy_search(
+    next_log_probs: NextLogProbs[State], state: State, lengths: Tensor
+) -> list[list[int]]:
     """The most probable token at every step, for a whole batch.
 
     Args:
-        model: In evaluation mode.
-        encoded: ``[B, T', D]``.
-        lengths: ``[B]`` int64.
+        next_log_probs: Scores the next token; of a net in evaluation mode.
+        state: Of B rows, before the first token.
+        lengths: ``[B]`` int64 numbers of encoder frames.
 
     Returns:
         Token ids per utterance; an utterance that never ends is cut at its frames plus
@@ -38,16 +52,16 @@ def las_greedy_search(model: LasModel, encoded: Tensor, lengths: Tensor) -> list
     Raises:
         OmnisparseError: If a score that decided is not a number.
     """
-    batch = encoded.size(0)
+    batch = lengths.size(0)
     limits = lengths + LENGTH_MARGIN
-    memory = model.attention.memory(encoded, lengths)
-    state = model.decoder.initial_state(batch)
     previous = lengths.new_full((batch,), SOS_EOS)
     active = torch.ones_like(previous, dtype=torch.bool)
     steps: list[Tensor] = []
-    decisive = encoded.new_zeros(batch)  # the sum of what decided: NaN if any of it was
+    decisive = torch.zeros(
+        batch, device=lengths.device
+    )  # the sum of what decided: NaN if any of it was
     for step in range(int(limits.max())):
-        log_probs, state = model.next_log_probs(previous, state, memory)
+        log_probs, state = next_log_probs(previous, state)
         log_probs[:, BLANK] = float("-inf")
         highest, previous = log_probs.max(dim=-1)
         decisive = decisive + highest.masked_fill(~active, 0.0)
@@ -63,8 +77,8 @@ def las_greedy_search(model: LasModel, encoded: Tensor, lengths: Tensor) -> list
 
 
 def las_beam_search(
-    model: LasModel,
-    encoded: Tensor,
+    next_log_probs: NextLogProbs[State],
+    state: State,
     lengths: Tensor,
     *,
     beam: int,
@@ -77,9 +91,9 @@ def las_beam_search(
     running hypotheses count as ended if there is no other.
 
     Args:
-        model: In evaluation mode.
-        encoded: ``[B, T', D]``.
-        lengths: ``[B]`` int64.
+        next_log_probs: Scores the next token; of a net in evaluation mode.
+        state: Of B * beam rows, before the first token; those of an utterance follow each other.
+        lengths: ``[B]`` int64 numbers of encoder frames.
         beam: Hypotheses per utterance, >= 1.
         length_exponent: Exponent of the length penalty, 0 for none.
 
@@ -91,10 +105,8 @@ def las_beam_search(
 
     Source: Wu et al. 2016, arXiv:1609.08144, eq. 14 (length penalty; no coverage term).
     """
-    batch, device = encoded.size(0), encoded.device
+    batch, device = lengths.size(0), lengths.device
     limits = (lengths + LENGTH_MARGIN).tolist()
-    memory = model.attention.memory(encoded, lengths)
-    state = model.decoder.initial_state(batch * beam)
     first_rows = torch.arange(batch, device=device)[:, None] * beam
     scores = torch.full((batch, beam), float("-inf"), device=device)
     scores[:, 0] = 0.0  # all hypotheses of an utterance start equal, so only one of them counts
@@ -102,7 +114,7 @@ def las_beam_search(
     history = lengths.new_empty((batch, beam, 0))
     ended = [_EndedHypotheses(beam, length_exponent) for _ in range(batch)]
     for step in range(max(limits)):
-        log_probs, state = model.next_log_probs(previous.flatten(), state, memory)
+        log_probs, state = next_log_probs(previous.flatten(), state)
         log_probs[:, BLANK] = float("-inf")
         totals = scores[:, :, None] + log_probs.view(batch, beam, -1)
         num_candidates = min(2 * beam, totals.flatten(1).size(1))

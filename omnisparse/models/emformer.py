@@ -23,55 +23,27 @@ _LayerState = tuple[Tensor, Tensor, Tensor, Tensor]
 class EmformerEncoder(SegmentEncoder):
     """Input projection, stacking, and torchaudio's Emformer without its memory bank.
 
-    Args:
-        input_dim: Width F of the features.
-        num_layers: Emformer layers.
-        dim: Width D, a multiple of ``time_reduction`` and of ``heads``.
-        heads: Attention heads.
-        feed_forward_dim: Width inside the feed-forward part of a layer.
-        time_reduction: Input frames per encoder frame.
-        segment: Encoder frames of a segment, >= 1.
-        left_context: Encoder frames before a segment whose keys and values it sees, >= 0.
-        right_context: Encoder frames after a segment that it sees, >= 0; with ``segment`` they
-            are the latency.
-        dropout: Probability, inside the layers.
+    Args: see :class:`SegmentEncoder`.
 
     Source: Shi et al. 2021, arXiv:2010.10759, section 2.2. Deviation: no memory bank, as in
     torchaudio's recipe, whose padded and streamed memories would differ.
     """
 
-    def __init__(
-        self,
-        *,
-        input_dim: int,
-        num_layers: int,
-        dim: int,
-        heads: int,
-        feed_forward_dim: int,
-        time_reduction: int = 1,
-        segment: int = 16,
-        left_context: int = 32,
-        right_context: int = 4,
-        dropout: float = 0.0,
+    def build_layers(
+        self, num_layers: int, feed_forward_dim: int, dropout: float, **layer_options: Any
     ) -> None:
-        super().__init__(
-            input_dim=input_dim,
-            dim=dim,
-            time_reduction=time_reduction,
-            segment=segment,
-            right_context=right_context,
-        )
-        self.left_context = left_context
+        """See :meth:`SegmentEncoder.build_layers`."""
+        assert not layer_options, f"an Emformer has no {', '.join(layer_options)}"
         self.emformer = Emformer(
-            input_dim=dim,
-            num_heads=heads,
+            input_dim=self.output_dim,
+            num_heads=self.heads,
             ffn_dim=feed_forward_dim,
             num_layers=num_layers,
-            segment_length=segment,
+            segment_length=self.segment,
             dropout=dropout,
             activation="gelu",
-            left_context_length=left_context,
-            right_context_length=right_context,
+            left_context_length=self.left_context,
+            right_context_length=self.right_context,
         )
 
     def encode(self, frames: Tensor, lengths: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,24 +105,52 @@ class SegmentEncoder(Encoder):
 
     Args:
         input_dim: Width F of the features.
-        dim: Width D of the layers, a multiple of ``time_reduction``.
+        num_layers: Layers.
+        dim: Width D of the layers, a multiple of ``time_reduction`` and of ``heads``.
+        heads: Attention heads.
+        feed_forward_dim: Width inside the feed-forward parts of a layer.
         time_reduction: Input frames per encoder frame. Each is projected to
             D / ``time_reduction``, neighbours are stacked.
-        segment: Encoder frames of a segment, >= 1.
+        segment: Encoder frames that are encoded together, >= 1; with ``right_context`` they are
+            the latency.
+        left_context: Encoder frames before a segment that its attention sees, >= 0.
         right_context: Encoder frames after a segment that it may see, >= 0.
+        dropout: Probability, inside the layers.
+        **layer_options: What only the layers of a subclass have.
 
     Source: torchaudio's Emformer RNN-T recipe, for projecting before stacking.
     """
 
     def __init__(
-        self, *, input_dim: int, dim: int, time_reduction: int, segment: int, right_context: int
+        self,
+        *,
+        input_dim: int,
+        num_layers: int,
+        dim: int,
+        heads: int,
+        feed_forward_dim: int,
+        time_reduction: int = 1,
+        segment: int = 16,
+        left_context: int = 32,
+        right_context: int = 0,
+        dropout: float = 0.0,
+        **layer_options: Any,
     ) -> None:
         super().__init__()
         self.output_dim = dim
+        self.heads = heads
         self.time_reduction = time_reduction
         self.segment = segment
+        self.left_context = left_context
         self.right_context = right_context
         self.input_projection = nn.Linear(input_dim, dim // time_reduction)
+        self.build_layers(num_layers, feed_forward_dim, dropout, **layer_options)
+
+    @abstractmethod
+    def build_layers(
+        self, num_layers: int, feed_forward_dim: int, dropout: float, **layer_options: Any
+    ) -> None:
+        """Make the layers; widths, segment and contexts are attributes by now."""
 
     @abstractmethod
     def encode(self, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -202,6 +231,7 @@ class SegmentEncoder(Encoder):
 
     def _stack(self, projected: Tensor) -> Tensor:
         """Join neighbours, the last ones filled up with zeros: ``[B, T', D]``."""
-        batch, length, _ = projected.shape
-        projected = F.pad(projected, (0, 0, 0, -length % self.time_reduction))
-        return projected.reshape(batch, -1, self.output_dim)
+        projected = F.pad(projected, (0, 0, 0, -projected.size(1) % self.time_reduction))
+        return rearrange(
+            projected, "batch (time stack) dim -> batch time (stack dim)", stack=self.time_reduction
+        )

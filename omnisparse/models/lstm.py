@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnisparse.models.encoder import Encoder
-from omnisparse.models.validation import check_whole
 
 LstmState = tuple[Tensor, Tensor]
 """Output ``[B, P]`` and cell ``[B, H]`` of one layer (P = projection, or H without one)."""
@@ -237,7 +237,6 @@ def num_reductions(time_reduction: int, num_layers: int) -> int:
     Raises:
         ValueError: If ``time_reduction`` is no power of two, or needs more layers than there are.
     """
-    check_whole("time_reduction", time_reduction)
     halvings = time_reduction.bit_length() - 1
     if time_reduction < 1 or time_reduction != 1 << halvings or halvings >= num_layers:
         raise ValueError(
@@ -251,9 +250,4 @@ def _pair(frames: Tensor) -> Tensor:
     """Concatenate neighbours: ``[T, B, D]`` to ``[ceil(T / 2), B, 2 D]``, padded with zeros."""
     if frames.size(0) % 2:
         frames = F.pad(frames, (0, 0, 0, 0, 0, 1))
-    length, batch, dim = frames.shape
-    return (
-        frames.reshape(length // 2, 2, batch, dim)
-        .transpose(1, 2)
-        .reshape(length // 2, batch, 2 * dim)
-    )
+    return rearrange(frames, "(time pair) batch dim -> time batch (pair dim)", pair=2)

@@ -7,15 +7,16 @@ V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from omnisparse.errors import NonNegativeInt, PositiveInt, Probability, Range, check_ranges
 from omnisparse.models.base import Hypothesis, ModelOutput, SpeechModel
 from omnisparse.models.conformer import ConformerEncoder
 from omnisparse.models.emformer import EmformerEncoder
-from omnisparse.models.encoder import Encoder, EncoderState
+from omnisparse.models.encoder import Encoder
 from omnisparse.models.joiner import Joiner
 from omnisparse.models.losses import ctc_loss, lattice_weights, transducer_loss
 from omnisparse.models.lstm import LstmEncoder, num_reductions
@@ -24,13 +25,7 @@ from omnisparse.models.transducer_decoding import (
     transducer_beam_search,
     transducer_greedy_search,
 )
-from omnisparse.models.validation import (
-    MAX_CONTEXT_FRAMES,
-    check_fraction,
-    check_multiple,
-    check_positive,
-    check_projection,
-)
+from omnisparse.models.validation import check_multiple, check_projection
 
 EncoderKind = Literal["lstm", "emformer", "conformer"]
 
@@ -45,6 +40,18 @@ _ENCODER_KEYS: dict[str, tuple[EncoderKind, ...]] = {
 }
 """Keys that only some encoders have."""
 
+_ENCODERS: dict[EncoderKind, type[Encoder]] = {
+    "lstm": LstmEncoder,
+    "emformer": EmformerEncoder,
+    "conformer": ConformerEncoder,
+}
+
+
+MAX_CONTEXT_FRAMES = 10_000
+"""Longest segment or context of an encoder: 400 s at 40 ms. Masks and memories grow with them."""
+
+Context = Annotated[int, Range(minimum=0, maximum=MAX_CONTEXT_FRAMES)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransducerConfig:
@@ -56,72 +63,67 @@ class TransducerConfig:
     encoder: EncoderKind = "lstm"
     """Layers of the encoder. A key below that this encoder has not must keep its default."""
 
-    encoder_layers: int = 3
+    encoder_layers: PositiveInt = 3
     """Layers of the encoder."""
 
-    encoder_dim: int = 256
+    encoder_dim: PositiveInt = 256
     """Cells of each LSTM layer, or width of an Emformer or Conformer layer."""
 
-    encoder_projection: int | None = None
+    encoder_projection: PositiveInt | None = None
     """LSTMP width of the encoder, below ``encoder_dim``; None for plain LSTM layers."""
 
-    encoder_heads: int = 4
+    encoder_heads: PositiveInt = 4
     """Attention heads (Emformer, Conformer); a divisor of ``encoder_dim``."""
 
-    encoder_feed_forward: int = 1024
+    encoder_feed_forward: PositiveInt = 1024
     """Width inside the feed-forward parts (Emformer, Conformer)."""
 
-    encoder_kernel: int = 15
+    encoder_kernel: PositiveInt = 15
     """Frames of the causal convolution (Conformer)."""
 
-    segment: int = 8
+    segment: Annotated[int, Range(minimum=1, maximum=MAX_CONTEXT_FRAMES)] = 8
     """Encoder frames that are encoded together (Emformer, Conformer); this and ``right_context``
     are the latency."""
 
-    left_context: int = 32
+    left_context: Context = 32
     """Encoder frames before a segment that its attention sees (Emformer, Conformer)."""
 
-    right_context: int = 0
+    right_context: Context = 0
     """Encoder frames after a segment that its attention sees (Emformer)."""
 
-    time_reduction: int = 2
+    time_reduction: PositiveInt = 2
     """Feature frames per encoder frame. LSTM: a power of two, at most 2^(encoder_layers - 1);
     Emformer, Conformer: a divisor of ``encoder_dim``."""
 
-    predictor_layers: int = 1
+    predictor_layers: NonNegativeInt = 1
     """LSTM layers of the predictor; 0 for the stateless one, which sees the last two tokens."""
 
-    predictor_dim: int = 256
+    predictor_dim: PositiveInt = 256
     """Cells of each predictor layer, or output width of the stateless predictor."""
 
-    embedding_dim: int = 128
+    embedding_dim: PositiveInt = 128
     """Width of the token embedding."""
 
-    joiner_dim: int = 256
+    joiner_dim: PositiveInt = 256
     """Width in which encoder and predictor are added."""
 
-    dropout: float = 0.1
-    """Dropout after every LSTM layer and within Emformer and Conformer layers, in [0, 1)."""
+    dropout: Probability = 0.1
+    """Dropout after every LSTM layer and within Emformer and Conformer layers."""
 
     layer_norm: bool = True
     """Normalise the output of every LSTM layer."""
 
-    predictor_warmup: int = 250
+    predictor_warmup: NonNegativeInt = 250
     """First optimizer steps, which train without the predictor; see :class:`TransducerModel`."""
 
-    ctc_weight: float = 0.0
-    """Share of the label loss that is CTC on the encoder, in [0, 1); above 0 the encoder gets an
+    ctc_weight: Probability = 0.0
+    """Share of the label loss that is CTC on the encoder; above 0 the encoder gets an
     output layer for it, and CTC is all that trains during ``predictor_warmup``."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
-        check_positive(self, "encoder_layers encoder_dim predictor_dim embedding_dim joiner_dim")
-        check_positive(self, "predictor_layers predictor_warmup", minimum=0)
+        check_ranges(self)
         check_projection(self, "encoder")
-        check_positive(self, "encoder_heads encoder_feed_forward encoder_kernel")
-        check_positive(self, "segment", maximum=MAX_CONTEXT_FRAMES)
-        check_positive(self, "left_context right_context", minimum=0, maximum=MAX_CONTEXT_FRAMES)
-        check_fraction(self, "dropout ctc_weight")
         self._check_encoder()
 
     def _check_encoder(self) -> None:
@@ -137,7 +139,6 @@ class TransducerConfig:
         if self.encoder == "lstm":
             num_reductions(self.time_reduction, self.encoder_layers)
         else:
-            check_positive(self, "time_reduction")
             check_multiple(self, "encoder_dim", "time_reduction")
             # Rotary positions turn pairs, so a Conformer head has an even width.
             check_multiple(
@@ -209,60 +210,40 @@ class TransducerModel(SpeechModel):
         self.vocab_size = vocab_size
         self.predictor_warmup = predictor_warmup
         self._step = predictor_warmup
-        self.encoder: Encoder
+        shape: dict[str, Any] = {
+            "input_dim": input_dim,
+            "num_layers": encoder_layers,
+            "dim": encoder_dim,
+            "time_reduction": time_reduction,
+            "dropout": dropout,
+        }
         if encoder == "lstm":
-            self.encoder = LstmEncoder(
-                input_dim=input_dim,
-                num_layers=encoder_layers,
-                dim=encoder_dim,
-                projection=encoder_projection,
-                time_reduction=time_reduction,
-                dropout=dropout,
-                layer_norm=layer_norm,
-            )
-        elif encoder == "emformer":
-            self.encoder = EmformerEncoder(
-                input_dim=input_dim,
-                num_layers=encoder_layers,
-                dim=encoder_dim,
-                heads=encoder_heads,
-                feed_forward_dim=encoder_feed_forward,
-                time_reduction=time_reduction,
-                segment=segment,
-                left_context=left_context,
-                right_context=right_context,
-                dropout=dropout,
-            )
+            shape |= {"projection": encoder_projection, "layer_norm": layer_norm}
         else:
-            self.encoder = ConformerEncoder(
-                input_dim=input_dim,
-                num_layers=encoder_layers,
-                dim=encoder_dim,
-                heads=encoder_heads,
-                feed_forward_dim=encoder_feed_forward,
-                time_reduction=time_reduction,
-                segment=segment,
-                left_context=left_context,
-                kernel=encoder_kernel,
-                dropout=dropout,
-            )
+            shape |= {
+                "heads": encoder_heads,
+                "feed_forward_dim": encoder_feed_forward,
+                "segment": segment,
+                "left_context": left_context,
+            }
+        if encoder == "emformer":
+            shape |= {"right_context": right_context}
+        elif encoder == "conformer":
+            shape |= {"kernel": encoder_kernel}
+        self.encoder = _ENCODERS[encoder](**shape)
         self.predictor: LstmPredictor | StatelessPredictor
+        shape = {
+            "vocab_size": vocab_size,
+            "embedding_dim": embedding_dim,
+            "dim": predictor_dim,
+            "dropout": dropout,
+        }
         if predictor_layers:
             self.predictor = LstmPredictor(
-                vocab_size=vocab_size,
-                embedding_dim=embedding_dim,
-                num_layers=predictor_layers,
-                dim=predictor_dim,
-                dropout=dropout,
-                layer_norm=layer_norm,
+                num_layers=predictor_layers, layer_norm=layer_norm, **shape
             )
         else:
-            self.predictor = StatelessPredictor(
-                vocab_size=vocab_size,
-                embedding_dim=embedding_dim,
-                dim=predictor_dim,
-                dropout=dropout,
-            )
+            self.predictor = StatelessPredictor(**shape)
         self.joiner = Joiner(
             encoder_dim=self.encoder.output_dim,
             predictor_dim=predictor_dim,
@@ -279,25 +260,6 @@ class TransducerModel(SpeechModel):
     def skip_phases(self) -> None:
         """Train with the predictor from the first step on; see :class:`SpeechModel`."""
         self.predictor_warmup = 0
-
-    def output_lengths(self, feature_lengths: Tensor) -> Tensor:
-        """Encoder frames for ``[B]`` feature lengths."""
-        return self.encoder.output_lengths(feature_lengths)
-
-    def encode(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, T', D]`` encodings of ``[B, T, F]`` features, and ``[B]`` lengths."""
-        encoded, lengths = self.encoder(features, feature_lengths)
-        return encoded, lengths
-
-    def initial_state(self, batch: int) -> EncoderState:
-        """The encoder's state before the first chunk of ``batch`` streams."""
-        return self.encoder.initial_state(batch)
-
-    def encode_chunk(
-        self, features: Tensor, state: EncoderState, *, final: bool = False
-    ) -> tuple[Tensor, EncoderState]:
-        """Encode the next ``[B, T, F]`` chunk of a stream; see ``Encoder.forward_chunk``."""
-        return self.encoder.forward_chunk(features, state, final=final)
 
     def forward(
         self, features: Tensor, feature_lengths: Tensor, tokens: Tensor, token_lengths: Tensor
@@ -346,17 +308,11 @@ class TransducerModel(SpeechModel):
             encoder_lengths=lengths,
         )
 
-    @torch.inference_mode()
-    def greedy(self, features: Tensor, feature_lengths: Tensor) -> list[list[int]]:
-        """Batched greedy decoding; see :class:`SpeechModel`."""
-        encoded, lengths = self.encode(features, feature_lengths)
+    def search_greedily(self, encoded: Tensor, lengths: Tensor) -> list[list[int]]:
+        """See :class:`SpeechModel`."""
         found, _ = transducer_greedy_search(self, encoded, lengths)
         return found
 
-    @torch.inference_mode()
-    def nbest(
-        self, features: Tensor, feature_lengths: Tensor, *, beam: int
-    ) -> list[list[Hypothesis]]:
-        """Batched time-synchronous beam search; see :class:`SpeechModel`."""
-        encoded, lengths = self.encode(features, feature_lengths)
+    def search_beam(self, encoded: Tensor, lengths: Tensor, *, beam: int) -> list[list[Hypothesis]]:
+        """See :class:`SpeechModel`; time-synchronous."""
         return transducer_beam_search(self, encoded, lengths, beam=beam)

@@ -6,23 +6,28 @@ Legend: B batch, T' encoder frames, K beam, V vocabulary, J joiner, L longest hy
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.models.base import BLANK, NO_FINITE_SCORE, SOS_EOS, Hypothesis
-
-if TYPE_CHECKING:
-    from omnisparse.models.predictor import PredictorState
-    from omnisparse.models.transducer import TransducerModel
+from omnisparse.models.joiner import Joiner
+from omnisparse.models.predictor import LstmPredictor, PredictorState, StatelessPredictor
 
 MAX_SYMBOLS_PER_FRAME = 5
 """Tokens that one encoder frame may emit; bounds the search on nets that never say blank."""
 
 _HASH_FACTOR = 6364136223846793005
 """Odd multiplier (Knuth) of the rolling hash by which equal hypotheses are found."""
+
+
+class TransducerHead(Protocol):
+    """What the searches need of a transducer, in evaluation mode: all but its encoder."""
+
+    predictor: LstmPredictor | StatelessPredictor
+    joiner: Joiner
 
 
 class GreedyState(NamedTuple):
@@ -36,7 +41,7 @@ class GreedyState(NamedTuple):
 
 
 def predict(
-    model: TransducerModel, tokens: Tensor, state: PredictorState
+    model: TransducerHead, tokens: Tensor, state: PredictorState
 ) -> tuple[Tensor, PredictorState]:
     """``[N, J]`` projected predictor outputs after ``[N]`` tokens, and the next state."""
     outputs, state = model.predictor.step(tokens, state)
@@ -44,7 +49,7 @@ def predict(
 
 
 def transducer_greedy_search(
-    model: TransducerModel,
+    model: TransducerHead,
     encoded: Tensor,
     lengths: Tensor,
     state: GreedyState | None = None,
@@ -141,7 +146,7 @@ class BeamState(NamedTuple):
 
 
 def transducer_beam_search(
-    model: TransducerModel,
+    model: TransducerHead,
     encoded: Tensor,
     lengths: Tensor,
     *,
@@ -166,7 +171,7 @@ def transducer_beam_search(
 
 
 def advance_beam(
-    model: TransducerModel,
+    model: TransducerHead,
     encoded: Tensor,
     lengths: Tensor,
     state: BeamState,
@@ -241,7 +246,7 @@ def settle_beam(state: BeamState) -> tuple[list[int], BeamState]:
     return histories[0, :num_settled].tolist(), rest
 
 
-def start_beam(model: TransducerModel, batch: int, beam: int) -> BeamState:
+def start_beam(model: TransducerHead, batch: int, beam: int) -> BeamState:
     """One empty hypothesis per utterance, and ``beam - 1`` empty places."""
     device = model.joiner.output.weight.device
     start = torch.full((batch * beam,), BLANK, dtype=torch.int64, device=device)
@@ -267,9 +272,7 @@ def _expand(scores: Tensor, log_probs: Tensor, beam: int) -> tuple[Tensor, Tenso
     return index // totals.size(-1), index % totals.size(-1), best
 
 
-def _extend(
-    model: TransducerModel, parents: BeamState, tokens: Tensor, scores: Tensor
-) -> BeamState:
+def _extend(model: TransducerHead, parents: BeamState, tokens: Tensor, scores: Tensor) -> BeamState:
     """Append ``[B, K]`` tokens to as many hypotheses."""
     batch, beam = tokens.shape
     predicted, memory = predict(

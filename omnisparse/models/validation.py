@@ -2,58 +2,6 @@
 
 from __future__ import annotations
 
-MAX_CONTEXT_FRAMES = 10_000
-"""Longest segment or context of an encoder: 400 s at 40 ms. Masks and memories grow with them."""
-
-
-def check_whole(name: str, value: object) -> None:
-    """Check that a count is an int: 2.0 would only fail later, and True is none.
-
-    Raises:
-        ValueError: If ``value`` is anything else.
-    """
-    if type(value) is not int:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number")
-
-
-def check_positive(
-    config: object, names: str, *, minimum: int = 1, maximum: int | None = None
-) -> None:
-    """Check counts and widths.
-
-    Args:
-        config: A model configuration.
-        names: Its fields to check, separated by spaces.
-        minimum: Smallest legal value.
-        maximum: Largest legal value; None for no limit.
-
-    Raises:
-        ValueError: If a field is no int, below ``minimum`` or above ``maximum``.
-    """
-    for name in names.split():
-        value = getattr(config, name)
-        check_whole(name, value)
-        if value < minimum:
-            raise ValueError(f"{name} is {value}; it must be at least {minimum}")
-        if maximum is not None and value > maximum:
-            raise ValueError(f"{name} is {value}; it must be at most {maximum}")
-
-
-def check_fraction(config: object, names: str) -> None:
-    """Check probabilities and shares.
-
-    Args:
-        config: A model configuration.
-        names: Its fields to check, separated by spaces.
-
-    Raises:
-        ValueError: If a field is outside [0, 1).
-    """
-    for name in names.split():
-        value = getattr(config, name)
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{name} is {value}; it must be in [0, 1)")
-
 
 def check_multiple(config: object, name: str, divisor: str, *, factor: int = 1) -> None:
     """Check that a width can be divided.
@@ -86,7 +34,6 @@ def check_projection(config: object, part: str) -> None:
     projection, dim = getattr(config, f"{part}_projection"), getattr(config, f"{part}_dim")
     if projection is None:
         return
-    check_whole(f"{part}_projection", projection)
     if not 1 <= projection < dim:
         raise ValueError(
             f"{part}_projection is {projection}; it must be null or from 1 to {dim - 1} "

@@ -13,6 +13,7 @@ import yaml
 
 from omnisparse.artifact import planned_bytes
 from omnisparse.config import CorpusConfig, config_from_dict
+from omnisparse.config.yaml_core import read_yaml
 from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
@@ -29,7 +30,6 @@ from omnisparse.search.journal import Journal, key_of
 from omnisparse.search.pareto import Candidate, search
 from omnisparse.search.scores import ItemScores
 from omnisparse.sparsity.space import SubnetSpec
-from omnisparse.yaml_core import read_yaml
 
 FOLDER = "search"
 FRONT = "front.json"

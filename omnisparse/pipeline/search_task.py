@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from omnisparse.errors import UsageError
+from omnisparse.errors import PositiveInt, Range, UsageError, check_ranges
 from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
@@ -28,35 +28,29 @@ _SEEDS = 2**32  # that the sampler takes
 class SearchConfig:
     """What a search may spend, and where it looks."""
 
-    evaluations: int = 200
+    evaluations: PositiveInt = 200
     """Subnets evaluated, of all sizes together."""
     objective: Objective = "loss"
     """What is minimised: the label loss per token, or word errors per word (slower)."""
-    utterances: int = 100
+    utterances: PositiveInt = 100
     """Utterances of the subset, about; they are chosen in batches."""
-    utterances_per_item: int = 8
+    utterances_per_item: PositiveInt = 8
     """Utterances that are computed, and chosen, together."""
-    finalists: int = 2
+    finalists: PositiveInt = 2
     """Best subnets of each size, beside the uniform one, recognised on the whole dev set."""
     layer_groups: tuple[str, ...] = ()
     """Expressions of matrices that share a density; by layer if empty."""
-    spread: float = 3.0
+    spread: Annotated[float, Range(above=0, maximum=MAX_SPREAD)] = 3.0
     """Densities lie within a factor of 1 + this of the mean, before the total is restored."""
-    seed: int = 0
+    seed: Annotated[int, Range(minimum=0, maximum=_SEEDS - 1)] = 0
     """Seed of the evolution."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("evaluations", "utterances", "utterances_per_item", "finalists"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; at least 1")
+        check_ranges(self, UsageError)
         if self.objective not in get_args(Objective):
             legal = ", ".join(get_args(Objective))
             raise UsageError(f"objective {self.objective!r} is not known; legal: {legal}")
-        if not 0 < self.spread <= MAX_SPREAD:
-            raise UsageError(f"spread is {self.spread}; above 0, at most {MAX_SPREAD:g}")
-        if not 0 <= self.seed < _SEEDS:
-            raise UsageError(f"seed is {self.seed}; from 0 to {_SEEDS - 1}")
 
 
 class SearchTask:

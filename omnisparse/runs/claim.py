@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from omnisparse.config import RunConfig, config_to_dict, config_to_yaml
+from omnisparse.config.yaml_core import read_yaml
 from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import make_record
 from omnisparse.training.checkpoint import list_checkpoints, read_state
 from omnisparse.training.tracking import Metrics, flatten
-from omnisparse.yaml_core import read_yaml
 
 try:
     import fcntl

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from einops import repeat
 
 Array: TypeAlias = Any
 """A numpy array or a torch tensor."""
@@ -130,12 +131,7 @@ def joined(parts: Iterable[Array]) -> Array:
 
 def repeated(grid: Array, block: tuple[int, int]) -> Array:
     """Every entry of `[R, C]` as a block: `[R * block[0], C * block[1]]`."""
-    rows, columns = grid.shape
-    shape = (rows, block[0], columns, block[1])
-    spaced = grid.reshape(rows, 1, columns, 1)
-    is_numpy = isinstance(grid, np.ndarray)
-    whole = np.broadcast_to(spaced, shape) if is_numpy else spaced.expand(shape)
-    return whole.reshape(rows * block[0], columns * block[1])
+    return repeat(grid, "row column -> (row i) (column j)", i=block[0], j=block[1])
 
 
 def descending_order(keys: Array) -> Array:

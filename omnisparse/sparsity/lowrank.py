@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -169,7 +170,9 @@ def _project_readers(state: dict[str, Tensor], layer: RecurrentLayer, projection
                 f"{layer.name}: {reader.weight} of shape {list(weight.shape)} cannot read "
                 f"{reader.copies} x {cells} outputs"
             )
-        blocks = weight[:, :width].double().reshape(-1, reader.copies, cells)
+        blocks = rearrange(
+            weight[:, :width].double(), "row (copy cell) -> row copy cell", cell=cells
+        )
         # Rows of the projection are orthonormal, so this is the least-squares solution.
         short = (blocks if gain is None else blocks * gain) @ projection.T
         state[reader.weight] = torch.cat(

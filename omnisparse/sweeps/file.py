@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import yaml
 
+from omnisparse.config.yaml_core import read_yaml
 from omnisparse.errors import OmnisparseError
-from omnisparse.yaml_core import read_yaml
 
 LEGAL_KEYS = (
     "program", "method", "parameters", "command", "name", "description", "project", "entity",

@@ -22,11 +22,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from omnisparse.errors import DataError
+from omnisparse.errors import DataError, NonNegativeInt, Range, check_ranges
 from omnisparse.synthetic.audio import SAMPLING_RATE, Acoustics, Utterance
 from omnisparse.synthetic.text import (
     GRAMMARS,
@@ -74,12 +74,12 @@ class SyntheticConfig:
     preset: Literal["assistant", "assistant-easy"] = "assistant"
     """Grammar, voices and conditions: ``assistant`` has every accent and variant,
     ``assistant-easy`` 24 training voices of two accents, 8 sentence templates, little noise."""
-    hours: float = 2.0
-    """Hours of the training split, above 0 and at most 1000. The other splits come on top: test a
+    hours: Annotated[float, Range(above=0, maximum=1000)] = 2.0
+    """Hours of the training split. The other splits come on top: test a
     tenth of it but at most 1 h, dev half of test."""
     text: str | None = None
     """A UTF-8 file of sentences to speak instead of the preset's grammar, one per line."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Decides sentences, voices and noise, to the byte."""
     snr_db: tuple[float, float] | None = None
     """Lowest and highest signal-to-noise ratio in dB; None takes the preset's."""
@@ -92,10 +92,7 @@ class SyntheticConfig:
         """
         if self.preset not in GRAMMARS:
             raise ValueError(f"preset must be one of {', '.join(GRAMMARS)}, got {self.preset!r}")
-        if not 0.0 < self.hours <= 1000.0:
-            raise ValueError(f"hours must be above 0 and at most 1000, got {self.hours}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        check_ranges(self)
         if self.snr_db is not None:
             low, high = self.snr_db
             if not (math.isfinite(low) and math.isfinite(high) and low <= high):

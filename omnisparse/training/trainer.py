@@ -22,7 +22,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch, TrainingBatches
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OmnisparseError,
+    PositiveFloat,
+    PositiveInt,
+    check_ranges,
+)
 from omnisparse.methods.base import Loss, Method
 from omnisparse.models.base import SpeechModel
 from omnisparse.training.checkpoint import Checkpoint, save_checkpoint
@@ -38,61 +45,40 @@ _SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
 class TrainingConfig:
     """Optimizer, schedule, length and records of a training."""
 
-    epochs: float = 18.0
+    epochs: NonNegativeFloat = 18.0
     """Passes of the dense net over the training set; ignored if ``max_steps`` is given."""
-    max_steps: int | None = None
+    max_steps: NonNegativeInt | None = None
     """Optimizer steps; 0 writes the untrained net as a run."""
-    learning_rate: float = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 100
+    warmup_steps: NonNegativeInt = 100
     """Steps of linear warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Decay of the learning rate after the warm-up, to 1 % of its peak at the last step."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's moment decays."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     """Decoupled decay of matrices; vectors (biases, norms) have none."""
-    clip_norm: float = 5.0
+    clip_norm: PositiveFloat = 5.0
     """Gradients are clipped to this global norm."""
-    max_skipped_steps: int = 20
+    max_skipped_steps: PositiveInt = 20
     """Steps in a row with a non-finite gradient after which the run fails."""
-    log_every: int = 20
+    log_every: PositiveInt = 20
     """Steps between two lines of ``metrics.jsonl``."""
-    checkpoint_every: int = 500
+    checkpoint_every: PositiveInt = 500
     """Steps between two checkpoints; one is always written at the end."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """Newest checkpoints to keep."""
-    evaluate_every: int = 0
+    evaluate_every: NonNegativeInt = 0
     """Steps between two evaluations on the dev split; 0 for none."""
-    evaluate_utterances: int = 100
+    evaluate_utterances: PositiveInt = 100
     """Utterances of the dev split that such an evaluation decodes."""
-    threads: int | None = None
+    threads: PositiveInt | None = None
     """CPU threads per process; None leaves the environment's choice."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name, low in (
-            ("epochs", 0.0),
-            ("warmup_steps", 0),
-            ("log_every", 1),
-            ("checkpoint_every", 1),
-            ("keep_checkpoints", 1),
-            ("evaluate_every", 0),
-            ("evaluate_utterances", 1),
-            ("max_skipped_steps", 1),
-            ("weight_decay", 0.0),
-        ):
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least {low}")
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; above 0")
-        if not math.isfinite(self.epochs):
-            raise ValueError(f"epochs is {self.epochs}; a finite number")
-        if self.max_steps is not None and self.max_steps < 0:
-            raise ValueError(f"max_steps is {self.max_steps}; at least 0")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; at least 1")
+        check_ranges(self)
 
 
 class InterruptedTrainingError(OmnisparseError):

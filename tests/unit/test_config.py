@@ -18,6 +18,7 @@ from omnisparse.config import (
     override_config,
     parse_value,
 )
+from omnisparse.config.yaml_core import read_yaml, write_yaml
 from omnisparse.methods import (
     DenseConfig,
     DistillationConfig,
@@ -27,7 +28,6 @@ from omnisparse.methods import (
 )
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
 from omnisparse.synthetic.corpus import SyntheticConfig
-from omnisparse.yaml_core import read_yaml, write_yaml
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted([*(ROOT / "recipes/configs").glob("*.yaml"), *ROOT.glob("omnisparse/configs/*")])
@@ -195,7 +195,7 @@ def test_sizes_are_plain_counts_too() -> None:
         ("model={kind: transducer, segments: 4}", r"unknown key model\.segments; .*segment, left"),
         ("seed", "'seed': an override is written key=value"),
         ("seed.x=1", "unknown key|seed"),
-        ("seed=-1", "seed is -1; from 0 to 9223372036854775807"),
+        ("seed=-1", "seed is -1; it must be from 0 to 9223372036854775807"),
         ("seed=9223372036854775808", "from 0 to 9223372036854775807"),
         ("seed=12345678901234567890123", "from 0 to 9223372036854775807"),
         ("name=../x", "a plain folder name"),

@@ -10,7 +10,7 @@ from small_models import SMALL_CONFIGS, VOCAB_SIZE, Utterances, small_model
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.models import Hypothesis, LasModel, SpeechModel, TransducerModel
-from omnisparse.models.decoding import LENGTH_MARGIN, las_beam_search
+from omnisparse.models.decoding import LENGTH_MARGIN
 from omnisparse.models.transducer_decoding import (
     MAX_SYMBOLS_PER_FRAME,
     transducer_beam_search,
@@ -67,7 +67,7 @@ def test_las_beam_of_one_is_greedy(name: str, batch: Utterances) -> None:
     model = las(name)
     encoded, lengths = model.encode(batch.features, batch.feature_lengths)
     with torch.inference_mode():
-        found = las_beam_search(model, encoded, lengths, beam=1)
+        found = model.search_beam(encoded, lengths, beam=1)
     greedy = model.decode(batch.features, batch.feature_lengths)
     assert [hypotheses[0].tokens for hypotheses in found] == greedy
 

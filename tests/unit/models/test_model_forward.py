@@ -191,7 +191,7 @@ def test_sizes(config: LasConfig | TransducerConfig, millions: float, vocab_size
     ("fields", "message"),
     [
         ({"encoder_layers": 0}, "encoder_layers is 0; it must be at least 1"),
-        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be at least 0 and below 1"),
         ({"encoder_projection": 256}, "encoder_projection is 256; .* from 1 to 255"),
         ({"time_reduction": 3}, "time_reduction is 3; .* power of two from 1 to 4"),
         ({"time_reduction": 8}, "time_reduction is 8; .* power of two from 1 to 4"),

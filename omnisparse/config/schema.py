@@ -17,15 +17,15 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from omnisparse.config.yaml_core import read_argument, read_yaml, write_yaml
 from omnisparse.data.batching import DataConfig
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import OmnisparseError, Range, check_ranges
 from omnisparse.methods import MethodConfig, SandwichConfig
 from omnisparse.models import LasConfig, TransducerConfig
 from omnisparse.sparsity.layer_limit import parse_layer_limit
 from omnisparse.synthetic.corpus import SyntheticConfig
 from omnisparse.training.tracking import TrackingConfig
 from omnisparse.training.trainer import TrainingConfig
-from omnisparse.yaml_core import read_argument, read_yaml, write_yaml
 
 MAX_SEED = 2**63 - 1
 """Largest seed that torch's generators take as it is written."""
@@ -76,7 +76,7 @@ class RunConfig:
 
     name: str = "supernet"
     """Name of the run directory below ``runs/``."""
-    seed: int = 0
+    seed: Annotated[int, Range(minimum=0, maximum=MAX_SEED)] = 0
     """Seed of initialisation, data order, augmentation, dropout and subnet draws."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     """Corpora."""
@@ -108,8 +108,7 @@ class RunConfig:
             )
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; a plain folder name")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed is {self.seed}; from 0 to {MAX_SEED} (2^63 - 1)")
+        check_ranges(self)
         if self.max_layer_parameters is not None:
             parse_layer_limit(self.max_layer_parameters)
 
