@@ -81,7 +81,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
     Raises:
         ConfigError: If the method is unknown or a value is not legal.
     """
-    from omnisparse.comparison.baselines import BASELINE_METHODS, SUPERNET_BUDGETS
+    from omnisparse.comparison.rows import ROWS, SUPERNETS
     from omnisparse.config import ConfigError
 
     found: dict[str, str] = {}
@@ -98,12 +98,12 @@ def parse_request(overrides: Sequence[str]) -> Request:
         else:
             (own if key.startswith("method.") else common).append(override)
     method = ALIASES.get(name, name)
-    if method not in BASELINE_METHODS:
-        raise ConfigError(f"method {method!r} is unknown; legal: {', '.join(BASELINE_METHODS)}")
+    if method not in ROWS:
+        raise ConfigError(f"method {method!r} is unknown; legal: {', '.join(ROWS)}")
     given = {key: value for key, value in found.items() if value not in NONE}
     return Request(
         method=method,
-        size=None if method in SUPERNET_BUDGETS else given.get("size"),  # it has every size
+        size=None if method in SUPERNETS else given.get("size"),  # it has every size
         teacher=Path(given["teacher"]) if "teacher" in given else None,
         init=Path(given["init"]) if "init" in given else None,
         pretrain=_share(found.get("pretrain", PRETRAIN)),
@@ -180,12 +180,13 @@ def plan_baseline(
 
 def configure(base: RunConfig, request: Request) -> RunConfig:
     """The configuration of one row, named after the row, its size and its seed."""
-    from omnisparse.comparison.baselines import SUPERNET_BUDGETS, baseline_config
+    from omnisparse.comparison.baselines import baseline_config, kind_of
     from omnisparse.config import override_config
 
-    if request.method in SUPERNET_BUDGETS:  # its options decide how many steps its budget is
-        kind = [] if base.method.kind == "sandwich" else ["method=sandwich"]
-        base = override_config(base, [*kind, *request.own])
+    kind = kind_of(request.method)
+    if kind is not None:  # its options decide how many steps its budget is
+        chosen = [] if base.method.kind == kind else [f"method={kind}"]
+        base = override_config(base, [*chosen, *request.own])
     config = baseline_config(
         base,
         method=request.method,

@@ -20,35 +20,28 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
+from omnisparse.comparison.rows import BUILT_IN, REGISTERED, ROWS, SUPERNETS
 from omnisparse.comparison.widths import count_parameters, solve_model, with_projections
 from omnisparse.config import RunConfig
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import (
+    KINDS,
     DenseConfig,
     DistillationConfig,
     GradualPruningConfig,
     MethodConfig,
     SandwichConfig,
+    has_key,
+    passes_of,
 )
 from omnisparse.models import ModelConfig, TransducerConfig
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.layer_limit import parse_layer_limit
 from omnisparse.sparsity.sizes import parse_count
 
-BaselineMethod = Literal[
-    "base",
-    "distilled",
-    "factored",
-    "pruned",
-    "factored_distilled",
-    "factored_distilled_pruned",
-    "supernet",
-    "supernet_double",
-]
-BASELINE_METHODS: tuple[str, ...] = get_args(BaselineMethod)
-SUPERNET_BUDGETS = {"supernet": 1.0, "supernet_double": 2.0}
+SUPERNET_BUDGETS = {row: 2.0 if row == "supernet_double" else 1.0 for row in SUPERNETS}
 """Rows of every size, and their utterance passes in those of the dense net."""
 
 
@@ -67,7 +60,7 @@ def baseline_config(
         base: The dense net (its ``model`` is the net of 100 %) and everything that all rows share.
             Where its ``method`` is of the kind that the row trains, its choices are kept; what a
             supernet is told to prune, pruned rows prune, too.
-        method: One of ``BASELINE_METHODS``.
+        method: One of ``ROWS``; a registered method is that of ``base`` where it is of its kind.
         size: ``25%`` (of the dense net) or ``16M``, as ``--size`` takes it; None keeps the shape
             of ``base`` (and is the only legal value for supernets, which have every size, while
             the rows with ``pruned`` in their name need one).
@@ -97,7 +90,7 @@ def baseline_config(
     try:
         limit = None if max_layer_parameters is None else parse_layer_limit(max_layer_parameters)
         family = base.model
-        if method.startswith("factored"):
+        if method in BUILT_IN and method.startswith("factored"):
             decoder = limit is not None and not isinstance(family, TransducerConfig)
             family = with_projections(family, decoder=decoder)
         widest = _widest(method, target, dense)
@@ -110,8 +103,9 @@ def baseline_config(
         trained = count_parameters(model, **dimensions)
         _check_teacher(teacher, trained if target is None else target)
     trained_by = _method(base.method, method, size, target, teacher)
-    if isinstance(trained_by, SandwichConfig):
-        base = scale_length(base, SUPERNET_BUDGETS[method] / trained_by.mean_passes)
+    share = SUPERNET_BUDGETS.get(method, 1.0) / passes_of(trained_by)
+    if share != 1:
+        base = scale_length(base, share)
     return replace(
         base,
         name=_name(base.name, method, size, max_layer_parameters),
@@ -162,18 +156,37 @@ def layer_limit_configs(base: RunConfig, limit: str, *, teacher: Path) -> dict[s
     }
 
 
+def kind_of(method: str) -> str | None:
+    """Kind of the method that trains a row, where that alone says what is trained, else None."""
+    if method in REGISTERED:
+        return method
+    return SandwichConfig().kind if method in SUPERNETS else None
+
+
+def _is_pruned(method: str) -> bool:
+    """Whether a row prunes to its size."""
+    return has_key(method, "size") if method in REGISTERED else method.endswith("pruned")
+
+
+def _takes_teacher(method: str) -> bool:
+    """Whether a row may learn from a teacher."""
+    if method in REGISTERED:
+        return has_key(method, "distillation")
+    return "distilled" in method or method == "pruned"
+
+
 def _check_arguments(
     method: str, size: str | None, teacher: Path | None, max_layer_parameters: str | None
 ) -> None:
-    if method not in BASELINE_METHODS:
-        raise OmnisparseError(f"method {method!r} is unknown; legal: {', '.join(BASELINE_METHODS)}")
+    if method not in ROWS:
+        raise OmnisparseError(f"method {method!r} is unknown; legal: {', '.join(ROWS)}")
     if method in SUPERNET_BUDGETS and size is not None:
         raise OmnisparseError(f"a supernet has every size; size {size} belongs to its extraction")
-    if method.endswith("pruned") and size is None:
+    if _is_pruned(method) and size is None:
         raise OmnisparseError(f"method {method} needs a size to prune to, such as 25% or 16M")
-    if "distilled" in method and teacher is None:
+    if method in BUILT_IN and "distilled" in method and teacher is None:
         raise OmnisparseError(f"method {method} needs a teacher: a run or artifact directory")
-    if teacher is not None and "distilled" not in method and method != "pruned":
+    if teacher is not None and not _takes_teacher(method):
         raise OmnisparseError(f"method {method} has no use for a teacher, and {teacher} is given")
     if max_layer_parameters is not None and method in SUPERNET_BUDGETS:
         raise OmnisparseError("a limit per layer is for the separate nets, not for a supernet")
@@ -205,17 +218,19 @@ def _check_teacher(teacher: Path, target: int) -> None:
 
 def _widest(method: str, target: int | None, dense: int) -> int | None:
     """Parameters of the net before any pruning; None for those of the family as it is."""
-    if target is None or method == "pruned":
+    if target is None:
         return None
     if method == "factored_distilled_pruned":
         return round(math.sqrt(target * dense))
-    return target
+    return None if _is_pruned(method) else target
 
 
 def _method(
     given: MethodConfig, method: str, size: str | None, target: int | None, teacher: Path | None
 ) -> MethodConfig:
     """The training method of a row, with the choices of ``given`` where the kinds agree."""
+    if method in REGISTERED:
+        return _registered(given, method, target, teacher)
     if method in SUPERNET_BUDGETS:
         return given if isinstance(given, SandwichConfig) else SandwichConfig()
     distillation = None
@@ -235,6 +250,20 @@ def _method(
         # In parameters, because a share would be one of the net that is pruned.
         return replace(pruning, size=str(target), distillation=distillation)
     return distillation or DenseConfig()
+
+
+def _registered(
+    given: MethodConfig, method: str, target: int | None, teacher: Path | None
+) -> MethodConfig:
+    """The configuration of a method that is a row of its own kind."""
+    config: Any = given if given.kind == method else KINDS[method]()
+    choices: dict[str, Any] = {}
+    if target is not None and has_key(method, "size"):
+        choices["size"] = str(target)
+    if teacher is not None:
+        choices["distillation"] = DistillationConfig(teacher=str(teacher))
+    chosen: MethodConfig = replace(config, **choices)
+    return chosen
 
 
 def _twice_as_deep(model: ModelConfig) -> ModelConfig:

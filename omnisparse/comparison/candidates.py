@@ -9,10 +9,18 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from omnisparse.comparison.rows import METHODS, PART, ROWS, SUPERNET, SUPERNETS, TableRows
+from omnisparse.comparison.rows import (
+    METHODS,
+    PART,
+    REGISTERED,
+    ROWS,
+    SUPERNET,
+    SUPERNETS,
+    TableRows,
+)
 from omnisparse.config import ConfigError, RunConfig, config_to_dict, load_config
 from omnisparse.errors import OmnisparseError
-from omnisparse.methods import SandwichConfig
+from omnisparse.methods import has_every_size, passes_of
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import SOURCE_KEYS, RunRecord, read_record
 from omnisparse.sparsity.budget import num_nonzero, num_parameters
@@ -79,7 +87,7 @@ def _read(path: Path, *, row: str | None) -> Candidate:
     weights, checkpoint = runs.newest_weights(path)
     record = read_record(checkpoint)
     state = {name: weights[name] for name in description.parameters}
-    is_supernet = description.method == "sandwich"
+    is_supernet = has_every_size(description.method)
     if row is None:
         row = record.row or derive_row(read_config(path))
         if row not in ROWS:
@@ -107,6 +115,8 @@ def read_config(run: Path) -> RunConfig:
 def derive_row(config: RunConfig) -> str:
     """The row of a run that was trained without naming one, from its configuration."""
     kind: str = config.method.kind
+    if kind in REGISTERED:
+        return kind
     if kind == "sandwich":
         return SUPERNET
     shape = config.model
@@ -170,9 +180,7 @@ def differences(config: RunConfig, reference: RunConfig) -> dict[str, Any]:
 
 def _passes(config: RunConfig) -> float:
     """Passes over the training set, those of subnets included."""
-    method = config.method
-    each = method.mean_passes if isinstance(method, SandwichConfig) else 1.0
-    return config.training.epochs * each
+    return config.training.epochs * passes_of(config.method)
 
 
 def _differences(own: Any, base: Any, key: str) -> Iterator[tuple[str, Any]]:

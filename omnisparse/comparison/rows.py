@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from omnisparse.methods import KINDS, has_every_size
+
 PART = "part"
 """Row of a run that is only the first steps of another: no row of a table."""
 
-ROWS = {
+BUILT_IN = {
     "base": "Base",
     "factored": "Factorization (F)",
     "distilled": "Distillation (D)",
@@ -19,11 +21,21 @@ ROWS = {
     "supernet": "Supernet",
     "supernet_double": "Supernet, twice the budget",
 }
-"""Methods in their order, and what people call them."""
+"""The rows of Pang et al. 2018 and the supernets in their order, and what people call them."""
+
+_KINDS_OF_BUILT_IN = {"dense", "sandwich", "distillation", "gradual_pruning"}
+
+REGISTERED = {
+    kind: kind.replace("_", " ").capitalize() for kind in KINDS if kind not in _KINDS_OF_BUILT_IN
+}
+"""Methods of other kinds: each is a row of its own, named as its kind."""
+
+ROWS = {**BUILT_IN, **REGISTERED}
+"""All rows of methods in their order, and what people call them."""
 
 SUPERNET, PRUNED = "supernet", "pruned"
-SUPERNETS = (SUPERNET, "supernet_double")
-"""Methods whose models of all sizes come from one training."""
+SUPERNETS = (SUPERNET, "supernet_double", *filter(has_every_size, REGISTERED))
+"""Rows whose models of all sizes come from one training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +74,7 @@ METHODS = TableRows(
     heading="method",
     labels=ROWS,
     rival=PRUNED,
-    compared=frozenset(SUPERNETS),
+    compared=frozenset((*SUPERNETS, *REGISTERED)),
     picture="sizes",
 )
-"""The methods of Pang et al. 2018, and the supernet, which is set against gradual pruning."""
+"""All methods; supernets and registered ones are set against gradual pruning."""

@@ -1,6 +1,20 @@
-"""Training methods, one file each. ``build_method`` maps a configuration to its method."""
+"""Training methods, one file each. ``build_method`` maps a configuration to its method.
+
+What is in the union ``MethodConfig`` is known everywhere: to ``method=KIND``, to
+``train_baseline.py``, to sweeps and to ``compare``. A configuration may say more of its method than
+its keys, by attributes that all have a default:
+
+* ``every_size`` (class attribute, False): one training gives models of all sizes, by extraction.
+* ``mean_passes`` (1): utterance passes that a step takes, in those of a dense step.
+* a key ``size``: the net is pruned to it.
+* a key ``distillation``: a ``DistillationConfig``, or null.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_args
 
 from omnisparse.methods.base import Dense, DenseConfig, Loss, Method
 from omnisparse.methods.distillation import Distillation, DistillationConfig, Teacher
@@ -8,6 +22,27 @@ from omnisparse.methods.gradual_pruning import GradualPruning, GradualPruningCon
 from omnisparse.methods.sandwich import Sandwich, SandwichConfig
 
 MethodConfig = DenseConfig | SandwichConfig | DistillationConfig | GradualPruningConfig
+
+KINDS: Mapping[str, Any] = {
+    str(next(item.default for item in fields(member) if item.name == "kind")): member
+    for member in get_args(MethodConfig)
+}
+"""The configurations by their kind."""
+
+
+def has_every_size(kind: str) -> bool:
+    """Whether one training by a method of ``kind`` gives models of all sizes."""
+    return bool(getattr(KINDS.get(kind), "every_size", False))
+
+
+def passes_of(config: MethodConfig) -> float:
+    """Utterance passes of a step, in those of a dense step: mean over a run, at least 1."""
+    return float(getattr(config, "mean_passes", 1.0))
+
+
+def has_key(kind: str, name: str) -> bool:
+    """Whether the configuration of ``kind`` has a key ``name``."""
+    return any(item.name == name for item in fields(KINDS[kind]))
 
 
 def build_method(config: MethodConfig, *, seed: int, teacher: Teacher | None = None) -> Method:
@@ -31,12 +66,14 @@ def build_method(config: MethodConfig, *, seed: int, teacher: Teacher | None = N
 
 def distillation_of(config: MethodConfig) -> DistillationConfig | None:
     """How ``config`` learns from a teacher, alone or while pruning; None if it has none."""
-    if isinstance(config, GradualPruningConfig):
-        return config.distillation
-    return config if isinstance(config, DistillationConfig) else None
+    if isinstance(config, DistillationConfig):
+        return config
+    inner: DistillationConfig | None = getattr(config, "distillation", None)
+    return inner
 
 
 __all__ = [
+    "KINDS",
     "Dense",
     "DenseConfig",
     "Distillation",
@@ -51,4 +88,7 @@ __all__ = [
     "Teacher",
     "build_method",
     "distillation_of",
+    "has_every_size",
+    "has_key",
+    "passes_of",
 ]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ from omnisparse.sparsity.supernet import Supernet
 class SandwichConfig:
     """How a supernet is trained."""
 
+    every_size: ClassVar[bool] = True
+    """One training gives models of all sizes."""
     kind: Literal["sandwich"] = "sandwich"
     """Selects this method."""
     min_size: str | int = "6%"
