@@ -135,8 +135,18 @@ def prepare_synthetic(
     default="auto",
     show_default=True,
 )
+@click.option(
+    "--split",
+    metavar="90/5/5",
+    help="Divide a corpus without splits into train, dev and test; each speaker is in one only.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Decides which speakers go where."
+)
 @reports
-def prepare_import(report: Report, source: Path, out: Path, format_: Any) -> Mapping[str, Any]:
+def prepare_import(
+    report: Report, source: Path, out: Path, format_: Any, split: str | None, seed: int
+) -> Mapping[str, Any]:
     """Check the audio of a corpus and write it as lhotse cuts.
 
     Bad items are listed in OUT/skipped.jsonl, skipped and counted; more than 5 % is an error.
@@ -144,8 +154,12 @@ def prepare_import(report: Report, source: Path, out: Path, format_: Any) -> Map
     from omnisparse.data.corpora import import_corpus
 
     with report.progress("checking audio") as progress:
-        statistics = import_corpus(source, out, corpus_format=format_, progress=progress)
+        statistics = import_corpus(
+            source, out, corpus_format=format_, progress=progress, split=split, seed=seed
+        )
     _show_splits(report, statistics, out)
+    for note in statistics.get("notes", []):
+        report.warn(note)
     if statistics["skipped"]:
         report.warn(f"{statistics['skipped']} bad items skipped: see {out / 'skipped.jsonl'}")
     return statistics

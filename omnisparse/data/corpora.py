@@ -22,6 +22,7 @@ from omnisparse.data.corpus_readers import (
     read_lines,
     require_content,
 )
+from omnisparse.data.splitting import parse_shares, require_one_split, split_cuts
 from omnisparse.data.validation import (
     SAMPLING_RATE,
     Hertz,
@@ -185,6 +186,8 @@ def import_corpus(
     sampling_rate: Hertz = SAMPLING_RATE,
     num_jobs: int = 2,
     progress: Progress | None = None,
+    split: str | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Check every recording of a corpus and write the good ones as lhotse cuts.
 
@@ -195,16 +198,21 @@ def import_corpus(
         sampling_rate: The only rate accepted, in Hz.
         num_jobs: Threads that decode audio.
         progress: Told (utterances done, utterances in all) of each split.
+        split: Divide a corpus without splits, as `90/5/5`: train, dev and test by duration, each
+            speaker on one side. None keeps the splits of the corpus.
+        seed: Decides which speakers go where.
 
     Returns:
         `{"splits": {name: {"utterances", "hours", "speakers"}}, "skipped": count,
-        "reasons": {reason: count}}`.
+        "reasons": {reason: count}}`, and with ``split`` also `"split_by"` (speaker, recording or
+        utterance) and `"notes"` (why it is not by speaker).
 
     Raises:
-        ValueError: If ``corpus_format`` is unknown.
-        DataError: If nothing can be read, or more than 5 % of the utterances are bad. Nothing is
-            written then.
+        ValueError: If ``corpus_format`` is unknown or ``split`` is not understood.
+        DataError: If nothing can be read, more than 5 % of the utterances are bad, or a corpus
+            that is to be divided has splits. Nothing is written then.
     """
+    shares = None if split is None else parse_shares(split)
     if corpus_format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {corpus_format!r}")
     if not source.exists():
@@ -213,7 +221,10 @@ def import_corpus(
     known: CorpusFormat = detect_format(source) if corpus_format == "auto" else corpus_format
     kept: dict[str, list[Cut]] = {}
     skipped: list[SkippedItem] = []
-    for name, listing in list_corpus(source, known).items():
+    listings = list_corpus(source, known)
+    if shares is not None:
+        require_one_split(list(listings), str(source))
+    for name, listing in listings.items():
         cuts, bad = check_items(
             listing.items, sampling_rate=sampling_rate, num_jobs=num_jobs, progress=progress
         )
@@ -223,6 +234,10 @@ def import_corpus(
     reasons: dict[str, int] = {}
     for item in skipped:
         reasons[item.reason] = reasons.get(item.reason, 0) + 1
+    about: dict[str, Any] = {}
+    if shares is not None:
+        divided = split_cuts([cut for cuts in kept.values() for cut in cuts], shares, seed=seed)
+        kept, about = divided.cuts, {"split_by": divided.by, "notes": list(divided.notes)}
     try:
         with atomic_folder(out) as folder:
             for name, cuts in kept.items():
@@ -231,7 +246,7 @@ def import_corpus(
     except OSError as error:
         raise DataError(f"cannot write to {out}: {error}") from error
     splits = {name: split_statistics(cuts) for name, cuts in kept.items()}
-    return {"splits": splits, "skipped": len(skipped), "reasons": reasons}
+    return {"splits": splits, "skipped": len(skipped), "reasons": reasons, **about}
 
 
 def _write_cuts(cuts: list[Cut], path: Path) -> None:
