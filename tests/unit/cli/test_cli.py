@@ -110,7 +110,7 @@ def test_hours_that_cannot_be_spoken_are_bad_usage(
     result = _run(*verb, "--out", str(tmp_path / "out"), "--hours", hours)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert "hours must be above 0 and at most 1000" in line
+    assert "must be above 0 and at most 1000" in line
     assert not (tmp_path / "out").exists()
 
 
