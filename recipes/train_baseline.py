@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 
 from omnisparse.cli.baseline import plan_baseline
-from omnisparse.cli.recipe import run_recipe
+from omnisparse.cli.train import run_recipe
 
 if __name__ == "__main__":
     sys.exit(run_recipe(sys.argv[1:], plan=plan_baseline))

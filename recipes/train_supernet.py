@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from omnisparse.cli.recipe import run_recipe
+from omnisparse.cli.train import run_recipe
 
 if __name__ == "__main__":
     sys.exit(run_recipe(sys.argv[1:], defaults=("method.kind=sandwich",)))

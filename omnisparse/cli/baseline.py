@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnisparse.cli.group import Report
-from omnisparse.cli.recipe import join_flags, train_and_report
+from omnisparse.cli.train import join_flags, train_and_report
 
 if TYPE_CHECKING:
     from omnisparse.config import RunConfig

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from omnisparse.cli.baseline import plan_baseline
 from omnisparse.cli.main import verbs
-from omnisparse.cli.recipe import run_recipe
+from omnisparse.cli.train import run_recipe
 from omnisparse.comparison.candidates import read_candidates
 from omnisparse.config import RunConfig, config_to_yaml
 from omnisparse.errors import OmnisparseError

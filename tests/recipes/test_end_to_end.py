@@ -24,7 +24,7 @@ from click.testing import CliRunner
 
 import omnisparse
 from omnisparse.cli.main import verbs
-from omnisparse.cli.recipe import run_recipe
+from omnisparse.cli.train import run_recipe
 from omnisparse.evaluation.account import TrainingAccount
 
 CONFIG = """

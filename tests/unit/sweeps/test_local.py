@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from omnisparse.cli.baseline import parse_request
-from omnisparse.cli.recipe import join_flags
+from omnisparse.cli.train import join_flags
 from omnisparse.config import ConfigError, load_config
 from omnisparse.sweeps.file import SweepError, load_sweep
 

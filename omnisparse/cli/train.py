@@ -52,6 +52,29 @@ def train_and_report(
     return {"run": result.run, "steps": result.steps, "metrics": result.metrics, "cost": cost}
 
 
+@click.command()
+@click.argument("config", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=PATH, help=OUT_HELP)
+@click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
+@reports
+def train(
+    report: Report,
+    config: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    max_layer_parameters: str | None,
+) -> Mapping[str, Any]:
+    """Train what CONFIG (YAML) describes; KEY=VALUE overrides it.
+
+    `training.max_steps=0` writes the untrained net as a run.
+    """
+    from omnisparse.config import load_config
+
+    settings = [*overrides, *limit_override(max_layer_parameters)]
+    return train_and_report(report, load_config(config, settings), out=out)
+
+
 def limit_override(max_layer_parameters: str | None) -> list[str]:
     """The option ``--max-layer-parameters`` as an override of the configuration."""
     return [f"max_layer_parameters={max_layer_parameters}"] if max_layer_parameters else []

@@ -1,0 +1,102 @@
+"""The verbs of ``prepare``: corpora that are spoken or imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.errors import UsageError
+
+
+@click.group()
+def prepare() -> None:
+    """Make or import a corpus."""
+
+
+@prepare.command("synthetic")
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
+@click.option("--hours", type=float, default=2.0, show_default=True, help="Hours of speech.")
+@click.option(
+    "--text",
+    type=PATH,
+    help="Sentences to speak, one a line; a closed assistant domain by default.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--preset",
+    type=click.Choice(["assistant", "assistant-easy"]),
+    default="assistant",
+    show_default=True,
+    help="How many voices and how much noise.",
+)
+@reports
+def prepare_synthetic(
+    report: Report, out: Path, hours: float, text: Path | None, seed: int, preset: Any
+) -> Mapping[str, Any]:
+    """Speak a corpus with espeak-ng; the voices of the splits are disjoint."""
+    from omnisparse.synthetic import corpus as synthetic
+
+    try:
+        config = synthetic.SyntheticConfig(
+            preset=preset, hours=hours, text=None if text is None else str(text), seed=seed
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    with report.progress("speaking") as progress:
+        statistics = synthetic.prepare_synthetic(config, out, progress=progress)
+    _show_splits(report, statistics, out)
+    return statistics
+
+
+@prepare.command("import")
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["auto", "nemo", "lhotse", "kaldi", "librispeech"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--split",
+    metavar="90/5/5",
+    help="Divide a corpus without splits into train, dev and test; each speaker is in one only.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Decides which speakers go where."
+)
+@reports
+def prepare_import(
+    report: Report, source: Path, out: Path, format_: Any, split: str | None, seed: int
+) -> Mapping[str, Any]:
+    """Check the audio of a corpus and write it as lhotse cuts.
+
+    Bad items are listed in OUT/skipped.jsonl, skipped and counted; more than 5 % is an error.
+    """
+    from omnisparse.data.corpora import import_corpus
+
+    with report.progress("checking audio") as progress:
+        statistics = import_corpus(
+            source, out, corpus_format=format_, progress=progress, split=split, seed=seed
+        )
+    _show_splits(report, statistics, out)
+    for note in statistics.get("notes", []):
+        report.warn(note)
+    if statistics["skipped"]:
+        report.warn(f"{statistics['skipped']} bad items skipped: see {out / 'skipped.jsonl'}")
+    return statistics
+
+
+def _show_splits(report: Report, statistics: Mapping[str, Any], out: Path) -> None:
+    """Shows the sizes of the splits that were written."""
+    rows = [
+        [name, f"{split['utterances']:,}", f"{split['hours']:.2f}", f"{split['speakers']:,}"]
+        for name, split in statistics["splits"].items()
+    ]
+    report.table(["split", "utterances", "hours", "speakers"], rows)
+    report.note(f"written to {out}")
