@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from omnisparse.comparison.rows import METHODS, TableRows
@@ -60,8 +60,30 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """A row at a size on a test set, over all seeds; rates in percent."""
+class SummedCosts:
+    """What models cost together: sums over their trainings."""
+
+    utterance_passes: float
+    optimizer_steps: int
+    device_seconds: float
+    search_evaluations: int
+    teacher_utterance_passes: float
+    """Part of ``utterance_passes`` that teachers and initialisations took."""
+    teacher_device_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON: what is described, then its costs."""
+        whole = asdict(self)
+        costs = {item.name: whole.pop(item.name) for item in fields(SummedCosts)}
+        return {**whole, **costs}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell(SummedCosts):
+    """A row at a size on a test set, over all seeds; rates in percent.
+
+    The models of a supernet share their costs.
+    """
 
     row: str
     label: str
@@ -80,13 +102,6 @@ class Cell:
     wer_of_seeds: tuple[float, ...]
     seeds: tuple[int | None, ...]
     commits: tuple[str | None, ...]
-    utterance_passes: float
-    """Sum over seeds, as all that follow. The models of a supernet share theirs."""
-    optimizer_steps: int
-    device_seconds: float
-    search_evaluations: int
-    teacher_utterance_passes: float
-    teacher_device_seconds: float
     difference: float | None = None
     """WER minus that of the rival row at this size, in points; None where not compared."""
     difference_low: float | None = None
@@ -96,13 +111,9 @@ class Cell:
     p_value: float | None = None
     """Two-sided paired bootstrap probability that equal rows differ so clearly."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RowCost:
+class RowCost(SummedCosts):
     """What all models of a row cost together, every training counted once."""
 
     row: str
@@ -110,17 +121,6 @@ class RowCost:
     """Models of different sizes and seeds that the row has."""
     trainings: int
     """Trainings behind them: their own, and those of teachers and initialisations."""
-    utterance_passes: float
-    optimizer_steps: int
-    device_seconds: float
-    search_evaluations: int
-    teacher_utterance_passes: float
-    """Part of ``utterance_passes`` that teachers and initialisations took."""
-    teacher_device_seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
