@@ -182,6 +182,18 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     return "  ".join(numbers[:_MAX_METRICS_SHOWN])
 
 
+def format_interval(low: float | None, high: float | None, *, between: str = " - ") -> str:
+    """The ends of an interval in percent, or a dash where there is none: ``8.00 - 9.25``."""
+    return "-" if low is None or high is None else f"{low:.2f}{between}{high:.2f}"
+
+
+def format_difference(low: float | None, high: float | None, *, decimals: int = 2) -> str:
+    """The ends of an interval of a difference, or a dash without: ``-1.20 to +0.40``."""
+    if low is None or high is None:
+        return "-"
+    return f"{low:+.{decimals}f} to {high:+.{decimals}f}"
+
+
 def format_bytes(count: float) -> str:
     """A number of bytes as people say it, in powers of 1000: ``1.3 MB``."""
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -12,18 +12,19 @@ from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
 from omnisparse.artifact.inspection import recount
 from omnisparse.artifact.reading import read_config
 from omnisparse.atomic import replaced_file, write_synced
+from omnisparse.console import format_interval
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.sparsity.report import SizeReport
 
 CARD = "README.md"
 _WER_ROW = re.compile(
     r"\| WER (?P<name>[^|]+) \| (?P<wer>[\d.]+)"
-    r"(?: \(95 % interval (?P<wer_low>[\d.]+) to (?P<wer_high>[\d.]+), "
-    r"(?P<utterances>[\d,]+) utterances\))? \|"
+    r"(?: \((?:95 % interval (?P<wer_low>[\d.]+) to (?P<wer_high>[\d.]+)|no interval), "
+    r"(?P<utterances>[\d,]+) utterances?\))? \|"
 )
 
 
-def update_card(artifact: Path, name: str, wer: Mapping[str, float]) -> None:
+def update_card(artifact: Path, name: str, wer: Mapping[str, float | None]) -> None:
     """Write a word error rate into an artifact's card; the other files are not touched.
 
     Rates of other test sets that the card holds stay; one of the same name is replaced.
@@ -31,7 +32,8 @@ def update_card(artifact: Path, name: str, wer: Mapping[str, float]) -> None:
     Args:
         artifact: Artifact directory.
         name: The test set.
-        wer: ``wer``, ``wer_low``, ``wer_high`` in percent, and ``utterances``.
+        wer: ``wer``, ``wer_low``, ``wer_high`` in percent (the last two may be None), and
+            ``utterances``.
 
     Raises:
         FormatError: If ``artifact`` is no sound artifact.
@@ -76,13 +78,13 @@ def _rates_of(card: str) -> dict[str, Any]:
     for match in map(_WER_ROW.fullmatch, card.splitlines()):
         if match is None:
             continue
-        if match["wer_low"] is None:
+        if match["utterances"] is None:
             found[match["name"]] = json.loads(match["wer"])
         else:
+            ends = {key: match[key] for key in ("wer_low", "wer_high")}
             found[match["name"]] = {
                 "wer": float(match["wer"]),
-                "wer_low": float(match["wer_low"]),
-                "wer_high": float(match["wer_high"]),
+                **{key: None if end is None else float(end) for key, end in ends.items()},
                 "utterances": int(match["utterances"].replace(",", "")),
             }
     return found
@@ -91,10 +93,11 @@ def _rates_of(card: str) -> dict[str, Any]:
 def _rate_text(value: Any) -> str:
     if not isinstance(value, Mapping) or not {"wer", "wer_low", "wer_high"} <= set(value):
         return json.dumps(value)
-    return (
-        f"{value['wer']:.2f} (95 % interval {value['wer_low']:.2f} to {value['wer_high']:.2f}, "
-        f"{value.get('utterances', 0):,} utterances)"
-    )
+    low, high, number = value["wer_low"], value["wer_high"], value.get("utterances", 0)
+    interval = "no interval"
+    if low is not None and high is not None:
+        interval = f"95 % interval {format_interval(low, high, between=' to ')}"
+    return f"{value['wer']:.2f} ({interval}, {number:,} utterance{'s' * (number != 1)})"
 
 
 def _metric_lines(wer: Mapping[str, Any], kind: str) -> list[str]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from omnisparse.cli.group import PATH, Report, reports
-
-if TYPE_CHECKING:
-    from omnisparse.evaluation.evaluate import EvaluationResult
+from omnisparse.console import format_difference, format_interval
 
 MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
+_SHOWN = 10
+"""Rows of a table on the screen; the rest is in ``--json``."""
 
 
 @click.command()
@@ -27,75 +26,85 @@ MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
     "--against", type=PATH, metavar="OTHER",
     help="Recognise with this model, too, and test whether the two differ (paired bootstrap).",
 )  # fmt: skip
+@click.option(
+    "--transcripts", type=PATH, metavar="FILE",
+    help="Write every utterance, worst first: FILE.txt for people, FILE.jsonl for programs.",
+)  # fmt: skip
 @reports
 def evaluate(
     report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool,
-    against: Path | None,
+    against: Path | None, transcripts: Path | None,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """Measure the word error rate of MODEL, with a 95 % bootstrap interval."""
-    from omnisparse.artifact import update_card
-    from omnisparse.data.corpora import load_manifest, manifest_name
-    from omnisparse.deploy.recognizer import Recognizer
-    from omnisparse.errors import OmnisparseError
-    from omnisparse.evaluation.evaluate import evaluate as evaluate_model
-    from omnisparse.evaluation.wer import paired_bootstrap
-    from omnisparse.runs import directory as runs
-    from omnisparse.runs.record import read_account
+    """Measure the word and character error rate of MODEL, with a 95 % interval.
 
-    cuts = load_manifest(manifest)
-    models = {path: runs.load_model(path) for path in (model, against) if path is not None}
-    if card and models[model].kind != "artifact":
-        raise OmnisparseError(f"{model}: a run has no model card; `omnisparse extract` makes one")
-    sizes, account = runs.inspect(model), read_account(model)
+    Shows the most frequent errors, and the rates by length and by speaker, too.
+    """
+    from omnisparse.pipeline.evaluate import evaluate_model
 
-    recognizers = {
-        path: Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
-        for path, loaded in models.items()
-    }
-    if streaming:
-        for recognizer in recognizers.values():
-            recognizer.stream(beam=beam)  # one that cannot is told before any time is spent
-
-    def recognise(path: Path, loaded: runs.LoadedModel) -> EvaluationResult:
-        recognizer = recognizers[path]
-
-        def transcribe_stream(samples: Any) -> str:
-            return recognizer.transcribe(samples, beam=beam, streaming=True).text
-
-        with report.progress("recognising") as progress:
-            return evaluate_model(
-                loaded.model, cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
-                beam=beam, transcribe=transcribe_stream if streaming else None, progress=progress,
-            )  # fmt: skip
-
-    results = {path: recognise(path, loaded) for path, loaded in models.items()}
-    result = results[model]
+    row = evaluate_model(
+        model, manifest, beam=beam, streaming=streaming, card=card, against=against,
+        transcripts=transcripts, progress=report.progress,
+    )  # fmt: skip
     report.note(
-        f"WER {result.wer:.2f} % (95 % interval {result.wer_low:.2f} to {result.wer_high:.2f}), "
-        f"{result.words:,} words in {result.utterances:,} utterances: "
-        f"{result.substitutions} substituted, {result.deletions} deleted, "
-        f"{result.insertions} inserted; real-time factor {result.rtf:.3f}"
+        f"WER {_rate_text(row, 'wer')}, {row['words']:,} words in {row['utterances']:,} "
+        f"utterances: {row['substitutions']} substituted, {row['deletions']} deleted, "
+        f"{row['insertions']} inserted; CER {_rate_text(row, 'cer')}; "
+        f"real-time factor {row['rtf']:.3f}"
     )
-    row: dict[str, Any] = result.to_dict()
+    _show_errors(report, row)
+    for line in row["warnings"]:
+        report.warn(line)
+    if transcripts is not None:
+        report.note(f"every utterance, worst first: {transcripts}")
     if card:
-        name = manifest_name(manifest)
-        name += f" beam {beam}" * (beam > 1) + " streaming" * streaming
-        known = ("wer", "wer_low", "wer_high", "utterances")
-        update_card(model, name, {key: row[key] for key in known})
         report.note(f"written into {model / 'README.md'}")
     if against is not None:
-        other = results[against]
-        test = paired_bootstrap(other.counts, result.counts)
-        row["against"] = {"model": str(against), "wer": other.wer, **asdict(test)}
+        test = row["against"]
+        p_value = "no p" if test["p_value"] is None else f"p = {test['p_value']:.2g}"
         report.note(
-            f"{against}: WER {other.wer:.2f} %; difference {test.difference:+.2f} points "
-            f"(95 % interval {test.low:+.2f} to {test.high:+.2f}), p = {test.p_value:.2g}"
+            f"{against}: WER {test['wer']:.2f} %; difference {test['difference']:+.2f} points "
+            f"(95 % interval {format_difference(test['low'], test['high'])}), {p_value}"
         )
-    return {
-        **row,
-        **{key: sizes[key] for key in ("parameters", "nonzero", "bytes")},
-        **account.to_dict(),
-    }
+    return row
+
+
+def _rate_text(row: Mapping[str, Any], rate: str) -> str:
+    """A rate with its interval."""
+    low, high = row[f"{rate}_low"], row[f"{rate}_high"]
+    if low is None or high is None:
+        return f"{row[rate]:.2f} % (no interval)"
+    return f"{row[rate]:.2f} % (95 % interval {format_interval(low, high, between=' to ')})"
+
+
+def _show_errors(report: Report, row: Mapping[str, Any]) -> None:
+    """Tables of the most frequent errors, and of the rates by length and speaker."""
+    if row["confusions"]:
+        report.table(
+            ["said", "heard", "times"],
+            [
+                [one["reference"] or "-", one["hypothesis"] or "-", f"{one['count']:,}"]
+                for one in row["confusions"][:_SHOWN]
+            ],
+            title="Most frequent errors",
+        )
+    for name, title in (("by_length", "length"), ("by_speaker", "speaker")):
+        groups = row[name]
+        if len(groups) < 2:
+            continue
+        shown = groups[:_SHOWN]
+        cut = f", the {_SHOWN} with the most errors" if len(shown) < len(groups) else ""
+        report.table(
+            [title, "utterances", "words", "S", "D", "I", "WER %", "95 % interval", "CER %"],
+            [_group_line(group) for group in shown],
+            title=f"By {title}{cut}",
+        )
+
+
+def _group_line(group: Mapping[str, Any]) -> list[str]:
+    counts = ("utterances", "words", "substitutions", "deletions", "insertions")
+    wer, cer = ("-" if group[rate] is None else f"{group[rate]:.2f}" for rate in ("wer", "cer"))
+    interval = format_interval(group["wer_low"], group["wer_high"])
+    return [group["name"], *(f"{group[count]:,}" for count in counts), wer, interval, cer]
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from omnisparse.cli.group import PATH, Report, reports
-from omnisparse.console import format_seconds
+from omnisparse.console import format_interval, format_seconds
 
 
 @click.command()
@@ -62,13 +62,14 @@ def search(
             on_progress=progress, on_stage=report.note,
         )  # fmt: skip
     report.table(
-        ["size", "non-zero", "WER %", "95 % interval", "uniform WER %"],
+        ["size", "non-zero", "WER %", "95 % interval", "CER %", "uniform WER %"],
         [
             [
                 entry["size"],
                 f"{entry['nonzero']:,}",
                 f"{entry['wer']:.2f}",
-                f"{entry['wer_low']:.2f} - {entry['wer_high']:.2f}",
+                format_interval(entry["wer_low"], entry["wer_high"]),
+                "-" if entry["cer"] is None else f"{entry['cer']:.2f}",
                 f"{entry['uniform_wer']:.2f}",
             ]
             for entry in result["front"]

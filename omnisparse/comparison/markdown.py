@@ -13,6 +13,7 @@ from omnisparse.comparison.table import (
     RowCost,
     sizes_of,
 )
+from omnisparse.console import format_difference, format_interval
 from omnisparse.evaluation.pareto import format_count
 
 _MANY_COMPARISONS = 20
@@ -40,7 +41,7 @@ def to_markdown(
     for test in dict.fromkeys(cell.test for cell in cells):
         chosen = [cell for cell in cells if cell.test == test]
         parts += [f"## {test}", "", *_table(*wer_table(chosen, costs, rows)), ""]
-        parts += [*_size_lines(chosen, rows), ""]
+        parts += [*_size_lines(chosen, rows), "", *_character_lines(chosen, rows), ""]
         parts += _significance_lines(chosen, rows)
         parts += _mean_lines([mean for mean in means if mean.test == test], rows)
     parts += [_footnote(cells, rows), ""]
@@ -53,7 +54,8 @@ def to_markdown(
 
 def _footnote(cells: Sequence[Cell], rows: TableRows) -> str:
     text = (
-        "WER in %; in brackets the 95 % bootstrap interval over utterances. Several seeds: their "
+        "WER in %, CER (of characters) in %; in brackets the 95 % bootstrap interval over "
+        "utterances (Wilson's where all have the same rate). Several seeds: their "
         "mean; what other seeds would change is in no interval. Training cost is that of the whole "
         "row, every training counted once, teachers and initialisations included; an utterance "
         "pass is one utterance forward and backward. "
@@ -109,7 +111,8 @@ def wer_table(
 
 
 def _wer_text(cell: Cell) -> str:
-    return f"{cell.wer:.2f} ({cell.wer_low:.2f} - {cell.wer_high:.2f}){_star(cell.p_value)}"
+    interval = format_interval(cell.wer_low, cell.wer_high)
+    return f"{cell.wer:.2f} ({interval}){_star(cell.p_value)}"
 
 
 def _size_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
@@ -123,15 +126,28 @@ def _size_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
     return _table(["non-zeros / bytes", *sizes, "seeds"], lines)
 
 
+def _character_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
+    sizes, places = sizes_of(cells), _by_place(cells)
+    lines = []
+    for row in rows.those_of(cell.row for cell in cells):
+        found = [places.get((row, size)) for size in sizes]
+        texts = [
+            "-" if c is None else f"{c.cer:.2f} ({format_interval(c.cer_low, c.cer_high)})"
+            for c in found
+        ]
+        lines.append([rows.labels[row], *texts])
+    return _table(["CER in %", *sizes], lines)
+
+
 def _significance_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
     lines = [
         [
             cell.label,
             cell.size,
             f"{cell.difference:+.2f}",
-            f"{cell.difference_low:+.2f} to {cell.difference_high:+.2f}",
+            format_difference(cell.difference_low, cell.difference_high),
             relative_text(cell.relative),
-            f"{cell.p_value:.3f}",
+            p_text(cell.p_value),
         ]
         for cell in cells
         if cell.difference is not None
@@ -146,6 +162,11 @@ def _significance_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
 def relative_text(relative: float | None) -> str:
     """A relative difference with its sign, or a dash where there is none."""
     return "-" if relative is None else f"{relative:+.1f} %"
+
+
+def p_text(p_value: float | None) -> str:
+    """A probability, or a dash where there is none."""
+    return "-" if p_value is None else f"{p_value:.3f}"
 
 
 def difference_table(
@@ -168,7 +189,8 @@ def difference_table(
     single = {c.row: relative_text(c.relative) for c in cells if c.relative is not None}
     relative = single | {
         mean.row: f"{relative_text(mean.relative)} "
-        f"({mean.relative_low:+.1f} to {mean.relative_high:+.1f}){_star(mean.p_value)}"
+        f"({format_difference(mean.relative_low, mean.relative_high, decimals=1)})"
+        f"{_star(mean.p_value)}"
         for mean in means
     }
     lines = []
@@ -189,8 +211,8 @@ def _mean_lines(means: Sequence[MeanDifference], rows: TableRows) -> list[str]:
             mean.label,
             ", ".join(mean.sizes),
             relative_text(mean.relative),
-            f"{mean.relative_low:+.1f} to {mean.relative_high:+.1f}",
-            f"{mean.p_value:.3f}",
+            format_difference(mean.relative_low, mean.relative_high, decimals=1),
+            p_text(mean.p_value),
         ]
         for mean in means
     ]

@@ -20,11 +20,14 @@ from omnisparse.atomic import replaced_file
 from omnisparse.comparison.candidates import Candidate, read_config
 from omnisparse.comparison.rows import TableRows
 from omnisparse.comparison.table import Measurement, RowCost
+from omnisparse.data.batch import text_of
 from omnisparse.data.corpora import load_manifest, manifest_name
 from omnisparse.data.identity import identify
+from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import evaluate
-from omnisparse.evaluation.wer import ErrorCounts, word_errors
+from omnisparse.evaluation.notes import corpus_notes
+from omnisparse.evaluation.wer import character_errors, word_errors
 from omnisparse.pipeline.extract import extract
 from omnisparse.pipeline.splits import Corpus, describe_corpora, list_test_manifests
 from omnisparse.runs import directory as runs
@@ -209,7 +212,8 @@ def measure(
         manifests: The test sets by name.
         beam: Hypotheses kept while decoding; 1 is greedy.
         progress: Gives a progress callback.
-        tell: Told first what is tested on: corpora, utterances, hours, speakers.
+        tell: Told first what is tested on: corpora, utterances, hours, speakers; and what may
+            spoil the rates.
 
     Raises:
         OmnisparseError: If a run or manifest cannot be used.
@@ -221,6 +225,13 @@ def measure(
     corpora = [Corpus(name=str(manifests[name]), cuts=cuts) for name, (cuts, _) in tests.items()]
     for line in describe_corpora("tests on", corpora):
         tell(line)
+    tokenizers = [
+        Tokenizer.load(path / "tokenizer.model")
+        for path in dict.fromkeys(model.candidate.path for model in models)
+    ]
+    for name, (cuts, _) in tests.items():
+        for line in corpus_notes([text_of(cut) for cut in cuts], tokenizers):
+            tell(f"{name}: {line}")
     measurements = []
     for model in models:
         with tempfile.TemporaryDirectory(prefix="omnisparse-") as folder:
@@ -313,6 +324,8 @@ def _recognise(
 
 def _measurement(model: Model, test: str, kept: dict[str, Any]) -> Measurement:
     candidate = model.candidate
+    references = [line[1] for line in kept["utterances"]]
+    hypotheses = [line[2] for line in kept["utterances"]]
     return Measurement(
         row=candidate.row,
         size=model.size,
@@ -321,13 +334,10 @@ def _measurement(model: Model, test: str, kept: dict[str, Any]) -> Measurement:
         parameters=kept["parameters"],
         nonzero=kept["nonzero"],
         bytes=kept["bytes"],
-        counts=_counts(kept["utterances"]),
+        counts=tuple(word_errors(references, hypotheses)),
+        characters=tuple(character_errors(references, hypotheses)),
         account=candidate.record.account,
     )
-
-
-def _counts(utterances: Sequence[Sequence[str]]) -> tuple[ErrorCounts, ...]:
-    return tuple(word_errors([line[1] for line in utterances], [line[2] for line in utterances]))
 
 
 def cost_of_rows(models: Sequence[Model], rows: TableRows) -> list[RowCost]:

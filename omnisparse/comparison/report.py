@@ -10,6 +10,7 @@ from typing import Any, Literal
 from omnisparse.atomic import replaced_file
 from omnisparse.comparison.markdown import (
     difference_table,
+    p_text,
     relative_text,
     to_markdown,
     wer_table,
@@ -25,7 +26,7 @@ from omnisparse.comparison.table import (
     make_cells,
     mean_differences,
 )
-from omnisparse.console import Console
+from omnisparse.console import Console, format_difference
 from omnisparse.evaluation.pareto import write_records
 from omnisparse.training.tracking import TrackingConfig, log_comparison
 
@@ -135,14 +136,16 @@ def _verdicts(cells: Sequence[Cell], means: Sequence[MeanDifference], rows: Tabl
     rival = rows.spoken(rows.rival)
     lines = [
         f"{cell.size}: {rows.spoken(cell.row)} minus {rival} {cell.difference:+.2f} points "
-        f"({cell.difference_low:+.2f} to {cell.difference_high:+.2f}), p = {cell.p_value:.3f}, "
+        f"({format_difference(cell.difference_low, cell.difference_high)}), "
+        f"p = {p_text(cell.p_value)}, "
         f"relative {relative_text(cell.relative)}"
         for cell in cells
         if cell.difference is not None
     ]
     return lines + [
         f"mean over {', '.join(mean.sizes)}: {rows.spoken(mean.row)} minus {rival} "
-        f"{relative_text(mean.relative)} relative ({mean.relative_low:+.1f} to "
-        f"{mean.relative_high:+.1f}), p = {mean.p_value:.3f}"
+        f"{relative_text(mean.relative)} relative "
+        f"({format_difference(mean.relative_low, mean.relative_high, decimals=1)}), "
+        f"p = {p_text(mean.p_value)}"
         for mean in means
     ]

@@ -9,14 +9,13 @@ from typing import Any
 
 from omnisparse.comparison.rows import METHODS, TableRows
 from omnisparse.evaluation.account import TrainingAccount
-from omnisparse.evaluation.wer import (
-    ErrorCounts,
+from omnisparse.evaluation.confidence import (
     PairedDifference,
-    bootstrap_interval,
-    corpus_wer,
+    confidence_interval,
     mean_relative_difference,
     paired_bootstrap,
 )
+from omnisparse.evaluation.wer import ErrorCounts, corpus_wer
 
 SIGNIFICANT = 0.05
 """A smaller probability is called a difference."""
@@ -39,11 +38,14 @@ class Measurement:
     bytes: int
     counts: tuple[ErrorCounts, ...]
     """Word errors of every utterance of the test set, in its order."""
+    characters: tuple[ErrorCounts, ...]
+    """Character errors of every utterance of the test set, in its order."""
     account: TrainingAccount
 
     def to_dict(self) -> dict[str, Any]:
         """The figures on one level, ready for JSON and CSV."""
-        low, high = bootstrap_interval(self.counts)
+        low, high, method = confidence_interval(self.counts)
+        cer_low, cer_high, _ = confidence_interval(self.characters)
         return {
             "row": self.row,
             "size": self.size,
@@ -55,6 +57,10 @@ class Measurement:
             "wer": corpus_wer(self.counts),
             "wer_low": low,
             "wer_high": high,
+            "interval": method,
+            "cer": corpus_wer(self.characters),
+            "cer_low": cer_low,
+            "cer_high": cer_high,
             **self.account.to_dict(),
         }
 
@@ -96,9 +102,16 @@ class Cell(SummedCosts):
     """Most bytes of any seed's files."""
     wer: float
     """Mean over seeds."""
-    wer_low: float
-    """Lower end of the 95 % interval over utterances, the seeds being what they are."""
-    wer_high: float
+    wer_low: float | None
+    """Lower end of the 95 % interval over utterances, the seeds being what they are; None where
+    there is none."""
+    wer_high: float | None
+    interval: str | None
+    """How the interval was found: ``bootstrap`` or ``wilson``; None where there is none."""
+    cer: float
+    """Character error rate, mean over seeds."""
+    cer_low: float | None
+    cer_high: float | None
     wer_of_seeds: tuple[float, ...]
     seeds: tuple[int | None, ...]
     commits: tuple[str | None, ...]
@@ -109,7 +122,8 @@ class Cell(SummedCosts):
     relative: float | None = None
     """``difference`` in percent of the rival's WER; None also where that is 0."""
     p_value: float | None = None
-    """Two-sided paired bootstrap probability that equal rows differ so clearly."""
+    """Two-sided paired bootstrap probability that equal rows differ so clearly; None where not
+    compared, or for one utterance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,10 +147,10 @@ class MeanDifference:
     sizes: tuple[str, ...]
     relative: float
     """Mean over sizes of the relative difference in WER, in percent."""
-    relative_low: float
+    relative_low: float | None
     """Lower end of the 95 % interval over utterances, the same ones at every size."""
-    relative_high: float
-    p_value: float
+    relative_high: float | None
+    p_value: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -230,7 +244,9 @@ def sizes_of(measurements: Iterable[Measurement | Cell]) -> list[str]:
 
 def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement] | None) -> Cell:
     counts = pool([item.counts for item in group])
-    low, high = bootstrap_interval(counts)
+    characters = pool([item.characters for item in group])
+    low, high, method = confidence_interval(counts)
+    cer_low, cer_high, _ = confidence_interval(characters)
     accounts = [item.account for item in group]
     return Cell(
         row=group[0].row,
@@ -242,6 +258,10 @@ def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement]
         wer=corpus_wer(counts),
         wer_low=low,
         wer_high=high,
+        interval=method,
+        cer=corpus_wer(characters),
+        cer_low=cer_low,
+        cer_high=cer_high,
         wer_of_seeds=tuple(corpus_wer(item.counts) for item in group),
         seeds=tuple(account.seed for account in accounts),
         commits=tuple(account.commit for account in accounts),

@@ -123,8 +123,8 @@ def collate(
 
 
 def text_of(cut: Cut) -> str:
-    """Transcript of a cut with one supervision."""
-    return str(cut.supervisions[0].text or "")
+    """The transcript of a cut; empty where it has none."""
+    return " ".join(supervision.text or "" for supervision in cut.supervisions).strip()
 
 
 def process_slice(num_utterances: int, rank: int, world_size: int) -> list[int]:

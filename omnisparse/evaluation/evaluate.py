@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from omnisparse.data.audio import FloatArray, read_samples
+from omnisparse.data.batch import text_of
 from omnisparse.errors import DataError
-from omnisparse.evaluation.wer import (
-    ErrorCounts,
-    bootstrap_interval,
-    corpus_wer,
-    total_errors,
-    word_errors,
-)
+from omnisparse.evaluation.result import EvaluationResult, Said, score
 
 if TYPE_CHECKING:
     from omnisparse.data.features import FeatureExtractor
@@ -32,74 +27,6 @@ Transcribe = Callable[[FloatArray], str]
 """Samples [N] of one utterance at the extractor's rate -> its text."""
 
 MAX_BATCH_UTTERANCES = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UtteranceResult:
-    """What was said and what was recognised in one utterance."""
-
-    id: str
-    """The utterance's id in its corpus."""
-
-    reference: str
-    """The transcript of the corpus."""
-
-    hypothesis: str
-    """The model's transcript."""
-
-    counts: ErrorCounts
-    """Word errors of this utterance."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationResult:
-    """Word errors of a model on a corpus; rates in percent, times in seconds."""
-
-    wer: float
-    """Word error rate, percent."""
-
-    wer_low: float
-    """Lower end of the 95 % bootstrap interval, percent."""
-
-    wer_high: float
-    """Upper end of the 95 % bootstrap interval, percent."""
-
-    words: int
-    """Reference words."""
-
-    substitutions: int
-    """Words recognised as other words."""
-
-    deletions: int
-    """Words missed."""
-
-    insertions: int
-    """Words made up."""
-
-    utterances: int
-    """Utterances evaluated."""
-
-    audio_seconds: float
-    """Duration of the audio."""
-
-    seconds: float
-    """Wall time of reading, features and decoding."""
-
-    rtf: float
-    """Real-time factor ``seconds / audio_seconds``; below 1 is faster than real time."""
-
-    hypotheses: tuple[UtteranceResult, ...] = field(repr=False)
-    """One entry per utterance, in the order of the corpus."""
-
-    @property
-    def counts(self) -> list[ErrorCounts]:
-        """Word errors of each utterance, in the order of the corpus."""
-        return [utterance.counts for utterance in self.hypotheses]
-
-    def to_dict(self) -> dict[str, float | int]:
-        """The figures without the transcripts, ready for JSON."""
-        names = [name for name in self.__dataclass_fields__ if name != "hypotheses"]
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +90,8 @@ def evaluate(
                     progress(done, len(ordered))
     finally:
         model.train(was_training)
-    return score(
-        ids=[cut.id for cut in ordered],
-        references=[reference_of(cut) for cut in ordered],
-        hypotheses=texts,
-        audio_seconds=sum(float(cut.duration) for cut in ordered),
-        seconds=time.perf_counter() - start,
-    )
+    seconds = time.perf_counter() - start
+    return score([said_in(cut) for cut in ordered], texts, seconds=seconds)
 
 
 def _batched(
@@ -200,62 +122,23 @@ def _one_by_one(
             raise DataError(f"{cut.id}: {error}") from error
 
 
-def score(
-    *,
-    ids: Sequence[str],
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    audio_seconds: float,
-    seconds: float,
-) -> EvaluationResult:
-    """Turns transcripts into an :class:`EvaluationResult`.
-
-    Args:
-        ids: Utterance ids.
-        references: What was said.
-        hypotheses: What was recognised.
-        audio_seconds: Duration of all the audio.
-        seconds: Wall time spent on it.
-
-    Raises:
-        ValueError: If the sequences differ in length or the references hold no word.
-    """
-    counts = word_errors(references, hypotheses)
-    total = total_errors(counts)
-    low, high = bootstrap_interval(counts)
-    results = tuple(
-        UtteranceResult(id=id_, reference=reference, hypothesis=hypothesis, counts=count)
-        for id_, reference, hypothesis, count in zip(
-            ids, references, hypotheses, counts, strict=True
-        )
-    )
-    return EvaluationResult(
-        wer=corpus_wer(counts),
-        wer_low=low,
-        wer_high=high,
-        words=total.words,
-        substitutions=total.substitutions,
-        deletions=total.deletions,
-        insertions=total.insertions,
-        utterances=len(results),
-        audio_seconds=audio_seconds,
-        seconds=seconds,
-        rtf=seconds / audio_seconds if audio_seconds > 0 else 0.0,
-        hypotheses=results,
-    )
-
-
 def check_scorable(cuts: Sequence[Any]) -> None:
     """Refuses a corpus no rate can be computed on, before any time is spent on it."""
     if not cuts:
         raise DataError("the manifest holds no utterance: nothing to evaluate")
-    if not any(reference_of(cut).split() for cut in cuts):
+    if not any(text_of(cut).split() for cut in cuts):
         raise DataError("the manifest's transcripts are all empty: no word to count errors against")
 
 
-def reference_of(cut: Any) -> str:
-    """The transcript of a cut; empty where it has none."""
-    return " ".join(supervision.text or "" for supervision in cut.supervisions).strip()
+def said_in(cut: Any) -> Said:
+    """What the corpus tells of an utterance."""
+    speakers = dict.fromkeys(one.speaker for one in cut.supervisions if one.speaker)
+    return Said(
+        id=str(cut.id),
+        reference=text_of(cut),
+        seconds=float(cut.duration),
+        speaker=" ".join(map(str, speakers)) or None,
+    )
 
 
 def _batches(

@@ -32,13 +32,13 @@ class SizedResult(Protocol):
         ...
 
     @property
-    def wer_low(self) -> float:
-        """Lower end of the 95 % interval, percent."""
+    def wer_low(self) -> float | None:
+        """Lower end of the 95 % interval, percent; None where there is none."""
         ...
 
     @property
-    def wer_high(self) -> float:
-        """Upper end of the 95 % interval, percent."""
+    def wer_high(self) -> float | None:
+        """Upper end of the 95 % interval, percent; None where there is none."""
         ...
 
 
@@ -64,11 +64,11 @@ class ResultRow:
     wer: float
     """Word error rate, percent."""
 
-    wer_low: float
-    """Lower end of the 95 % interval, percent."""
+    wer_low: float | None
+    """Lower end of the 95 % interval, percent; None where there is none."""
 
-    wer_high: float
-    """Upper end of the 95 % interval, percent."""
+    wer_high: float | None
+    """Upper end of the 95 % interval, percent; None where there is none."""
 
     seconds: float
     """Wall time it took to make this size from the trained net."""
@@ -166,7 +166,7 @@ def style_size_axes(axes: Any, rows: Sequence[SizedResult]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     # Above 100 % nothing is recognised any more; a curve that leaves the plot says so well enough.
-    highest = max(row.wer_high for row in rows)
+    highest = max(row.wer if row.wer_high is None else row.wer_high for row in rows)
     axes.set_ylim(0.0, min(105.0, 1.08 * highest) if highest > 0 else 1.0)
     axes.set_xlabel("non-zero parameters (log scale)")
     axes.set_ylabel("word error rate, %")
@@ -184,8 +184,8 @@ def draw_curve(axes: Any, rows: Sequence[SizedResult], number: int, label: str) 
     """Draws one method's models, smallest first, with their intervals."""
     wers = [row.wer for row in rows]
     # A percentile interval may, rarely, not hold the point it belongs to; bars cannot be negative.
-    below = [max(0.0, row.wer - row.wer_low) for row in rows]
-    above = [max(0.0, row.wer_high - row.wer) for row in rows]
+    below = [0.0 if row.wer_low is None else max(0.0, row.wer - row.wer_low) for row in rows]
+    above = [0.0 if row.wer_high is None else max(0.0, row.wer_high - row.wer) for row in rows]
     axes.errorbar(
         [row.nonzero for row in rows],
         wers,

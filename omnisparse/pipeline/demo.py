@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnisparse.config import ConfigError, CorpusConfig, RunConfig, load_config
-from omnisparse.console import Console, format_bytes, format_seconds
+from omnisparse.console import Console, format_bytes, format_interval, format_seconds
 from omnisparse.data.corpora import load_manifest
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.durable import replacing
 from omnisparse.errors import UsageError
-from omnisparse.evaluation.evaluate import EvaluationResult, evaluate
+from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.evaluation.pareto import ResultRow, format_count, plot_pareto, write_csv
+from omnisparse.evaluation.result import EvaluationResult
 from omnisparse.methods import DenseConfig, SandwichConfig
 from omnisparse.pipeline import train as pipeline
 from omnisparse.pipeline.extract import extract
@@ -285,7 +286,7 @@ def _tell_results(
             format_bytes(row.bytes),
             format_seconds(row.seconds),
             f"{row.wer:.2f}",
-            f"{row.wer_low:.2f} - {row.wer_high:.2f}",
+            format_interval(row.wer_low, row.wer_high),
         ]
         if by_curve[BASELINE]:
             line.append(f"{by_curve[BASELINE][number].wer:.2f}")

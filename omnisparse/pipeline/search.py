@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,15 @@ from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.evaluation.confidence import Interval, confidence_interval
 from omnisparse.evaluation.dev_set import DevSet
+from omnisparse.evaluation.notes import corpus_notes
 from omnisparse.evaluation.pareto import ResultRow, plot_pareto, write_csv
-from omnisparse.evaluation.wer import ErrorCounts, bootstrap_interval, corpus_wer
+from omnisparse.evaluation.wer import (
+    character_errors,
+    corpus_wer,
+    word_errors,
+)
 from omnisparse.pipeline.extract import contents_of, searched
 from omnisparse.pipeline.search_task import SearchConfig, SearchTask
 from omnisparse.runs import directory as runs
@@ -81,6 +87,10 @@ def search_run(
         cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
         utterances_per_item=config.utterances_per_item,
     )  # fmt: skip
+    for line in corpus_notes(
+        [text for item in dev.references for text in item], [loaded.tokenizer]
+    ):
+        on_stage(line)
     out = out or run / FOLDER
     journal = Journal(out, {**task.circumstances(), "utterances": dev.digest()})
     scores = ItemScores(
@@ -105,7 +115,7 @@ def search_run(
         "evaluated_now": scores.num_measured,
         "seed": config.seed,
         "subset": {
-            "utterances": sum(len(dev.batches[item]) for item in subset.items),
+            "utterances": dev.utterances_of(subset.items),
             "of": dev.num_utterances,
             "spearman": subset.spearman,
             "kendall": subset.kendall,
@@ -149,6 +159,16 @@ def _subset(
     return choose_subset(values, scores.units, [total for total, _ in every], wanted)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """How well a subnet recognises the whole dev set, in percent."""
+
+    wer: float
+    interval: Interval
+    """Of the WER."""
+    cer: float
+
+
 class _Recognised:
     """Word error rates of subnets on the whole dev set, remembered."""
 
@@ -156,24 +176,23 @@ class _Recognised:
         self._task, self._dev, self._journal = task, dev, journal
         self._wers: dict[SubnetSpec, float] = {}
 
-    def __call__(self, spec: SubnetSpec) -> tuple[float, float, float]:
-        """WER and the ends of its interval, in percent."""
+    def __call__(self, spec: SubnetSpec) -> Rates:
+        """The rates of a subnet."""
+        references = [text for item in self._dev.references for text in item]
 
-        def recognise() -> list[list[int]]:
+        def recognise() -> list[str]:
             with self._task.supernet.squashed(spec) as net:
-                found = self._dev.errors(net, range(self._dev.num_items))
-            return [
-                [one.substitutions, one.deletions, one.insertions, one.words]
-                for item in found
-                for one in item
-            ]
+                found = self._dev.transcripts(net, range(self._dev.num_items))
+            return [text for item in found for text in item]
 
-        counts = self._journal.ask(f"{key_of(spec)} recognised", recognise)
-        names = ("substitutions", "deletions", "insertions", "words")
-        errors = [ErrorCounts(**dict(zip(names, one, strict=True))) for one in counts]
-        low, high = bootstrap_interval(errors)
-        self._wers[spec] = corpus_wer(errors)
-        return self._wers[spec], low, high
+        texts = self._journal.ask(f"{key_of(spec)} transcripts", recognise)
+        words = word_errors(references, texts)
+        self._wers[spec] = corpus_wer(words)
+        return Rates(
+            wer=self._wers[spec],
+            interval=confidence_interval(words),
+            cer=corpus_wer(character_errors(references, texts)),
+        )
 
     def agreement(self, found: Mapping[int, Sequence[Candidate]]) -> float | None:
         """Rank correlation of the score with the WER, over all that was recognised."""
@@ -198,16 +217,17 @@ def _entry(
     uniform = next(one for one in candidates if one.spec == task.space.spec(total))
     chosen = [*candidates[: task.config.finalists], uniform]
     finalists = {one.spec: (one, recognised(one.spec)) for one in chosen}
-    best, (wer, low, high) = min(finalists.values(), key=lambda pair: pair[1][0])
+    best, rates = min(finalists.values(), key=lambda pair: pair[1].wer)
     return FrontEntry(
         size=size,
         requested=task.supernet.budget.unprunable + total,
         nonzero=task.supernet.nonzero(best.spec),
-        wer=wer,
-        wer_low=low,
-        wer_high=high,
+        wer=rates.wer,
+        wer_low=rates.interval.low,
+        wer_high=rates.interval.high,
+        cer=rates.cer,
         score=best.score,
-        uniform_wer=finalists[uniform.spec][1][0],
+        uniform_wer=finalists[uniform.spec][1].wer,
         uniform_score=uniform.score,
         evaluations=len(spent),
         dominated=False,
@@ -280,7 +300,7 @@ def _write(
             spec, contents = entry.spec, searched(plain, entry)
             if curve == "uniform":
                 spec, contents = task.space.spec(entry.requested - budget.unprunable), plain
-            wer, low, high = recognised(spec)
+            rates = recognised(spec)
             planned = vars(replace(contents, spec=spec))
             rows.append(
                 ResultRow(
@@ -289,9 +309,9 @@ def _write(
                     parameters=budget.dense_parameters,
                     nonzero=task.supernet.nonzero(spec),
                     bytes=planned_bytes(dict(weights), spec.counts(budget.prunable), **planned),
-                    wer=wer,
-                    wer_low=low,
-                    wer_high=high,
+                    wer=rates.wer,
+                    wer_low=rates.interval.low,
+                    wer_high=rates.interval.high,
                     seconds=seconds,
                     account=TrainingAccount.from_dict(contents.source),
                 )

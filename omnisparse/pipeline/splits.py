@@ -11,11 +11,11 @@ from typing import Any
 from lhotse import CutSet
 
 from omnisparse.config import CorpusConfig
+from omnisparse.data.batch import text_of
 from omnisparse.data.corpora import load_manifest, perturb_speed, resample, split_statistics
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.data.unseen import find_unseen
 from omnisparse.errors import DataError
-from omnisparse.evaluation.evaluate import reference_of
 from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
 
 
@@ -112,7 +112,7 @@ def tell_corpora(splits: Splits, stage: Callable[[str], None]) -> None:
 def tell_unseen(splits: Splits, tokenizer: Tokenizer, stage: Callable[[str], None]) -> None:
     """Tell of words that no model with this tokenizer can write, one line a split."""
     for name, cuts in (("training", splits.train), ("dev", splits.dev)):
-        line = find_unseen(tokenizer, map(reference_of, cuts)).describe()
+        line = find_unseen(tokenizer, map(text_of, cuts)).describe()
         if line:
             stage(f"{name} set: {line}")
 

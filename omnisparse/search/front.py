@@ -26,10 +26,10 @@ class FrontEntry:
     """Those it has: with blocks, as many as whole blocks make of them."""
     wer: float
     """Word error rate on the whole dev set."""
-    wer_low: float
-    """Lower end of its 95 % interval."""
-    wer_high: float
-    """Upper end of its 95 % interval."""
+    wer_low: float | None
+    """Lower end of its 95 % interval; None where there is none."""
+    wer_high: float | None
+    """Upper end of its 95 % interval; None where there is none."""
     score: float
     """What the search minimised, on its subset: loss per token, or errors per word."""
     uniform_wer: float
@@ -42,6 +42,8 @@ class FrontEntry:
     """Whether a smaller one of this front is at least as good."""
     spec: SubnetSpec
     """Sparsity of every matrix."""
+    cer: float | None = None
+    """Character error rate on the whole dev set; None in fronts of earlier versions."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -141,6 +143,8 @@ def _entry(fields: Mapping[str, Any]) -> FrontEntry:
     for name in entry.__dataclass_fields__:
         kind = kinds.get(name, float)
         value = getattr(entry, name)
+        if value is None and name in ("wer_low", "wer_high", "cer"):
+            continue
         if name != "spec" and type(value) is not kind:
             raise TypeError(f"{name} is {value!r}, not of type {kind.__name__}")
     return entry

@@ -20,12 +20,8 @@ from omnisparse.comparison.table import (
     sizes_of,
 )
 from omnisparse.evaluation.account import TrainingAccount
-from omnisparse.evaluation.wer import (
-    ErrorCounts,
-    corpus_wer,
-    mean_relative_difference,
-    paired_bootstrap,
-)
+from omnisparse.evaluation.confidence import mean_relative_difference, paired_bootstrap
+from omnisparse.evaluation.wer import ErrorCounts, corpus_wer
 
 WORDS = [4 + index % 5 for index in range(200)]
 
@@ -39,9 +35,11 @@ def counts(rate: float, seed: int) -> tuple[ErrorCounts, ...]:
 
 
 def model(row: str, size: str, nonzero: int, rate: float, seed: int = 0) -> Measurement:
+    errors = counts(rate, len(row) + 7 * len(size) + seed)
+    letters = tuple(ErrorCounts(deletions=one.errors, words=5 * one.words) for one in errors)
     return Measurement(
         row=row, size=size, test="books-test", run=f"{row}-{seed}", parameters=1000,
-        nonzero=nonzero, bytes=4 * nonzero, counts=counts(rate, len(row) + 7 * len(size) + seed),
+        nonzero=nonzero, bytes=4 * nonzero, counts=errors, characters=letters,
         account=TrainingAccount(utterance_passes=50.0, device_seconds=2.0, seed=seed, commit="c"),
     )  # fmt: skip
 
@@ -204,7 +202,8 @@ def test_configurations_as_text_and_picture(tmp_path: Path) -> None:
     assert "| configuration | 50% | 12% | trainings | utterance passes | device s |" in lines
     assert "| minus reference | size | WER points | 95 % interval | relative | p |" in lines
     assert "| minus reference | mean over sizes | relative | 95 % interval | p |" in lines
-    assert sum(line.startswith("| method.divergence=alpha | ") for line in lines) == 5
+    assert "| CER in % | 50% | 12% |" in lines
+    assert sum(line.startswith("| method.divergence=alpha | ") for line in lines) == 6
     assert any(r"weight_(ih\|hh)_l\d+$" in line for line in lines)
     assert "differs from reference of the same size" in text
     assert "by chance" not in text

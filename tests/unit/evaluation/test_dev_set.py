@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from omnisparse.data.corpora import load_manifest
 from omnisparse.data.features import FeatureExtractor
@@ -21,6 +23,9 @@ TEXTS = ("turn on the light", "", "stop", "what time is it")
 class Letters:
     def encode(self, text: str) -> list[int]:
         return [3 + ord(letter) % 20 for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "um"
 
 
 def write(folder: Path, *, loudness: float = 0.1, texts: tuple[str, ...] = TEXTS) -> Path:
@@ -47,11 +52,38 @@ def dev_set(manifest: Path) -> DevSet:
 
 def test_units_are_those_of_the_utterances_with_words(tmp_path: Path) -> None:
     dev = dev_set(write(tmp_path / "a"))
-    assert (dev.num_items, dev.num_utterances) == (2, 3)
+    assert (dev.num_items, dev.num_utterances) == (2, 4)
     assert dev.words() == [5.0, 4.0]
     assert dev.tokens() == [4.0 + 1 + 17 + 1, 15.0 + 1]
+    assert dev.utterances_of([0]) == 3
     with pytest.raises(DataError, match="no utterance with words"):
         dev_set(write(tmp_path / "silent", texts=("", "")))
+
+
+class Talker(torch.nn.Module):
+    """Hears one word everywhere; its label loss is the number of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, features: Any, lengths: Any, tokens: Any, token_lengths: Any) -> Any:
+        assert int(token_lengths.min()) > 0  # silence has no label
+        return SimpleNamespace(label_loss_sum=token_lengths.sum())
+
+    def decode(self, features: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
+        return [[5] for _ in lengths]
+
+
+def test_what_is_heard_in_silence_counts_as_an_insertion(tmp_path: Path) -> None:
+    texts = ("stop", "", "", "what time is it", "", "")
+    dev = dev_set(write(tmp_path / "a", texts=texts))
+    counts = [one for item in dev.errors(Talker(), range(dev.num_items)) for one in item]
+    assert sum(one.words for one in counts) == 5
+    assert sum(one.insertions for one in counts) == 4
+    assert dev.losses(Talker(), [0]) == [4.0 + 15.0]
+    plain = dev_set(write(tmp_path / "b", texts=("stop", "what time is it")))
+    assert plain.digest() != dev.digest()
 
 
 def test_its_name_is_that_of_words_and_audio_wherever_they_lie(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ WORDS = ["<blk>", "<sos>", "<unk>", "play", "stop", "music", "now"]
 @dataclass
 class Supervision:
     text: str | None
+    speaker: str | None = None
 
 
 @dataclass
@@ -139,9 +140,11 @@ def test_another_way_to_transcribe_takes_the_models_place() -> None:
 def test_dict_holds_the_contract() -> None:
     result = _evaluate(EchoModel(), [Cut("a", "play", 3)])
     assert list(result.to_dict()) == [
-        "wer", "wer_low", "wer_high", "words", "substitutions", "deletions", "insertions",
-        "utterances", "audio_seconds", "seconds", "rtf",
+        "wer", "wer_low", "wer_high", "interval", "words", "substitutions", "deletions",
+        "insertions", "cer", "cer_low", "cer_high", "characters", "utterances", "audio_seconds",
+        "seconds", "rtf",
     ]  # fmt: skip
+    assert (result.wer_low, result.wer_high, result.interval) == (None, None, None)
     assert result.wer == corpus_wer(word_errors(["play"], ["play"]))
 
 

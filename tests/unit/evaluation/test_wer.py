@@ -1,19 +1,16 @@
-"""Word errors against jiwer and brute force; intervals against what is known of them."""
+"""Word and character errors against jiwer and brute force."""
 
 from __future__ import annotations
 
 import jiwer
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnisparse.evaluation.wer import (
     ErrorCounts,
-    bootstrap_interval,
+    character_errors,
     corpus_wer,
-    mean_relative_difference,
-    paired_bootstrap,
     total_errors,
     word_errors,
 )
@@ -77,7 +74,7 @@ def test_no_word_at_all_has_no_rate() -> None:
     with pytest.raises(ValueError, match="not one word"):
         corpus_wer(word_errors([""], ["a"]))
     with pytest.raises(ValueError, match="not one word"):
-        bootstrap_interval([])
+        corpus_wer([])
 
 
 def test_lengths_must_agree() -> None:
@@ -85,83 +82,26 @@ def test_lengths_must_agree() -> None:
         word_errors(["a"], [])
 
 
-def test_bootstrap_interval_is_deterministic_and_holds_the_rate() -> None:
-    generator = np.random.default_rng(0)
-    counts = [
-        ErrorCounts(substitutions=int(generator.binomial(8, 0.1)), words=8) for _ in range(400)
-    ]
-    low, high = bootstrap_interval(counts)
-    assert low < corpus_wer(counts) < high
-    assert (low, high) == bootstrap_interval(counts)
-    # A binomial rate of 10 % over 3200 words has a standard error of 0.53 %.
-    assert high - low == pytest.approx(2 * 1.96 * 0.53, rel=0.2)
+characters = st.text(st.sampled_from("ab \u6253\u0301"), max_size=8)
 
 
-def test_bootstrap_interval_of_a_perfect_system_is_zero() -> None:
-    assert bootstrap_interval([ErrorCounts(words=5)] * 10) == (0.0, 0.0)
+@settings(deadline=None)
+@given(st.lists(st.tuples(characters, characters), min_size=1, max_size=4))
+def test_character_error_rate_is_jiwers(pairs: list[tuple[str, str]]) -> None:
+    references, hypotheses = (
+        [" ".join(text.split()) for text in side] for side in zip(*pairs, strict=True)
+    )
+    counts = character_errors(references, hypotheses)
+    assert [count.words for count in counts] == [len(text) for text in references]
+    if any(references):
+        expected = 100.0 * jiwer.process_characters(references, hypotheses).cer
+        assert corpus_wer(counts) == pytest.approx(expected)
 
 
-def test_bootstrap_needs_a_sample() -> None:
-    with pytest.raises(ValueError, match="samples"):
-        bootstrap_interval([ErrorCounts(words=5)], samples=0)
-
-
-def test_paired_bootstrap_sees_a_small_consistent_gain() -> None:
-    generator = np.random.default_rng(1)
-    hard = generator.integers(0, 6, size=300)  # utterances differ a lot: wide single intervals
-    worse = [ErrorCounts(substitutions=int(h) + 1, words=10) for h in hard]
-    better = [ErrorCounts(substitutions=int(h) + int(h % 2), words=10) for h in hard]
-    result = paired_bootstrap(worse, better)
-    assert result.difference == pytest.approx(corpus_wer(better) - corpus_wer(worse))
-    assert result.low <= result.difference <= result.high < 0
-    assert result.p_value < 0.01
-
-
-def test_paired_bootstrap_of_equal_systems_is_not_significant() -> None:
-    counts = [ErrorCounts(substitutions=i % 3, words=10) for i in range(50)]
-    result = paired_bootstrap(counts, counts)
-    assert (result.difference, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
-
-
-def test_paired_bootstrap_wants_the_same_utterances() -> None:
-    with pytest.raises(ValueError, match="counts_b"):
-        paired_bootstrap([ErrorCounts(words=3)], [ErrorCounts(words=4)])
-
-
-def binomial(rate: float, seed: int, size: int = 300) -> list[ErrorCounts]:
-    generator = np.random.default_rng(seed)
-    return [ErrorCounts(substitutions=int(generator.binomial(9, rate)), words=9)] + [
-        ErrorCounts(substitutions=int(generator.binomial(10, rate)), words=10) for _ in range(size)
-    ]
-
-
-def test_mean_relative_difference_is_the_mean_over_the_same_resampled_utterances() -> None:
-    pairs = [(binomial(0.2, 1), binomial(0.15, 2)), (binomial(0.1, 3), binomial(0.1, 4))]
-    result = mean_relative_difference(pairs, samples=200)
-    expected = np.mean([100 * (corpus_wer(b) / corpus_wer(a) - 1) for a, b in pairs])
-    assert result.difference == pytest.approx(expected)
-    generator, means = np.random.default_rng(0), []
-    for _ in range(200):
-        drawn = generator.integers(301, size=301)
-        rates = [[corpus_wer([c[i] for i in drawn]) for c in pair] for pair in pairs]
-        means.append(np.mean([100 * (b - a) / a for a, b in rates]))
-    assert (result.low, result.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
-    assert result.p_value == pytest.approx(2 * (sum(mean >= 0 for mean in means) + 1) / 201)
-
-
-def test_mean_relative_difference_of_one_pair_has_the_sign_and_p_of_the_points() -> None:
-    first, second = binomial(0.2, 1), binomial(0.18, 2)
-    relative, points = mean_relative_difference([(first, second)]), paired_bootstrap(first, second)
-    assert relative.p_value == points.p_value
-    assert relative.difference == pytest.approx(100 * points.difference / corpus_wer(first))
-
-
-def test_mean_relative_difference_needs_errors_and_the_same_utterances() -> None:
-    perfect = [ErrorCounts(words=10)] * 5
-    some = [ErrorCounts(substitutions=1, words=10)] * 5
-    assert mean_relative_difference([(some, perfect), (perfect, some)]) is None
-    assert mean_relative_difference([(some, perfect)]).difference == -100.0
-    with pytest.raises(ValueError, match="same utterances in each, got 1"):
-        mean_relative_difference([(some, some[:-1])])
-    with pytest.raises(ValueError, match="got 0 pairs"):
-        mean_relative_difference([])
+def test_characters_of_a_sentence_without_spaces_count_one_by_one() -> None:
+    said, heard = "\u6253\u5f00\u5ba2\u5385\u7684\u706f", "\u6253\u5f00\u5385\u7684\u5bff"
+    assert word_errors([said], [heard])[0] == ErrorCounts(substitutions=1, words=1)
+    (count,) = character_errors([said], [heard])
+    assert (count.errors, count.words) == (2, 6)
+    with pytest.raises(ValueError, match="hypotheses: expected one per reference"):
+        character_errors([said], [])

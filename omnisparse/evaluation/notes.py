@@ -1,0 +1,107 @@
+"""What people should know of a test set: no spaces, few utterances, strange letters.
+
+A word error rate counts on spaces between words, an interval on many utterances, and a model on
+characters that its tokenizer knows.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from omnisparse.data.unseen import find_unseen
+from omnisparse.evaluation.confidence import few_note
+
+if TYPE_CHECKING:
+    from omnisparse.data.tokenizer import Tokenizer
+
+_WITHOUT_SPACES = (
+    "CJK ",
+    "IDEOGRAPHIC ",
+    "HIRAGANA ",
+    "KATAKANA",
+    "BOPOMOFO ",
+    "YI ",
+    "THAI ",
+    "LAO ",
+    "KHMER ",
+    "MYANMAR ",
+    "TIBETAN ",
+    "TAI ",
+    "NEW TAI ",
+    "JAVANESE ",
+    "BALINESE ",
+)
+"""First words of the Unicode names of letters that languages write without spaces."""
+
+_FEWEST_SPACES = 0.1
+"""Spaces per letter of such a script below which a text is not cut into words. Words of these
+languages have 1 to 5 letters; between sentences or phrases, a space stands every 15 to 40."""
+
+_LONGEST_MEAN_WORD = 15.0
+"""Characters of a mean word above which spaces must be missing, in any script: of the languages
+with the longest written words, the mean is below 12."""
+
+
+def is_unspaced(texts: Iterable[str]) -> bool:
+    """Whether texts have (almost) no spaces between words, so that a "word" is a whole sentence.
+
+    True where most letters are of a script that is written without spaces and fewer than one space
+    between two such letters stands for ten of them; and, in any script, where the mean "word" has
+    15 characters or more.
+
+    Args:
+        texts: Transcripts of one corpus.
+    """
+    spaces = words = characters = letters = without = 0
+    for text in texts:
+        found = text.split()
+        words += len(found)
+        spaces += sum(
+            _needs_no_spaces(before[-1]) and _needs_no_spaces(after[0])
+            for before, after in pairwise(found)
+        )
+        for word in found:
+            characters += len(word)
+            letters += sum(character.isalpha() for character in word)
+            without += sum(map(_needs_no_spaces, word))
+    if not words:
+        return False
+    if characters >= _LONGEST_MEAN_WORD * words:
+        return True
+    return 2 * without > letters and spaces < _FEWEST_SPACES * without
+
+
+def unspaced_note(texts: Iterable[str]) -> str | None:
+    """A line for people where a word error rate of texts means little; None elsewhere."""
+    if not is_unspaced(texts):
+        return None
+    return (
+        "the transcripts have (almost) no spaces, so a word is a whole sentence to the WER: "
+        "look at the character error rate (CER)"
+    )
+
+
+def corpus_notes(references: Sequence[str], tokenizers: Iterable[Tokenizer]) -> list[str]:
+    """What may spoil rates on a test set, known before anything is recognised; a line each.
+
+    Args:
+        references: Its transcripts.
+        tokenizers: Those of the models that it tests; equal ones are told once.
+    """
+    distinct = {tokenizer.to_bytes(): tokenizer for tokenizer in tokenizers}.values()
+    found = [
+        unspaced_note(references),
+        few_note(sum(1 for text in references if text.split())),
+        *(find_unseen(tokenizer, references).describe() for tokenizer in distinct),
+    ]
+    return [note for note in dict.fromkeys(found) if note]
+
+
+@lru_cache(maxsize=1 << 16)
+def _needs_no_spaces(character: str) -> bool:
+    """Whether a character is of a script that is written without spaces."""
+    return character > "\u0dff" and unicodedata.name(character, "").startswith(_WITHOUT_SPACES)

@@ -1,0 +1,175 @@
+"""What an evaluation gives: the errors of every utterance, and the rates of the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omnisparse.evaluation.confidence import Interval, confidence_interval, interval_note
+from omnisparse.evaluation.notes import unspaced_note
+from omnisparse.evaluation.wer import (
+    ErrorCounts,
+    character_errors,
+    corpus_wer,
+    total_errors,
+    word_errors,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a corpus tells of an utterance."""
+
+    id: str
+    """The utterance's id in its corpus."""
+
+    reference: str
+    """Its transcript."""
+
+    seconds: float
+    """Duration of its audio."""
+
+    speaker: str | None = None
+    """Who spoke it; None where the corpus does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UtteranceResult(Said):
+    """What was said and what was recognised in one utterance."""
+
+    hypothesis: str
+    """The model's transcript."""
+
+    counts: ErrorCounts
+    """Word errors of this utterance."""
+
+    characters: ErrorCounts
+    """Character errors of this utterance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """Word and character errors of a model on a corpus; rates in percent, times in seconds."""
+
+    wer: float
+    """Word error rate, percent."""
+
+    wer_low: float | None
+    """Lower end of the 95 % interval, percent; None where there is none."""
+
+    wer_high: float | None
+    """Upper end of the 95 % interval, percent; None where there is none."""
+
+    interval: Literal["bootstrap", "wilson"] | None
+    """How the interval was found: see :func:`omnisparse.evaluation.confidence_interval`."""
+
+    words: int
+    """Reference words."""
+
+    substitutions: int
+    """Words recognised as other words."""
+
+    deletions: int
+    """Words missed."""
+
+    insertions: int
+    """Words made up."""
+
+    cer: float
+    """Character error rate, percent; spaces between words are characters."""
+
+    cer_low: float | None
+    """Lower end of the 95 % interval, percent; None where there is none."""
+
+    cer_high: float | None
+    """Upper end of the 95 % interval, percent; None where there is none."""
+
+    characters: int
+    """Reference characters."""
+
+    utterances: int
+    """Utterances evaluated."""
+
+    audio_seconds: float
+    """Duration of the audio."""
+
+    seconds: float
+    """Wall time of reading, features and decoding."""
+
+    rtf: float
+    """Real-time factor ``seconds / audio_seconds``; below 1 is faster than real time."""
+
+    hypotheses: tuple[UtteranceResult, ...] = field(repr=False)
+    """One entry per utterance, in the order of the corpus."""
+
+    @property
+    def counts(self) -> list[ErrorCounts]:
+        """Word errors of each utterance, in the order of the corpus."""
+        return [utterance.counts for utterance in self.hypotheses]
+
+    def notes(self) -> list[str]:
+        """What people should know beside the rates, a line each."""
+        interval = Interval(self.wer_low, self.wer_high, self.interval)
+        found = (
+            unspaced_note([utterance.reference for utterance in self.hypotheses]),
+            interval_note(self.counts, interval),
+        )
+        return [note for note in found if note]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures without the transcripts, ready for JSON."""
+        names = [name for name in self.__dataclass_fields__ if name != "hypotheses"]
+        return {name: getattr(self, name) for name in names}
+
+
+def score(said: Sequence[Said], hypotheses: Sequence[str], *, seconds: float) -> EvaluationResult:
+    """Turns transcripts into an :class:`EvaluationResult`.
+
+    Args:
+        said: The utterances.
+        hypotheses: What was recognised, in the order of ``said``.
+        seconds: Wall time spent on it.
+
+    Raises:
+        ValueError: If the sequences differ in length or the references hold no word.
+    """
+    references = [one.reference for one in said]
+    counts = word_errors(references, hypotheses)
+    characters = character_errors(references, hypotheses)
+    total = total_errors(counts)
+    audio_seconds = sum(one.seconds for one in said)
+    low, high, method = confidence_interval(counts)
+    cer_low, cer_high, _ = confidence_interval(characters)
+    return EvaluationResult(
+        wer=corpus_wer(counts),
+        wer_low=low,
+        wer_high=high,
+        interval=method,
+        words=total.words,
+        substitutions=total.substitutions,
+        deletions=total.deletions,
+        insertions=total.insertions,
+        cer=corpus_wer(characters),
+        cer_low=cer_low,
+        cer_high=cer_high,
+        characters=total_errors(characters).words,
+        utterances=len(counts),
+        audio_seconds=audio_seconds,
+        seconds=seconds,
+        rtf=seconds / audio_seconds if audio_seconds > 0 else 0.0,
+        hypotheses=tuple(
+            UtteranceResult(
+                id=one.id,
+                reference=one.reference,
+                seconds=one.seconds,
+                speaker=one.speaker,
+                hypothesis=hypothesis,
+                counts=of_words,
+                characters=of_characters,
+            )
+            for one, hypothesis, of_words, of_characters in zip(
+                said, hypotheses, counts, characters, strict=True
+            )
+        ),
+    )
