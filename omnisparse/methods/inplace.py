@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from omnisparse.methods.base import distillation_sum
 from omnisparse.models.base import ModelOutput
 from omnisparse.models.divergence import encoder_distance
-from omnisparse.models.losses import lattice_occupancy
 
 Distill = Literal["posteriors", "encoder", "both"]
 Nodes = Literal["all", "occupied"]
-_LATTICE_NDIM = 4  # [B, T', U + 1, 3], where an attention decoder has [B, U + 1, V]
 
 
 class Teacher(NamedTuple):
@@ -49,8 +47,8 @@ class Teacher(NamedTuple):
         if distill == "encoder":
             return cls(None, encoded)
         posteriors, weights = output.log_posteriors.detach(), None
-        if nodes == "occupied" and posteriors.ndim == _LATTICE_NDIM:
-            weights = lattice_occupancy(posteriors, output.posterior_weights > 0)
+        if nodes == "occupied":
+            weights = output.occupancy
         return cls(posteriors, encoded, weights)
 
     def select(self, rows: Tensor) -> Teacher:

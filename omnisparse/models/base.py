@@ -46,6 +46,10 @@ class ModelOutput(NamedTuple):
     encoder_lengths: Tensor | None = None
     """``[B]`` int64 lengths of ``encoder_outputs``."""
 
+    occupancy: Tensor | None = None
+    """``[B, T', U + 1]`` float32, detached: how often the alignments of the labels pass each node
+    of a transducer's lattice, in expectation; None where there is no lattice."""
+
 
 class Hypothesis(NamedTuple):
     """One decoded sentence."""

@@ -10,7 +10,7 @@ Legend: B batch, T encoder frames, U tokens, N = U + 1 nodes of a frame, J joine
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from omnisparse.models.losses import EMIT_BLANK, LABEL, LOG_ZERO, REST, length_m
 
 CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 26}
 """Logits in memory at a time: few enough for a CPU's cache, enough to fill a GPU."""
+
+_LARGEST_SUMMAND = 43.0
+"""Its double has an exponential and a reciprocal in float32."""
 
 _PADDING = -1.0986123
 """log(1/3): nodes beyond the lengths are uniform, so that every node is a distribution."""
@@ -122,9 +125,9 @@ class _JoinLattice(torch.autograd.Function):
         lattice = encoded.new_zeros(
             encoded.size(0), encoded.size(1), predicted.size(1), 3, dtype=torch.float32
         )
+        hidden_of = _activations(encoded, predicted)
         for rows, frames, nodes in chunks:
-            hidden = _hidden(encoded[rows, :frames], predicted[rows, :nodes])
-            logits = F.linear(hidden, weight, bias).float()
+            logits = F.linear(hidden_of(rows, frames, nodes), weight, bias).float()
             lattice[rows, :frames, :nodes] = collapse(logits, labels[rows, :nodes], blank=blank)
         ctx.save_for_backward(encoded, predicted, weight, bias, labels, lattice)
         ctx.chunks, ctx.blank = chunks, blank
@@ -140,8 +143,9 @@ class _JoinLattice(torch.autograd.Function):
         encoded_grad, predicted_grad = torch.zeros_like(encoded), torch.zeros_like(predicted)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         bias_grad = torch.zeros_like(bias, dtype=torch.float32)
+        hidden_of = _activations(encoded, predicted)
         for rows, frames, nodes in ctx.chunks:
-            hidden = _hidden(encoded[rows, :frames], predicted[rows, :nodes])
+            hidden = hidden_of(rows, frames, nodes)
             logits_grad = _logits_grad(
                 F.linear(hidden, weight, bias).float(),
                 labels[rows, :nodes],
@@ -159,9 +163,30 @@ class _JoinLattice(torch.autograd.Function):
         return encoded_grad, predicted_grad, *parameters_grad, None, None, None
 
 
-def _hidden(encoded: Tensor, predicted: Tensor) -> Tensor:
-    """``[B, T, N, J]`` joiner activations."""
-    return (encoded[:, :, None] + predicted[:, None]).tanh_()
+def _activations(encoded: Tensor, predicted: Tensor) -> Callable[[slice, int, int], Tensor]:
+    """What makes the ``[b, t, n, J]`` joiner activations of some rows, frames and nodes.
+
+    In bfloat16 on a CPU, tanh is a walk over the nodes with a division, not with an exponential,
+    which is five times quicker: tanh(a + b) = 1 - 2 / (1 + exp(2a) exp(2b)). Deviation: a and b
+    beyond +-43 count as that, where float32 has no larger exponential and tanh is +-1.
+    """
+    if encoded.dtype is torch.bfloat16 and encoded.device.type == "cpu":
+        one = torch.ones(1)
+        left, right = (
+            side.float().clamp_(-_LARGEST_SUMMAND, _LARGEST_SUMMAND).mul_(2).exp_()
+            for side in (encoded, predicted)
+        )
+
+        def quick(rows: slice, frames: int, nodes: int) -> Tensor:
+            total = torch.addcmul(one, left[rows, :frames, None], right[rows, None, :nodes])
+            return torch.rsub(total.reciprocal_(), 1, alpha=2).to(encoded.dtype)
+
+        return quick
+
+    def exact(rows: slice, frames: int, nodes: int) -> Tensor:
+        return (encoded[rows, :frames, None] + predicted[rows, None, :nodes]).tanh_()
+
+    return exact
 
 
 def _hide(logits: Tensor, index: Tensor, blank: int) -> None:

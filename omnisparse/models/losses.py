@@ -7,16 +7,16 @@ Legend: B batch, T encoder frames, U tokens, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torchaudio
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LOG_ZERO = -1.0e4
 """Stands for log 0: its exp is 0 in every float type, and differences of two stay finite."""
-
-_NEVER = -1.0e30
-"""Log-probability of a node that no alignment passes, below that of any long one."""
 
 LABEL, EMIT_BLANK, REST = 0, 1, 2
 """Order of the three values of a node in a collapsed lattice."""
@@ -49,8 +49,47 @@ def label_smoothed_cross_entropy(
     return loss.masked_fill(~mask, 0.0).sum()
 
 
-def transducer_loss(lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """Negative log-likelihood of the labels, summed over the batch.
+class _TransducerLoss(torch.autograd.Function):
+    """torchaudio's loss; its kernel makes the gradient along with the loss, so both are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        batch, _, num_nodes, _ = lattice.shape
+        device = lattice.device
+        targets = torch.full((batch, num_nodes - 1), LABEL, dtype=torch.int32, device=device)
+        with torch.enable_grad():
+            leaf = lattice.detach().requires_grad_()
+            loss = torchaudio.functional.rnnt_loss(
+                leaf,
+                targets,
+                frame_lengths.to(device, torch.int32),
+                token_lengths.to(device, torch.int32),
+                blank=EMIT_BLANK,
+                reduction="sum",
+                fused_log_softmax=False,
+            )
+            (grad,) = torch.autograd.grad(loss, leaf)
+        # Exactly one blank leaves a frame. In float32 the kernel's own sums drift from that where
+        # an utterance is long and unlikely (to 2.5 for 3,000 frames of e^-12 a step).
+        blanks = grad[..., EMIT_BLANK].sum(dim=2, keepdim=True)
+        occupancy = grad.sum(dim=-1) / blanks.masked_fill(blanks == 0, 1.0)
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(occupancy)
+        return loss.detach(), occupancy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * scale, None, None
+
+
+def transducer_loss(
+    lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the labels, and how often their alignments pass each node.
 
     The recursion reads only the label and the blank of a node, so the collapsed lattice is all
     that torchaudio's loss needs: the full posteriors are normalised once, not twice.
@@ -62,22 +101,18 @@ def transducer_loss(lattice: Tensor, frame_lengths: Tensor, token_lengths: Tenso
         token_lengths: ``[B]`` int64, in 0..U.
 
     Returns:
-        Scalar float32.
+        Scalar float32 summed over the batch; and the occupancy, ``[B, T, U + 1]`` float32 in
+        [0, 1] and 0 beyond the lengths, without gradient. Every alignment passes T_b + U_b nodes,
+        and so the occupancy of an utterance sums to that.
 
-    Source: Graves 2012, arXiv:1211.3711, eqs. 12-18 (torchaudio's implementation).
+    Source: Graves 2012, arXiv:1211.3711, eqs. 12-18 and 21 (torchaudio's implementation): the
+    gradient of the loss by a log-probability is minus the expected number of its uses, and an
+    alignment leaves every node that it passes once.
     """
-    batch, _, num_nodes, _ = lattice.shape
-    targets = torch.full((batch, num_nodes - 1), LABEL, dtype=torch.int32, device=lattice.device)
-    loss: Tensor = torchaudio.functional.rnnt_loss(
-        lattice,
-        targets,
-        frame_lengths.int(),
-        token_lengths.int(),
-        blank=EMIT_BLANK,
-        reduction="sum",
-        fused_log_softmax=False,
+    pair: tuple[Tensor, Tensor] = _TransducerLoss.apply(  # type: ignore[no-untyped-call]
+        lattice, frame_lengths, token_lengths
     )
-    return loss
+    return pair
 
 
 def lattice_weights(frame_lengths: Tensor, token_lengths: Tensor, lattice: Tensor) -> Tensor:
@@ -96,55 +131,6 @@ def lattice_weights(frame_lengths: Tensor, token_lengths: Tensor, lattice: Tenso
     nodes = length_mask(token_lengths + 1, lattice.size(2))
     scale = 1.0 / (token_lengths + 1).float()
     return frames[:, :, None] * nodes[:, None, :] * scale[:, None, None]
-
-
-@torch.no_grad()
-def lattice_occupancy(lattice: Tensor, valid: Tensor) -> Tensor:
-    """How often the alignments of the labels pass each node, in expectation.
-
-    Args:
-        lattice: ``[B, T, U + 1, 3]`` float32 from ``lattice.join_lattice``.
-        valid: ``[B, T, U + 1]`` bool, the nodes within the lengths; an utterance may have none.
-
-    Returns:
-        ``[B, T, U + 1]`` float32 in [0, 1], 0 beyond the lengths; no gradient. Every alignment
-        passes T_b + U_b nodes, and so those of an utterance sum to that.
-
-    Source: Graves 2012, arXiv:1211.3711, eqs. 16-18 and 21: ``alpha beta / P(y | x)``. Choice: one
-    frame at a time, in which the recursion over labels is a cumulative logsumexp.
-    """
-    frames = valid.any(dim=2).sum(dim=1)
-    is_label = valid & torch.cat([valid[:, :, 1:], torch.zeros_like(valid[:, :, :1])], dim=2)
-    label = lattice[..., LABEL].masked_fill(~is_label, 0.0)
-    blank = lattice[..., EMIT_BLANK]
-    # before[u]: all labels below u, emitted in one frame.
-    before = label.cumsum(dim=2) - label
-    is_last = is_label.logical_not() & valid  # u = U_b
-    entering = torch.full_like(label[:, 0], _NEVER)
-    entering[:, 0] = 0.0
-    leaving = torch.full_like(entering, _NEVER)
-    alphas = []
-    for t in range(lattice.size(1)):
-        alpha = torch.logcumsumexp(entering - before[:, t], dim=1) + before[:, t]
-        alphas.append(alpha)
-        entering = _rescaled(alpha + blank[:, t])
-    passed = []
-    for t in reversed(range(lattice.size(1))):
-        ends = (frames == t + 1)[:, None] & is_last[:, t]
-        leaving = torch.where(ends, 0.0, leaving) + blank[:, t]
-        leaving = leaving.masked_fill(~valid[:, t], _NEVER)
-        beta = torch.logcumsumexp((leaving + before[:, t]).flip(1), dim=1).flip(1) - before[:, t]
-        # Exactly one blank leaves a frame, which makes the scales of alpha and beta irrelevant.
-        total = torch.logsumexp(alphas[t] + leaving, dim=1, keepdim=True)
-        passed.append((alphas[t] + beta - total).exp())
-        leaving = _rescaled(beta).masked_fill(~valid[:, t], _NEVER)
-    passed.reverse()
-    return torch.stack(passed, dim=1).masked_fill(~valid, 0.0).clamp(max=1.0)
-
-
-def _rescaled(scores: Tensor) -> Tensor:
-    """Scores whose largest is 0: float32 has no digits to spare on the size of a long sum."""
-    return (scores - scores.amax(dim=1, keepdim=True)).clamp(min=_NEVER)
 
 
 def ctc_loss(

@@ -8,7 +8,7 @@ Legend: B batch, T frames, F features, D model.
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnisparse.models.encoder import Encoder
+from omnisparse.models.lstm_bf16 import lstm_bf16
 
 LstmState = tuple[Tensor, Tensor]
 """Output ``[B, P]`` and cell ``[B, H]`` of one layer (P = projection, or H without one)."""
+
+_NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 def make_lstm(input_dim: int, dim: int, projection: int | None = None) -> nn.LSTM:
@@ -62,26 +65,70 @@ def run_lstm(
         state: Where the sequence continues; None for zeros.
 
     Returns:
-        ``[T, B, P]`` outputs and the state after the last frame; float32 where autocast is on.
+        ``[T, B, P]`` outputs and the state after the last frame, in the type of the inputs; where
+        autocast is on, outputs in its type, and on a CPU a float32 cell.
     """
-    initial = None if state is None else (state[0].unsqueeze(0), state[1].unsqueeze(0))
     device = inputs.device.type
-    full: AbstractContextManager[Any]
-    if device in ("cuda", "cpu") and torch.is_autocast_enabled(device):
-        # torch's autocast of cuDNN's LSTM casts to fp16 whatever type was asked for, which
-        # overflows without scaled losses; cuDNN computes float32 on tensor cores (TF32) anyway.
-        inputs = inputs.float()
-        initial = None if initial is None else (initial[0].float(), initial[1].float())
-        full = torch.autocast(device, enabled=False)
-    else:
-        full = nullcontext()
-    with full, warnings.catch_warnings():
-        # Both are about speed, and neither can be acted on: oneDNN has no LSTMP, and masked
-        # weights of a subnet are never one chunk of memory.
-        warnings.filterwarnings("ignore", message="LSTM with projections is not supported")
-        warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
-        outputs, (hidden, cell) = layer(inputs, initial)
+    weights = tensors(layer, *_NAMES, *(("weight_hr_l0",) if layer.proj_size else ()))
+    dtype = autocast_dtype(device)
+    if dtype is not None:
+        # By hand, because torch's autocast of cuDNN's LSTM casts to fp16 whatever type was asked
+        # for, and overflows without scaled losses.
+        inputs, weights = inputs.to(dtype), _cast(weights, dtype)
+    with torch.autocast(device, enabled=False) if dtype is not None else nullcontext():
+        if dtype is torch.bfloat16 and device == "cpu":
+            return lstm_bf16(inputs, weights, state)
+        batch = inputs.size(1)
+        if state is None:
+            hidden = inputs.new_zeros(1, batch, layer.proj_size or layer.hidden_size)
+            cell = inputs.new_zeros(1, batch, layer.hidden_size)
+        else:
+            hidden, cell = (part.to(inputs.dtype).unsqueeze(0) for part in state)
+        with warnings.catch_warnings():
+            # Both are about speed, and neither can be acted on: oneDNN has no LSTMP, and masked
+            # float32 weights of a subnet are never one chunk of memory.
+            warnings.filterwarnings("ignore", message="LSTM with projections is not supported")
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
+            outputs, hidden, cell = torch.lstm(
+                inputs, (hidden, cell), weights, True, 1, 0.0, layer.training, False, False
+            )
     return outputs, (hidden.squeeze(0), cell.squeeze(0))
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The type that autocast asks for on a device; None where it is off."""
+    if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+class _OneChunk(torch.autograd.Function):
+    """Casts of some tensors, side by side in one chunk of memory: cuDNN then copies nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [weight.dtype for weight in weights]
+        chunk = weights[0].new_empty(sum(weight.numel() for weight in weights), dtype=dtype)
+        # cuDNN's order: all matrices, then all biases.
+        order = sorted(range(len(weights)), key=lambda index: weights[index].ndim == 1)
+        parts = chunk.split([weights[index].numel() for index in order])
+        views = {index: part for index, part in zip(order, parts, strict=True)}
+        return tuple(
+            views[index].view_as(weight).copy_(weight) for index, weight in enumerate(weights)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)))
+
+
+def _cast(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The weights in ``dtype``; those of a subnet may be so already."""
+    if all(weight.dtype == dtype for weight in weights):
+        return weights
+    if weights[0].is_cuda:
+        return list(_OneChunk.apply(dtype, *weights))  # type: ignore[no-untyped-call]
+    return [weight.to(dtype) for weight in weights]
 
 
 def lstm_step(layer: nn.LSTM, inputs: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
@@ -95,9 +142,7 @@ def lstm_step(layer: nn.LSTM, inputs: Tensor, state: LstmState) -> tuple[Tensor,
     Returns:
         ``[B, P]`` output and the state after the step.
     """
-    weight_ih, weight_hh, bias_ih, bias_hh = tensors(
-        layer, "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
-    )
+    weight_ih, weight_hh, bias_ih, bias_hh = tensors(layer, *_NAMES)
     if not layer.proj_size:
         hidden, cell = torch.lstm_cell(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
         return hidden, (hidden, cell)

@@ -296,7 +296,7 @@ class TransducerModel(SpeechModel):
         if warming_up:
             predicted = predicted * 0.0  # not skipped, for the same reason
         lattice = self.joiner(encoded, predicted, tokens, lengths, token_lengths)
-        loss = transducer_loss(lattice, lengths, token_lengths)
+        loss, occupancy = transducer_loss(lattice, lengths, token_lengths)
         if ctc is not None:
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return ModelOutput(
@@ -306,6 +306,7 @@ class TransducerModel(SpeechModel):
             posterior_weights=lattice_weights(lengths, token_lengths, lattice),
             encoder_outputs=encoded,
             encoder_lengths=lengths,
+            occupancy=occupancy,
         )
 
     def search_greedily(self, encoded: Tensor, lengths: Tensor) -> list[list[int]]:

@@ -65,7 +65,7 @@ class SearchTask:
         self.loaded = runs.load_model(checkpoint)
         block = parse_block(description.block)
         self.supernet = Supernet(
-            self.loaded.model, prunable=description.prunable, block=block, num_cached_specs=0
+            self.loaded.model, prunable=description.prunable, block=block
         ).eval()
         budget = self.supernet.budget
         if not sizes:

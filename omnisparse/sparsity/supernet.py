@@ -5,14 +5,14 @@
         loss = supernet(features)          # gradients reach the dense weights
     state = supernet.extract(supernet.spec_for("16M"))
 
-While a subnet is active, `forward` runs the model on `weight * mask` through `functional_call`: it
-does not write the parameters, so several subnets may share one optimizer step.
+While a subnet is active, `forward` runs the model on masked copies of its weights through
+`functional_call`: it does not write the parameters, so several subnets may share one optimizer
+step. The copies are in the type that autocast asks for, and live as long as the pass.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch.func import functional_call
 
 from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.budget import Budget, check_names, num_blocks
-from omnisparse.sparsity.keys import Block, Norm, block_sizes, check_block, expand_blocks
+from omnisparse.sparsity.keys import Block, Norm, block_sizes, check_block
+from omnisparse.sparsity.masked_copy import Thinning, masked_copies
 from omnisparse.sparsity.masks import apply_mask, masked_tensors
 from omnisparse.sparsity.ranking import rank
 from omnisparse.sparsity.sizes import Size, parse_sparsity
@@ -30,23 +31,6 @@ from omnisparse.sparsity.space import SubnetSpec
 
 _FLIP_DENSITY = 0.25
 _FLIP_RATE = "mask_flip_rate"
-
-
-class _StraightThrough(torch.autograd.Function):
-    """`weight * mask` whose gradient reaches every weight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
-        return weight * mask
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-def _pass_through(weight: Tensor, mask: Tensor) -> Tensor:
-    product: Tensor = _StraightThrough.apply(weight, mask)  # type: ignore[no-untyped-call]
-    return product
 
 
 class Supernet(nn.Module):
@@ -65,8 +49,6 @@ class Supernet(nn.Module):
         straight_through: Pass the gradient of a masked weight as if it had not been masked; by
             default masked weights get gradient only from the members that keep them.
         floor: Least density of any prunable matrix.
-        num_cached_specs: Masks are kept for about so many specs (in the weights' dtype) until
-            the next refresh; the least recently used go first.
 
     Raises:
         ValueError: If an argument is out of range or `prunable` names unknown parameters.
@@ -84,11 +66,8 @@ class Supernet(nn.Module):
         norm: Norm = "l1",
         straight_through: bool = False,
         floor: float = 0.0,
-        num_cached_specs: int = 16,
     ) -> None:
         super().__init__()
-        if num_cached_specs < 0:
-            raise ValueError(f"num_cached_specs {num_cached_specs} must not be negative")
         self.model = model
         self.block = check_block(block)
         self.norm: Norm = norm
@@ -97,8 +76,7 @@ class Supernet(nn.Module):
         self.mask_flip_rate: float | None = None
         """Share of the top quarter of the weights that the last refresh exchanged."""
         self._positions: dict[str, Tensor] = {}
-        self._masks: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
-        self._num_cached_masks = num_cached_specs * len(self.budget.prunable)
+        self._modules_of = _by_module(model, self.budget.prunable)
         self._spec: SubnetSpec | None = None
         self._kept: dict[str, int] = {}
 
@@ -141,10 +119,28 @@ class Supernet(nn.Module):
         """Run the active subnet; arguments and result are the model's own."""
         if self._spec is None:
             return self.model(*args, **kwargs)
+        return functional_call(self.model, self._masked_weights(), args, kwargs)
+
+    def _masked_weights(self) -> dict[str, Tensor]:
+        """Copies of all that the active subnet thins, module by module."""
+        thinned = dict(self._active())
         masked: dict[str, Tensor] = {}
-        for fqn, weight, mask in self._active_masks():
-            masked[fqn] = _pass_through(weight, mask) if self.straight_through else weight * mask
-        return functional_call(self.model, masked, args, kwargs)
+        for names in self._modules_of:
+            if not any(fqn in thinned for fqn in names):
+                continue
+            weights = [self.model.get_parameter(fqn) for fqn in names]
+            device = weights[0].device.type
+            dtype = weights[0].dtype
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                dtype = torch.get_autocast_dtype(device)
+            copies = masked_copies(
+                weights,
+                [thinned.get(fqn) for fqn in names],
+                dtype=dtype,
+                straight_through=self.straight_through,
+            )
+            masked.update(zip(names, copies, strict=True))
+        return masked
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -278,8 +274,8 @@ class Supernet(nn.Module):
             ValueError: If the spec names unknown matrices.
         """
         with self.active(spec):
-            for _, parameter, mask in self._active_masks():
-                parameter.mul_(mask)
+            for fqn, thinning in self._active():
+                thinning.clear(self.model.get_parameter(fqn))
 
     @contextmanager
     def squashed(self, spec: SubnetSpec | None) -> Iterator[nn.Module]:
@@ -292,9 +288,10 @@ class Supernet(nn.Module):
         dense: dict[str, Tensor] = {}
         try:
             with self.active(spec), torch.no_grad():
-                for fqn, parameter, mask in self._active_masks():
+                for fqn, thinning in self._active():
+                    parameter = self.model.get_parameter(fqn)
                     dense[fqn] = parameter.detach().clone()
-                    parameter.mul_(mask)
+                    thinning.clear(parameter)
             yield self.model
         finally:
             with torch.no_grad():
@@ -303,7 +300,6 @@ class Supernet(nn.Module):
 
     def _install(self, positions: dict[str, Tensor]) -> None:
         self._positions = positions
-        self._masks.clear()
 
     def _flip_rate(self, positions: Mapping[str, Tensor]) -> float | None:
         if not self._positions:
@@ -315,26 +311,14 @@ class Supernet(nn.Module):
             flips, kept = flips + int(entered.sum()), kept + top
         return flips / kept
 
-    def _active_masks(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """Name, weights and mask of every matrix that the active subnet thins."""
+    def _active(self) -> Iterator[tuple[str, Thinning]]:
+        """Name of every matrix that the active subnet thins, and how."""
         for fqn, count in self._kept.items():
             weight = self.model.get_parameter(fqn)
             if count < weight.numel():
-                yield fqn, weight, self._mask(fqn, count, weight)
-
-    def _mask(self, fqn: str, count: int, weight: Tensor) -> Tensor:
-        """Mask in the weight's dtype (a product with it needs no conversion), from the cache."""
-        key = (fqn, count)
-        mask = self._masks.get(key)
-        if mask is None or mask.device != weight.device or mask.dtype != weight.dtype:
-            positions = self._positions[fqn] = self._positions[fqn].to(weight.device)
-            kept = positions < self._num_blocks_kept(fqn, count, positions)
-            mask = expand_blocks(kept.to(weight.dtype), weight.shape, self.block)
-            self._masks[key] = mask
-            while len(self._masks) > max(1, self._num_cached_masks):
-                self._masks.popitem(last=False)
-        self._masks.move_to_end(key)
-        return mask
+                positions = self._positions[fqn] = self._positions[fqn].to(weight.device)
+                limit = self._num_blocks_kept(fqn, count, positions)
+                yield fqn, Thinning(positions, limit, self.block)
 
     def _num_blocks_kept(self, fqn: str, count: int, positions: Tensor) -> int:
         sizes = block_sizes(self.budget.shapes[fqn], self.block)
@@ -344,3 +328,17 @@ class Supernet(nn.Module):
         in_order = torch.empty(len(sizes), dtype=torch.int64, device=positions.device)
         in_order[positions.long()] = torch.from_numpy(sizes).to(positions.device)
         return int(torch.searchsorted(in_order.cumsum(0), count, right=True))
+
+
+def _by_module(model: nn.Module, prunable: Iterable[str]) -> list[list[str]]:
+    """Names that are copied together: a matrix alone, all parameters of a recurrent layer."""
+    groups: dict[str, list[str]] = {}
+    for fqn in prunable:
+        owner, _, _ = fqn.rpartition(".")
+        module = model.get_submodule(owner)
+        if isinstance(module, nn.RNNBase):
+            names = [name for name, _ in module.named_parameters()]
+            groups[owner] = [f"{owner}.{name}" if owner else name for name in names]
+        else:
+            groups[fqn] = [fqn]
+    return list(groups.values())

@@ -17,7 +17,6 @@ from omnisparse.methods.base import Loss, distillation_sum, forward_batch
 from omnisparse.methods.inplace import Teacher, scaled_dropout
 from omnisparse.models import LasConfig, TransducerConfig, build_model
 from omnisparse.models.divergence import kl_divergence
-from omnisparse.models.losses import lattice_occupancy
 from omnisparse.models.transducer import EncoderKind
 from omnisparse.sparsity.space import SubnetSpec
 
@@ -113,7 +112,7 @@ def test_nodes_may_count_as_the_alignments_of_the_dense_net_pass_them() -> None:
     passed.supernet.activate(passed.smallest)
     subnet = forward_batch(passed.supernet, batch.select(rows))
     passed.supernet.activate(None)
-    weights = lattice_occupancy(dense.log_posteriors, dense.posterior_weights > 0)
+    weights = dense.occupancy
     divergence = kl_divergence(dense.log_posteriors, subnet.log_posteriors)
     assert values[1][1] == pytest.approx((weights * divergence).sum().item(), rel=1e-3)
     # An attention decoder has no lattice, and every step of it counts.

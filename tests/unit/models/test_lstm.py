@@ -12,6 +12,7 @@ from omnisparse.models.lstm import (
     run_lstm,
     zero_state,
 )
+from omnisparse.models.lstm_bf16 import lstm_bf16, stepwise_lstm
 
 
 @pytest.mark.parametrize("projection", [None, 3])
@@ -27,15 +28,69 @@ def test_steps_equal_the_sequence(projection: int | None) -> None:
     torch.testing.assert_close(state[1], cell)
 
 
-def test_autocast_leaves_it_in_float32() -> None:
-    layer = make_lstm(4, 6)
+@pytest.mark.parametrize("projection", [None, 3])
+def test_autocast_reaches_it_in_bfloat16(projection: int | None) -> None:
+    """Not fp16, which torch's autocast of cuDNN's LSTM casts to; and the cell is float32."""
+    layer = make_lstm(4, 6, projection)
     inputs = torch.randn(7, 2, 4)
-    expected, state = run_lstm(layer, inputs)
+    expected, (_, last) = run_lstm(layer, inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        outputs, (hidden, _) = run_lstm(layer, inputs.bfloat16().float())
-        continued, _ = run_lstm(layer, inputs.bfloat16(), (hidden.bfloat16(), state[1]))
-    assert outputs.dtype == continued.dtype == torch.float32
-    torch.testing.assert_close(outputs, expected, rtol=0.02, atol=0.02)
+        outputs, (hidden, cell) = run_lstm(layer, inputs)
+        begun, state = run_lstm(layer, inputs[:3])
+        ended, _ = run_lstm(layer, inputs[3:], state)
+    assert outputs.dtype == hidden.dtype == torch.bfloat16
+    assert cell.dtype == torch.float32
+    torch.testing.assert_close(outputs.float(), expected, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(cell, last, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(torch.cat([begun, ended]), outputs, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("projection", [None, 3])
+def test_a_cell_that_fills_slowly_in_bfloat16(projection: int | None) -> None:
+    """A cell in bfloat16 stands still at 0.5, where each addition is less than half its grain."""
+    layer = make_lstm(4, 6, projection)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        for gate, value in enumerate((-6.0, 20.0, 1.0, 20.0)):
+            layer.bias_ih_l0[6 * gate : 6 * gate + 6] = value
+    inputs = torch.zeros(400, 2, 4)
+    _, (_, expected) = run_lstm(layer, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, (_, cell) = run_lstm(layer, inputs)
+    assert expected[0, 0].item() > 0.7
+    torch.testing.assert_close(cell, expected, rtol=0.01, atol=0.0)
+
+
+@pytest.mark.parametrize("projection", [None, 3])
+def test_gradients_in_bfloat16(projection: int | None) -> None:
+    """Those of float32 weights, through fused kernel and written-out layer alike."""
+    layer = make_lstm(4, 6, projection)
+    inputs = torch.randn(9, 3, 4, requires_grad=True)
+    weights = torch.randn(9, 3, projection or 6)
+
+    def gradients() -> list[torch.Tensor]:
+        tensors = [inputs, *layer.parameters()]
+        outputs, _ = run_lstm(layer, inputs)
+        return list(torch.autograd.grad((outputs.float() * weights).sum(), tensors))
+
+    expected = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients()
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert float((one - other).norm() / other.norm()) < 0.02
+
+
+def test_the_written_out_layer_is_the_fused_kernel() -> None:
+    layer = make_lstm(4, 6)
+    inputs = torch.randn(9, 3, 4).bfloat16()
+    weights = [parameter.detach().bfloat16() for parameter in layer.parameters()]
+    hidden, cell = torch.randn(3, 6).bfloat16(), torch.randn(3, 6)
+    outputs, (_, last) = lstm_bf16(inputs, weights, (hidden, cell))
+    written, last_written = stepwise_lstm(inputs, weights, hidden, cell)
+    torch.testing.assert_close(written, outputs, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(last_written, last, rtol=0.02, atol=0.01)
 
 
 def test_forget_gate_starts_open() -> None:

@@ -15,7 +15,6 @@ from omnisparse.models.lattice import collapse, join_lattice
 from omnisparse.models.losses import (
     LOG_ZERO,
     label_smoothed_cross_entropy,
-    lattice_occupancy,
     lattice_weights,
     length_mask,
     transducer_loss,
@@ -123,7 +122,7 @@ def test_extreme_logits_stay_finite(scale: float) -> None:
     assert torch.isfinite(lattice).all()
     assert (lattice <= 0).all()
     assert (lattice >= LOG_ZERO).all()
-    loss = transducer_loss(lattice, joint.frame_lengths, joint.token_lengths)
+    loss, _ = transducer_loss(lattice, joint.frame_lengths, joint.token_lengths)
     divergence = (lattice.exp() * (lattice - lattice.detach().roll(1, 0))).sum()
     (loss + divergence).backward()
     assert torch.isfinite(loss)
@@ -157,7 +156,7 @@ def all_alignments(lattice: Tensor, frames: int, tokens: int) -> Tensor:
 def test_transducer_loss_equals_enumerated_paths() -> None:
     joint = Joint()
     lattice = joint.lattice()
-    loss = transducer_loss(lattice, joint.frame_lengths, joint.token_lengths)
+    loss, _ = transducer_loss(lattice, joint.frame_lengths, joint.token_lengths)
     expected = sum(
         all_alignments(lattice[row], int(joint.frame_lengths[row]), int(joint.token_lengths[row]))
         for row in range(3)
@@ -181,7 +180,7 @@ def test_transducer_loss_equals_torchaudio_on_full_logits() -> None:
         blank=0,
         reduction="sum",
     )
-    actual = transducer_loss(joint.lattice(), joint.frame_lengths, joint.token_lengths)
+    actual, _ = transducer_loss(joint.lattice(), joint.frame_lengths, joint.token_lengths)
     torch.testing.assert_close(actual, expected)
 
 
@@ -232,24 +231,71 @@ def test_weights_sum_to_the_frames_of_an_utterance() -> None:
     assert ((weights > 0) == joint.valid()).all()
 
 
-def test_occupancy_is_what_the_gradient_of_the_loss_says() -> None:
+def occupancy_by_recursion(lattice: Tensor, frames: int, tokens: int) -> Tensor:
+    """Of one utterance, in float64: eqs. 16-18 of Graves 2012, node by node."""
+    label, blank = (lattice[..., index].double() for index in (0, 1))
+    alpha = torch.full((frames, tokens + 1), -torch.inf, dtype=torch.float64)
+    beta = alpha.clone()
+    for t in range(frames):
+        for u in range(tokens + 1):
+            ways = [alpha[t - 1, u] + blank[t - 1, u]] if t else []
+            ways += [alpha[t, u - 1] + label[t, u - 1]] if u else []
+            alpha[t, u] = torch.stack(ways).logsumexp(0) if ways else 0.0
+    for t in reversed(range(frames)):
+        for u in reversed(range(tokens + 1)):
+            ways = [beta[t + 1, u] + blank[t, u]] if t + 1 < frames else []
+            ways += [beta[t, u + 1] + label[t, u]] if u < tokens else []
+            beta[t, u] = torch.stack(ways).logsumexp(0) if ways else blank[t, u]
+    return (alpha + beta - beta[0, 0]).exp().float()
+
+
+def test_occupancy_is_that_of_all_alignments() -> None:
     frames, tokens = torch.tensor([6, 3, 1, 4]), torch.tensor([3, 2, 0, 3])
-    valid = length_mask(frames, 6)[:, :, None] & length_mask(tokens + 1, 4)[:, None]
     lattice = (2 * torch.randn(4, 6, 4, 3)).log_softmax(-1)
     for row, length in enumerate(tokens):
         lattice[row, :, length:, 0] = LOG_ZERO
     lattice.requires_grad_()
-    occupancy = lattice_occupancy(lattice, valid)
+    _, occupancy = transducer_loss(lattice, frames, tokens)
     assert not occupancy.requires_grad
-    # An arc's share of all alignments is the derivative by its log-probability.
-    transducer_loss(lattice, frames, tokens).backward()
-    assert lattice.grad is not None
-    torch.testing.assert_close(occupancy, -lattice.grad[..., :2].sum(-1), rtol=1e-4, atol=1e-5)
+    expected = torch.zeros(4, 6, 4)
+    for row, (length, labels) in enumerate(zip(frames.tolist(), tokens.tolist(), strict=True)):
+        one = occupancy_by_recursion(lattice[row].detach(), length, labels)
+        expected[row, :length, : labels + 1] = one
+    torch.testing.assert_close(occupancy, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(occupancy.sum((1, 2)), (frames + tokens).float())
-    assert float(lattice_occupancy(lattice, torch.zeros_like(valid)).sum()) == 0
 
 
 def test_occupancy_of_a_long_unlikely_utterance_is_finite() -> None:
     lattice = torch.full((1, 3000, 200, 3), -12.0)
-    occupancy = lattice_occupancy(lattice, torch.ones(1, 3000, 200, dtype=torch.bool))
+    _, occupancy = transducer_loss(lattice, torch.tensor([3000]), torch.tensor([199]))
     assert float(occupancy.sum()) == pytest.approx(3199, rel=0.02)
+
+
+def test_a_lattice_in_bfloat16_has_float32_sums() -> None:
+    """Products are bfloat16, and tanh is reckoned from exponentials of its summands."""
+    joint = Joint()
+    encoded, predicted, weight, bias = (
+        tensor.detach().bfloat16().requires_grad_() for tensor in joint.inputs
+    )
+    lengths = {"frame_lengths": joint.frame_lengths, "token_lengths": joint.token_lengths}
+    lattice = join_lattice(encoded, predicted, weight, bias, tokens=joint.tokens, **lengths)
+    assert lattice.dtype == torch.float32
+    valid = joint.valid()
+    torch.testing.assert_close(
+        lattice.exp()[valid], joint.reference().float()[valid], rtol=0.05, atol=0.01
+    )
+    loss, _ = transducer_loss(lattice, **lengths)
+    loss.backward()
+    exact, _ = transducer_loss(joint.lattice(), **lengths)
+    exact.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=0.01)
+    for found, expected in zip((encoded, predicted, weight, bias), joint.inputs, strict=True):
+        difference = found.grad.float() - expected.grad
+        assert float(difference.norm() / expected.grad.norm()) < 0.02
+
+
+@pytest.mark.parametrize(("left", "right"), [(60.0, 60.0), (-60.0, -60.0), (30.0, -30.0)])
+def test_large_summands_of_the_quick_tanh(left: float, right: float) -> None:
+    sides = (torch.full((1, 2, 4), value, dtype=torch.bfloat16) for value in (left, right))
+    hidden = lattice_module._activations(*sides)(slice(0, 1), 2, 2)
+    assert torch.equal(hidden, torch.full((1, 2, 2, 4), left + right).tanh().bfloat16())

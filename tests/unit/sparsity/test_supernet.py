@@ -193,7 +193,7 @@ def test_state_dict_is_the_models_own() -> None:
 
 
 def test_masks_change_at_refresh_only() -> None:
-    supernet = make(num_cached_specs=0)
+    supernet = make()
     spec = supernet.spec_for(sparsity=0.5)
     supernet.activate(spec)
     first = supernet(TOKENS)
@@ -313,12 +313,42 @@ def test_squashed_restores_after_an_error() -> None:
     assert all(torch.equal(before[name], w) for name, w in supernet.state_dict().items())
 
 
-def test_cached_masks_are_bounded() -> None:
-    supernet = make(num_cached_specs=2)
-    for sparsity in (0.1, 0.2, 0.3, 0.4):
-        with supernet.active(supernet.spec_for(sparsity=sparsity)):
-            supernet(TOKENS)
-    assert len(supernet._masks) == 2 * len(PRUNABLE)
+def test_a_weight_that_a_subnet_hides_may_be_nan() -> None:
+    """Its gradient, too: nothing that is hidden reaches the pass or comes back from it."""
+    supernet = make()
+    spec = supernet.spec_for(sparsity=0.6)
+    supernet.activate(spec)
+    expected = supernet(TOKENS)
+    weight = supernet.model.projection.weight
+    hidden = ~mask_from_count(weight, spec.num_kept("projection.weight", weight.numel()))
+    with torch.no_grad():
+        weight[hidden] = torch.nan
+    found = supernet(TOKENS)
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    assert bool(weight.grad[hidden].eq(0).all())
+
+
+def test_a_pass_keeps_no_mask() -> None:
+    """Beside the weights: places in the ranking, and the copies that autograd keeps."""
+    supernet = make()
+    supernet.activate(supernet.spec_for(sparsity=0.5))
+    supernet(TOKENS).sum().backward()
+    held = [value for value in vars(supernet).values() if isinstance(value, dict)]
+    tensors = [tensor for value in held for tensor in value.values() if torch.is_tensor(tensor)]
+    assert len(tensors) == len(PRUNABLE)
+    assert {tensor.dtype for tensor in tensors} == {torch.int32}
+
+
+def test_masked_copies_are_made_in_the_type_of_autocast() -> None:
+    supernet = make()
+    spec = supernet.spec_for(sparsity=0.5)
+    with supernet.active(spec), torch.autocast("cpu", torch.bfloat16):
+        copies = supernet._masked_weights()
+    assert {masked.dtype for masked in copies.values()} == {torch.bfloat16}
+    whole = supernet.extract(spec)
+    for fqn, masked in copies.items():
+        assert torch.equal(masked, whole[fqn].bfloat16())
 
 
 def test_other_dtypes() -> None:

@@ -1,0 +1,108 @@
+"""Masked copies of weights, made for one forward pass and shared with its backward pass.
+
+A mask is never kept: it is one comparison of the places in the ranking with the number of blocks
+kept, made where it is needed. The copy is in the type that the pass computes in, so that mask and
+cast are one walk over the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from omnisparse.sparsity.keys import Block, expand_blocks
+
+
+class Thinning(NamedTuple):
+    """Which weights of one matrix a subnet holds."""
+
+    positions: Tensor
+    """``[num_blocks]`` int32: place of every block in the ranking, 0 = most important."""
+
+    limit: int
+    """Blocks kept."""
+
+    block: Block
+    """Block shape."""
+
+    def hidden(self, weight: Tensor) -> Tensor:
+        """Bools of the weight's shape, True where it counts as zero."""
+        hidden: Tensor = expand_blocks(self.positions >= self.limit, weight.shape, self.block)
+        return hidden
+
+    def clear(self, weight: Tensor) -> Tensor:
+        """Set to (positive) zero what is hidden, NaN too, in place; returns ``weight``."""
+        return weight.masked_fill_(self.hidden(weight), 0)
+
+
+class _MaskedCopy(torch.autograd.Function):
+    """See :func:`masked_copies`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        thinnings: Sequence[Thinning | None],
+        dtype: torch.dtype,
+        straight_through: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.thinnings = [None if straight_through else thinning for thinning in thinnings]
+        ctx.dtypes = [weight.dtype for weight in weights]
+        copies = _empty_like(weights, dtype)
+        for weight, copy, thinning in zip(weights, copies, thinnings, strict=True):
+            copy.copy_(weight)
+            if thinning is not None:
+                thinning.clear(copy)
+        return tuple(copies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        passed: list[Tensor | None] = []
+        for grad, thinning, dtype in zip(grads, ctx.thinnings, ctx.dtypes, strict=True):
+            if grad is not None and thinning is not None:
+                # A copy: the gradient may be someone else's, too.
+                grad = thinning.clear(grad.to(dtype, copy=True))
+            passed.append(None if grad is None else grad.to(dtype))
+        return (None, None, None, *passed)
+
+
+def masked_copies(
+    weights: Sequence[Tensor],
+    thinnings: Sequence[Thinning | None],
+    *,
+    dtype: torch.dtype,
+    straight_through: bool = False,
+) -> list[Tensor]:
+    """Copies of some tensors as a subnet holds them; the gradient reaches the tensors.
+
+    Args:
+        weights: Of one module. On CUDA the copies lie side by side, matrices before vectors, which
+            is what cuDNN wants of an LSTM; elsewhere each has memory of its own.
+        thinnings: For each what is hidden of it, None for nothing.
+        dtype: Of the copies.
+        straight_through: Pass the gradient of a hidden weight as if it had not been hidden.
+
+    Returns:
+        One copy per tensor, exactly 0 where hidden, whatever the weight is there.
+    """
+    return list(
+        _MaskedCopy.apply(  # type: ignore[no-untyped-call]
+            thinnings, dtype, straight_through, *weights
+        )
+    )
+
+
+def _empty_like(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    if not weights[0].is_cuda:
+        return [torch.empty_like(weight, dtype=dtype) for weight in weights]
+    chunk = weights[0].new_empty(sum(weight.numel() for weight in weights), dtype=dtype)
+    order = sorted(range(len(weights)), key=lambda index: weights[index].ndim == 1)
+    parts = chunk.split([weights[index].numel() for index in order])
+    views = dict(zip(order, parts, strict=True))
+    return [views[index].view_as(weight) for index, weight in enumerate(weights)]
