@@ -120,10 +120,9 @@ def make_step(
     return step
 
 
-def mask_seconds(method: Sandwich, steps: int, device: torch.device) -> float:
+def mask_seconds(method: Sandwich, steps: int, accelerator: Accelerator) -> float:
     """Seconds of mask work per step, measured by doing that work alone."""
-    supernet = method.supernet
-    weights = dict(supernet.model.named_parameters())
+    supernet, device = method.supernet, accelerator.device
     started = clock(device)
     supernet.refresh()
     ranking = clock(device) - started
@@ -134,11 +133,11 @@ def mask_seconds(method: Sandwich, steps: int, device: torch.device) -> float:
             if index:
                 spec = method.space.sample(subnet_generator(method.seed, step, index))
             supernet.activate(spec)
-            for fqn, count in spec.counts(supernet.budget.prunable).items():
-                mask = supernet._mask(fqn, count, weights[fqn])
-                for _ in range(2):  # the product in the forward, and its gradient's
-                    weights[fqn].detach() * mask
+            with accelerator.autocast():
+                copies = supernet._masked_weights()
+            torch.autograd.backward(list(copies.values()), list(copies.values()))
     supernet.activate(None)
+    supernet.zero_grad(set_to_none=True)
     return ranking / method.config.refresh_every + (clock(device) - started) / steps
 
 
@@ -188,7 +187,7 @@ def main() -> None:
             if index >= 2:  # the first steps allocate
                 times[name].append(seconds)
     dense, whole = (statistics.median(times[name]) for name in ("dense", "sandwich"))
-    masks = mask_seconds(sandwich, arguments.steps, accelerator.device)
+    masks = mask_seconds(sandwich, arguments.steps, accelerator)
     result = {
         "model": config.model.kind if arguments.config is None else config.name,
         "parameters": sandwich.supernet.budget.dense_parameters,

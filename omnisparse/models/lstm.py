@@ -111,7 +111,7 @@ class _OneChunk(torch.autograd.Function):
         chunk = weights[0].new_empty(sum(weight.numel() for weight in weights), dtype=dtype)
         # cuDNN's order: all matrices, then all biases.
         order = sorted(range(len(weights)), key=lambda index: weights[index].ndim == 1)
-        parts = chunk.split([weights[index].numel() for index in order])
+        parts = torch.split(chunk, [weights[index].numel() for index in order])
         views = {index: part for index, part in zip(order, parts, strict=True)}
         return tuple(
             views[index].view_as(weight).copy_(weight) for index, weight in enumerate(weights)

@@ -210,8 +210,8 @@ def lstm_bf16(
         cell = inputs.new_zeros(batch, cells, dtype=torch.float32)
     else:
         hidden, cell = state[0].to(inputs.dtype), state[1].float()
-    if len(weights) == _PLAIN and torch.backends.mkldnn.is_available():
-        outputs, _, last, _ = torch.mkldnn_rnn_layer(  # type: ignore[attr-defined]
+    if len(weights) == _PLAIN and hasattr(torch.ops.aten, "mkldnn_rnn_layer"):
+        outputs, _, last, _ = torch.ops.aten.mkldnn_rnn_layer(
             inputs,
             *weights,
             hidden,

@@ -103,6 +103,6 @@ def _empty_like(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         return [torch.empty_like(weight, dtype=dtype) for weight in weights]
     chunk = weights[0].new_empty(sum(weight.numel() for weight in weights), dtype=dtype)
     order = sorted(range(len(weights)), key=lambda index: weights[index].ndim == 1)
-    parts = chunk.split([weights[index].numel() for index in order])
+    parts = torch.split(chunk, [weights[index].numel() for index in order])
     views = dict(zip(order, parts, strict=True))
     return [views[index].view_as(weight) for index, weight in enumerate(weights)]

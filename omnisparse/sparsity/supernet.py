@@ -131,7 +131,7 @@ class Supernet(nn.Module):
             weights = [self.model.get_parameter(fqn) for fqn in names]
             device = weights[0].device.type
             dtype = weights[0].dtype
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            if device in ("cuda", "cpu") and torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
             copies = masked_copies(
                 weights,
