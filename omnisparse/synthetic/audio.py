@@ -1,7 +1,7 @@
-"""Audio of the embedded corpus: resampling, noise, level; and the process that renders it.
+"""Audio of the embedded corpus: resampling, noise, level, and the process that renders it.
 
-An utterance is a pure function of its :class:`Utterance` and the :class:`Acoustics`, so its bytes
-depend neither on the number of processes nor on the order. Arrays here are ``[N]`` float64 samples.
+An utterance is a pure function of its :class:`Utterance` and the :class:`Acoustics`. Its bytes do
+not depend on the number of processes or on the order. Arrays here are ``[N]`` float64 samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from omnisparse.synthetic.text import SPLITS
 Samples = npt.NDArray[np.float64]
 
 SAMPLING_RATE = 16000
-"""Of the corpus, in Hz."""
+"""Sampling rate of the corpus, in Hz."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Acoustics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Utterance:
-    """One line of the plan: who says what, and the address of its random numbers."""
+    """One line of the plan: speaker, text, and the seed of its random numbers."""
 
     split: str
     index: int
@@ -102,7 +102,7 @@ def resample(samples: Samples, source_rate: int, target_rate: int = SAMPLING_RAT
 
 
 def _smooth_above(number: int) -> int:
-    """Smallest number of at least ``number`` with no prime factor above 5 (a fast transform)."""
+    """Smallest number >= ``number`` without a prime factor above 5: its FFT is fast."""
     while True:
         rest = number
         for prime in (2, 3, 5):
@@ -125,7 +125,7 @@ def colored_noise(rng: np.random.Generator, num_samples: int, exponent: float) -
     period = _smooth_above(num_samples)
     spectrum = np.fft.rfft(rng.standard_normal(period))
     frequency = np.arange(len(spectrum), dtype=np.float64)
-    # Flat below 20 Hz or so: brown noise would otherwise be one slow wave.
+    # Flat below about 20 Hz: brown noise would otherwise be one slow wave.
     frequency = np.maximum(frequency, 20.0 * period / SAMPLING_RATE)
     noise = np.fft.irfft(spectrum * frequency ** (-exponent / 2.0), period)[:num_samples]
     return _unit_power(noise)
@@ -141,8 +141,8 @@ class Renderer:
     Args:
         root: Folder of the corpus.
         acoustics: Conditions to draw from.
-        babble: ``(text, voice)`` pairs for the talkers in the background; of the training split
-            only, or test voices would be heard in training.
+        babble: ``(text, voice)`` pairs for the talkers in the background. They must come from the
+            training split, otherwise test voices would be heard in training.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ def _speech(
     spoken = speak(text, voice=voice, rate_wpm=rate_wpm, pitch=pitch, pitch_range=pitch_range)
     speech = trim_silence(resample(spoken.samples, spoken.sampling_rate))
     if not speech.size:
-        raise DataError(f"espeak-ng says nothing for {text!r}")
+        raise DataError(f"espeak-ng produces no sound for {text!r}")
     return speech
 
 
@@ -223,10 +223,11 @@ def _write_wav(path: Path, samples: Samples) -> None:
 
 
 def serve() -> None:
-    """Render what standard input asks for, a JSON object a line; answer a line each.
+    """Read requests from standard input, one JSON value per line, and answer with one line each.
 
-    The first line is ``{"root", "acoustics", "babble"}``, every other a list of utterances. An
-    answer is the list of manifest lines, or ``{"error": message}``. Ends with the input.
+    The first line is ``{"root", "acoustics", "babble"}``; every other line is a list of
+    utterances. An answer is the list of manifest lines, or ``{"error": message}``. The process
+    ends when the input ends.
     """
     settings = json.loads(sys.stdin.readline())
     renderer: Renderer | None = None
@@ -237,9 +238,9 @@ def serve() -> None:
                 Path(settings["root"]), Acoustics(**settings["acoustics"]), settings["babble"]
             )
             answer = [renderer.render(Utterance(**fields)) for fields in json.loads(line)]
-        except Exception as error:  # the parent turns any failure into one line of its own
+        except Exception as error:  # the parent reports any failure in one line
             answer = {"error": f"{type(error).__name__}: {error}"}
         try:
             print(json.dumps(answer), flush=True)
-        except BrokenPipeError:  # the parent was killed; even a clean exit would flush and fail
+        except BrokenPipeError:  # the parent was killed; a normal exit would flush and fail
             os._exit(1)

@@ -1,8 +1,9 @@
 """The embedded corpus: any number of hours of speech without a download.
 
-A voice-assistant grammar, or the sentences of a user's text, spoken by the voices of espeak-ng
-(bundled by ``espeakng-loader``) with noise, at 16 kHz. Voices and sentences of the development and
-test splits never occur in training. The same configuration gives the same bytes::
+Sentences come from a voice-assistant grammar or from a user's text. The voices of espeak-ng
+(bundled by ``espeakng-loader``) speak them, noise is added, and the result has 16 kHz. Voices and
+sentences of the development and test splits never occur in training. The same configuration gives
+the same bytes::
 
     omnisparse prepare synthetic --out corpus --hours 2
 """
@@ -41,13 +42,13 @@ from omnisparse.synthetic.workers import CHUNK, Workers
 Progress = Callable[[int, int], None]
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same configuration gives other bytes."""
+"""Increased whenever the same configuration starts to give other bytes."""
 
 MIN_UTTERANCES = 12
-"""A split has at least this many, however few hours are asked for."""
+"""Fewest utterances of a split, even when very few hours are requested."""
 
 NUM_BACKGROUND = 48
-"""Utterances of the training split that the people in the background say."""
+"""Utterances of the training split that are used as background speech."""
 
 _ACOUSTICS = {
     "assistant": Acoustics(
@@ -69,18 +70,18 @@ _ACOUSTICS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticConfig:
-    """What to speak, how much of it, and how hard it is to hear."""
+    """What to speak, how many hours, and how much noise to add."""
 
     preset: Literal["assistant", "assistant-easy"] = "assistant"
-    """Grammar, voices and conditions: ``assistant`` has every accent and variant,
-    ``assistant-easy`` 24 training voices of two accents, 8 sentence templates, little noise."""
+    """Grammar, voices and conditions: ``assistant`` has every accent and variant;
+    ``assistant-easy`` has 24 training voices of two accents, 8 sentence templates, little noise."""
     hours: Annotated[float, Range(above=0, maximum=1000)] = 2.0
-    """Hours of the training split. The other splits come on top: test a
-    tenth of it but at most 1 h, dev half of test."""
+    """Hours of the training split. The other splits are added to it: test has a tenth of it but
+    at most 1 h, dev has half of test."""
     text: str | None = None
     """A UTF-8 file of sentences to speak instead of the preset's grammar, one per line."""
     seed: NonNegativeInt = 0
-    """Decides sentences, voices and noise, to the byte."""
+    """Random seed of sentences, voices and noise."""
     snr_db: tuple[float, float] | None = None
     """Lowest and highest signal-to-noise ratio in dB; None takes the preset's."""
 
@@ -100,7 +101,7 @@ class SyntheticConfig:
 
 
 def split_hours(hours: float) -> dict[str, float]:
-    """Hours to speak of every split when training has ``hours``."""
+    """Hours of every split when the training split has ``hours``."""
     test = min(1.0, 0.1 * hours)
     return {"train": hours, "dev": test / 2.0, "test": test}
 
@@ -110,8 +111,8 @@ def prepare_synthetic(
 ) -> dict[str, Any]:
     """Speak a corpus into ``out``: ``{train,dev,test}.jsonl`` and 16-bit WAV files at 16 kHz.
 
-    ``out`` appears when it is complete, never before. If it already holds a corpus made with the
-    same configuration, that one is kept and its statistics are returned at once.
+    ``out`` appears only when it is complete. If it already holds a corpus made with the same
+    configuration, that corpus is kept and its statistics are returned at once.
 
     Args:
         config: What to speak.
@@ -149,7 +150,7 @@ def prepare_synthetic(
             scratch.chmod(0o755)  # mkdtemp makes it private
             try:
                 scratch.replace(target)
-            except OSError:  # another process was faster with the same corpus, or the disk fails
+            except OSError:  # another process wrote the same corpus first, or the disk fails
                 existing = _existing_statistics(out, record)
                 if existing is None:
                     raise
@@ -162,7 +163,7 @@ def prepare_synthetic(
 
 
 def _record(config: SyntheticConfig, sentences: list[str] | None) -> dict[str, Any]:
-    """What decides the bytes of the corpus, as JSON."""
+    """Everything that the bytes of the corpus depend on, as JSON."""
     text_sha256 = None
     if sentences is not None:
         text_sha256 = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
@@ -199,7 +200,7 @@ def _existing_statistics(out: Path, record: dict[str, Any]) -> dict[str, Any] | 
     if not same:
         raise DataError(f"folder {out} holds a corpus of another configuration; choose another")
     if not all((out / f"{split}.jsonl").is_file() for split in SPLITS):
-        raise DataError(f"corpus {out} has lost a manifest; remove the folder to make it again")
+        raise DataError(f"corpus {out} lacks a manifest; remove the folder to make it again")
     return statistics
 
 
@@ -232,14 +233,14 @@ def _remove_abandoned(target: Path) -> None:
             os.kill(int(match.group(1)), 0)
         except ProcessLookupError:
             shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:  # alive, another user's
+        except PermissionError:  # the process is alive and belongs to another user
             continue
 
 
 def _plan(
     config: SyntheticConfig, sentences: list[str] | None, split: str, voices: tuple[str, ...]
 ) -> Iterator[Utterance]:
-    """Endless utterances of a split; every voice once in random order, then all again."""
+    """Endless utterances of a split. Every voice speaks once in random order, then all again."""
     if sentences is None:
         texts = assistant_sentences(GRAMMARS[config.preset], split, config.seed)
     else:

@@ -1,7 +1,7 @@
-"""espeak-ng by ctypes: text to samples, with no state carried from one utterance to the next.
+"""espeak-ng through ctypes: text to samples. No state is kept from one utterance to the next.
 
 The shared library and its data come with the ``espeakng-loader`` wheel, so nothing is installed on
-the system. The C library holds one global synthesizer: one per process, one thread at a time.
+the system. The C library has one global synthesizer per process: use one thread at a time.
 
 Source: espeak-ng 1.52, ``src/include/espeak-ng/speak_lib.h``.
 """
@@ -33,10 +33,10 @@ CHARS_UTF8 = 1
 ERROR_OK = 0
 
 VOLUME = 40
-"""Percent. Half of the variants clip the 16-bit output at espeak's default of 100."""
+"""Volume in percent. At espeak's default of 100, half of the variants clip the 16-bit output."""
 
 MAX_DATA_PATH = 120
-"""Bytes. espeak-ng keeps its data path in a buffer of 160; longer ones are reached by a link."""
+"""Bytes. espeak-ng keeps its data path in a buffer of 160 bytes; longer paths get a short link."""
 
 _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -44,7 +44,7 @@ _Callback = ctypes.CFUNCTYPE(
 
 
 class Speech(NamedTuple):
-    """What espeak-ng said."""
+    """Output of espeak-ng."""
 
     samples: npt.NDArray[np.float64]
     """``[N]`` in [-1, 1]."""
@@ -65,10 +65,10 @@ def list_variants() -> list[str]:
 def speak(
     text: str, *, voice: str, rate_wpm: int = 175, pitch: int = 50, pitch_range: int = 50
 ) -> Speech:
-    """Speak ``text``: a pure function of the arguments, whatever was spoken before.
+    """Speak ``text``: a pure function of the arguments, independent of earlier calls.
 
-    The library is loaded afresh for every call (about 3 ms): phases of flutter, echo and the
-    waveform are static variables that neither a new voice nor ``espeak_Terminate`` resets.
+    The library is loaded again for every call (about 3 ms). The phases of flutter, echo and
+    waveform are static variables, and neither a new voice nor ``espeak_Terminate`` resets them.
 
     Args:
         text: What to say.

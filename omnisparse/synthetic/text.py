@@ -1,8 +1,8 @@
 """Sentences of the embedded corpus: a voice-assistant grammar, and normalisation of a user's text.
 
-The grammar is context-free data: a rule is a tuple of alternatives, and ``{name}`` in an
-alternative stands for the rule ``name``. Sentences hold lower-case letters, apostrophes and single
-spaces only, so that what is written is what is spoken.
+The grammar is context-free and stored as data: a rule is a tuple of alternatives, and ``{name}``
+in an alternative stands for the rule ``name``. Sentences contain only lower-case letters,
+apostrophes and single spaces, so that the text is exactly what is spoken.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SPLITS = ("train", "dev", "test")
 
 GRAMMAR_HELD_OUT = {"test": 0.20, "dev": 0.10}
 TEXT_HELD_OUT = {"test": 0.10, "dev": 0.05}
-"""Share of the sentences kept from training, by split; the rest is the training split's. More of
-the grammar's, where sentences abound and the smallest template must fill a test split too."""
+"""Share of the sentences that dev and test get; training gets the rest. The share is larger for
+the grammar: it has plenty of sentences, and even its smallest template must fill a test split."""
 
 MAX_REDRAWS = 40
-"""How often a sentence of a template is drawn again because it is a duplicate or another split's.
-After that a duplicate passes: the templates stay equally frequent, and sentences never run out."""
+"""How often a sentence is drawn again because it is a duplicate or belongs to another split.
+After that a duplicate is accepted: templates stay equally frequent and sentences never run out."""
 
 MAX_WORDS = 30
 """Longer lines of a user's text are cut into pieces of at most this many words."""
@@ -274,7 +274,7 @@ def generate_sentence(grammar: Grammar, template: str, rng: np.random.Generator)
 
 
 def split_of(sentence: str, seed: int) -> str:
-    """The split of a grammar's sentence: a pure function of the sentence and the seed."""
+    """Split that a sentence of the grammar belongs to: a pure function of sentence and seed."""
     digest = hashlib.blake2b(f"{seed}:{sentence}".encode(), digest_size=8).digest()
     position = int.from_bytes(digest, "big") / 2**64
     for split, share in GRAMMAR_HELD_OUT.items():
@@ -358,7 +358,7 @@ def read_sentences(path: Path) -> list[str]:
 
     Raises:
         DataError: If the file cannot be read, is not UTF-8, or has fewer than 3 different
-            sentences (each split needs one of its own).
+            sentences (each of the three splits needs one).
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

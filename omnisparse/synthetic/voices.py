@@ -1,4 +1,4 @@
-"""Voices of the embedded corpus: which there are, and who is heard in which split."""
+"""Voices of the embedded corpus: the list of voices, and the split of each voice."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DROPPED_VARIANTS = frozenset(
         # Robots and echoes.
         *("UniRobot", "anikaRobot", "announcer", "RicishayMax", "RicishayMax2", "RicishayMax3"),
         *("robosoft", *(f"robosoft{number}" for number in range(2, 9))),
-        # Caricatures whose vowels are not those of speech, or that clip throughout.
+        # Caricatures: their vowels are not natural, or the output clips all the time.
         *("Demonic", "zac", "kaukovalta", "travis", "Marco", "iven"),
-        # Reads memory it did not write (Klatt with breath): the same call may give other samples.
+        # Reads uninitialised memory (Klatt with breath): the same call may give other samples.
         "Reed",
     )
 )
@@ -49,7 +49,7 @@ FEMALE_VARIANTS = frozenset(
     )
 )
 
-# Variants that differ in little more than a digit are one person.
+# Variants of one family sound almost the same; they count as one person.
 FAMILIES = {
     "Gene2": "Gene",
     "edward2": "edward",
@@ -78,10 +78,10 @@ def usable_variants() -> tuple[str, ...]:
 
 
 def split_voices(preset: str, seed: int) -> dict[str, tuple[str, ...]]:
-    """Voices of every split: no two splits share a variant (nor a near copy of one).
+    """Voices of every split. No two splits share a variant or a near copy of one.
 
-    The accents are the same in all splits, and women's and men's variants are held out in
-    proportion. A voice is a pair of accent and variant such as ``en-us+f3``.
+    All splits have the same accents. Female and male variants are held out in proportion. A voice
+    is a pair of accent and variant such as ``en-us+f3``.
     """
     rng = np.random.default_rng([seed, 4])
     easy = preset == "assistant-easy"
@@ -98,7 +98,7 @@ def split_voices(preset: str, seed: int) -> dict[str, tuple[str, ...]]:
         num_held_out = [{"test": 2, "dev": 1}, {"test": 6, "dev": 3}]
     chosen: dict[str, list[str]] = {split: [] for split in SPLITS}
     for group, wanted in zip(groups, num_held_out, strict=True):
-        # Only variants without near copies are held out: so no split hears another's person.
+        # Only variants without near copies are held out, so that no person is in two splits.
         families = Counter(FAMILIES.get(name, name) for name in group)
         single = [name for name in group if families[FAMILIES.get(name, name)] == 1]
         order = [single[i] for i in rng.permutation(len(single))]

@@ -1,4 +1,4 @@
-"""Processes that render the embedded corpus side by side, in the order of the plan."""
+"""Processes that render the embedded corpus in parallel; results keep the order of the plan."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from omnisparse.errors import DataError
 from omnisparse.synthetic.audio import Utterance
 
 CHUNK = 16
-"""Utterances a worker renders per request."""
+"""Utterances that a worker renders per request."""
 
 
 class Workers:
-    """Processes that render, each behind a thread that talks to it by lines of JSON.
+    """Rendering processes. A thread for each of them exchanges lines of JSON with it.
 
-    Fresh interpreters, not forks or ``multiprocessing``: espeak-ng has one state per process, the
-    caller may hold threads, and a worker ends by itself when its parent is killed.
+    The processes are new interpreters, not forks and not ``multiprocessing``: espeak-ng has one
+    state per process, the caller may have threads, and such a worker ends by itself when its
+    parent is killed.
 
     Args:
-        settings: First line of every process; see ``synthetic_audio.serve``.
+        settings: First line for every process; see ``synthetic.audio.serve``.
         num_jobs: Number of processes.
     """
 
@@ -46,7 +47,7 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Killed on purpose: after a failure nobody waits for what is still being rendered.
+        # Kill at once: after a failure, nobody needs the utterances still being rendered.
         for process in self._processes:
             process.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -70,7 +71,7 @@ class Workers:
             yield from pending.pop(0).result()
 
     def finish(self) -> None:
-        """Ask for nothing more; what was asked for is still yielded."""
+        """Send no more requests; answers to earlier requests are still yielded."""
         self._finished = True
 
     def _request(self, chunk: list[Utterance]) -> list[dict[str, Any]]:
@@ -88,7 +89,7 @@ class Workers:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise DataError(f"the process speaking {chunk[0].id} died (exit {process.poll()})")
+            raise DataError(f"the process that spoke {chunk[0].id} died (exit {process.poll()})")
         lines = json.loads(answer)
         if isinstance(lines, dict):
             raise DataError(f"speaking {chunk[0].id} failed: {lines['error']}")
@@ -97,7 +98,7 @@ class Workers:
     def _start(self) -> subprocess.Popen[str]:
         search_path = [str(Path(omnisparse.__file__).parents[1]), *filter(None, sys.path)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path)}
-        # Transforms of one utterance gain nothing from threads.
+        # FFTs of one utterance do not get faster with threads.
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
         process = subprocess.Popen(
             [sys.executable, "-c", "from omnisparse.synthetic.audio import serve; serve()"],
@@ -105,7 +106,7 @@ class Workers:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
-            start_new_session=True,  # an interrupt is the parent's to answer
+            start_new_session=True,  # the parent handles an interrupt
         )
         self._processes.append(process)
         assert process.stdin is not None

@@ -179,5 +179,5 @@ def test_rendering_does_not_depend_on_the_order(tmp_path: Path) -> None:
 
 
 def test_nothing_to_say_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="says nothing"):
+    with pytest.raises(DataError, match="produces no sound"):
         Renderer(tmp_path, CLEAN, []).render(_utterance(text=" "))
