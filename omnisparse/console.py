@@ -17,6 +17,9 @@ ProgressCallback = Callable[..., None]
 RESULT_FILE = "OMNISPARSE_RESULT_FILE"
 """Environment variable: a file that gets a verb's JSON object, for programs that start it."""
 
+SWEEP = "OMNISPARSE_SWEEP"
+"""Environment variable: the folder of the sweep that a program is started by."""
+
 SECONDS_BETWEEN_LINES = 30.0
 WIDTH_WITHOUT_TERMINAL = 120
 _MAX_METRICS_SHOWN = 3
@@ -210,7 +213,12 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def print_error(message: str) -> None:
-    """Prints a failure as one line on stderr, whatever line breaks the message holds."""
+def print_error(message: str, *, is_failure: bool = True) -> None:
+    """Prints a failure as one line on stderr, whatever line breaks the message holds.
+
+    Args:
+        message: What happened.
+        is_failure: Whether it is one; False for a stop that was asked for.
+    """
     line = "; ".join(part.strip() for part in message.splitlines() if part.strip())
-    print(f"omnisparse: error: {line}", file=sys.stderr)
+    print(f"omnisparse: {'error: ' if is_failure else ''}{line}", file=sys.stderr)

@@ -35,6 +35,8 @@ class PlaceType(click.Path):
 PLACE = PlaceType()
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+FIRST_SIGNAL_CODE = 129
+"""Exit codes from here on tell of a signal: 128 and its number."""
 EXIT_NO_READER = 141
 """Of a tool that SIGPIPE ended, as shells tell it."""
 
@@ -79,15 +81,17 @@ def failures_in_one_line(ctx: click.Context, *, debug: bool) -> Iterator[None]:
     """Turns the failures a user can act on into one line on stderr and an exit code."""
     try:
         yield
-    except KeyboardInterrupt:
-        print_error("interrupted")
+    except KeyboardInterrupt as error:
+        if is_main_process():
+            print_error(str(error) or "interrupted", is_failure=False)
         ctx.exit(EXIT_INTERRUPTED)
     except (OmnisparseError, ValueError, OSError, MemoryError) as error:
         if debug:
             raise
+        code = getattr(error, "exit_code", EXIT_FAILED)
         if is_main_process() or not getattr(error, "on_every_process", False):
-            print_error(describe(error))
-        ctx.exit(getattr(error, "exit_code", EXIT_FAILED))
+            print_error(describe(error), is_failure=code < FIRST_SIGNAL_CODE)
+        ctx.exit(code)
 
 
 def describe(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -296,6 +297,7 @@ def _worker_map(num_jobs: int) -> Iterator[Any]:
 def _start_worker() -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to answer
     # One thread for each process: they share the cores, and a forked thread pool would hang.
     torch.set_num_threads(1)
 

@@ -28,6 +28,7 @@ from omnisparse.runs.claim import claimed_run, finished_metrics
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import load_newest
 from omnisparse.training.launch import make_accelerator
+from omnisparse.training.stop_signals import show_faults
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
 
@@ -69,6 +70,7 @@ def train(
     Raises:
         OmnisparseError: If the data, the configuration or the run directory cannot be used.
     """
+    show_faults()
     accelerator = make_accelerator()
     stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
     require_models(config)

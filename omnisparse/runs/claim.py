@@ -30,7 +30,8 @@ except ImportError:  # Windows: two trainings of one run directory are the user'
 
 _LOCK = ".lock"
 _EARLY_FILES = (
-    "tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id", "left_out.jsonl",
+    "tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id", "wandb-sent",
+    "left_out.jsonl",
 )  # fmt: skip
 """What a training writes before its first checkpoint."""
 

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from omnisparse.atomic import replaced_file
-from omnisparse.console import RESULT_FILE
+from omnisparse.console import RESULT_FILE, SWEEP
 from omnisparse.errors import OmnisparseError
 from omnisparse.sweeps.file import Sweep
 
@@ -32,13 +32,19 @@ except ImportError:  # Windows: two sweeps in one folder are the user's to avoid
 
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 _STATE, _LOCK = "runs.json", ".lock"
-_EXIT_INTERRUPTED = 130
 
 
 class InterruptedSweepError(OmnisparseError):
-    """A signal ended the sweep; the run it met has been told."""
+    """A signal ended the sweep; the run it met has been told.
 
-    exit_code = _EXIT_INTERRUPTED
+    Args:
+        number: The signal.
+        message: What happened.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        self.exit_code = 128 + number
+        super().__init__(message)
 
 
 def run_sweep(
@@ -92,12 +98,13 @@ def run_sweep(
                 results.append({**before, "started": False})
                 continue
             tell(f"{title}: {folder / 'logs' / f'{key}.log'}")
-            entry = {"parameters": point, **_run(line, folder, key, lock)}
+            outcome, stopped = _run(line, folder, key, lock)
+            entry = {"parameters": point, **outcome}
             known[key] = entry
             _write_state(folder / _STATE, known)
-            if entry["status"] == INTERRUPTED:
+            if stopped:
                 raise InterruptedSweepError(
-                    f"interrupted in run {number} of {len(points)}; the same command continues"
+                    stopped, f"stopped in run {number} of {len(points)}; the same command continues"
                 )
             seconds = f"{entry['seconds']:.0f} s"
             tell(f"{title}: {entry['status']} after {seconds}" + _reason(entry))
@@ -139,13 +146,19 @@ def _held(folder: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
-def _run(line: Sequence[str], folder: Path, key: str, lock: int | None) -> dict[str, Any]:
-    """Start one run and wait for it; a signal to us is passed on to it."""
+def _run(
+    line: Sequence[str], folder: Path, key: str, lock: int | None
+) -> tuple[dict[str, Any], int | None]:
+    """Start one run and wait for it; a signal to us is passed on to it.
+
+    Returns:
+        What became of it, and the first signal that arrived meanwhile, if one did.
+    """
     log = folder / "logs" / f"{key}.log"
     answer = folder / "logs" / f"{key}.json"
     log.parent.mkdir(exist_ok=True)
     answer.unlink(missing_ok=True)
-    environment = {**os.environ, RESULT_FILE: str(answer.absolute())}
+    environment = {**os.environ, RESULT_FILE: str(answer.absolute()), SWEEP: str(folder.absolute())}
     started = time.monotonic()
     with log.open("ab") as output:
         try:
@@ -161,13 +174,13 @@ def _run(line: Sequence[str], folder: Path, key: str, lock: int | None) -> dict[
         except OSError as error:
             reason = f"{line[0]}: {error.strerror}"
             return {"status": FAILED, "exit_code": 127, "seconds": 0.0, "log": str(log),
-                    "error": reason, "run": None, "needed": []}  # fmt: skip
+                    "error": reason, "run": None, "needed": []}, None  # fmt: skip
         with _signals_passed_on(process) as seen:
             code = process.wait()
     status = FINISHED if code == 0 else FAILED
     if seen and code != 0:
         status = INTERRUPTED
-    return {
+    outcome = {
         "status": status,
         "exit_code": code,
         "seconds": time.monotonic() - started,
@@ -175,6 +188,7 @@ def _run(line: Sequence[str], folder: Path, key: str, lock: int | None) -> dict[
         "error": None if code == 0 else _last_line(log),
         **_answered_runs(answer),
     }
+    return outcome, next(iter(seen), None)
 
 
 @contextmanager
@@ -200,9 +214,9 @@ def _last_line(log: Path) -> str:
     """What a failed run said last: its error line if it has one."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
     spoken = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in spoken if line.startswith("omnisparse: error: ")]
-    last = (errors or spoken or ["it said nothing"])[-1]
-    return last.removeprefix("omnisparse: error: ")[:300]
+    ours = [line for line in spoken if line.startswith("omnisparse: ")]
+    last = (ours or spoken or ["it said nothing"])[-1]
+    return last.removeprefix("omnisparse: ").removeprefix("error: ")[:300]
 
 
 def _answered_runs(answer: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     root.mkdir(parents=True, exist_ok=True)
-    final = root / f"step-{step:08d}"
+    final = checkpoint_folder(root, step)
     partial = root / f".{final.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -96,6 +96,11 @@ def save_checkpoint(
     for leftover in root.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
     return final
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """The folder of the checkpoint of ``step`` below ``root``."""
+    return root / f"step-{step:08d}"
 
 
 def _remove(checkpoint: Path) -> None:

@@ -1,39 +1,151 @@
-"""SIGTERM and Ctrl-C as a flag, so that a training ends behind a whole step."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as a request, so that a training ends behind a whole step.
+
+One press may arrive several times: ``timeout -s INT`` signals its child and then the group of both,
+and torchrun passes on to every process what the terminal has already sent it. So what arrives
+shortly behind a first signal is taken for the same one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import os
 import signal
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from omnisparse.errors import OmnisparseError
+
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+"""Signals that ask a training to stop: a person, a scheduler, a scheduler's early warning."""
+
+SAME_PRESS_SECONDS = 2.0
+"""What arrives so soon behind a first signal is that signal again."""
+SAME_PRESS_SECONDS_LAUNCHED = 10.0
+"""The same below torchrun, which notices a signal when it looks at its processes next."""
+
+
+class InterruptedTrainingError(OmnisparseError):
+    """A signal ended the training early; its checkpoint is written.
+
+    Args:
+        number: The signal.
+        step: Optimizer steps done.
+        max_steps: Those of the whole run.
+        checkpoint: The folder of the checkpoint.
+    """
+
+    on_every_process = True
+
+    def __init__(self, number: int, step: int, max_steps: int, checkpoint: Path) -> None:
+        self.exit_code = 128 + number
+        launcher = "; what follows is the launcher's" if _is_launched() else ""
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} at step {step} of {max_steps}: the "
+            f"checkpoint {checkpoint} is whole, the same command continues from there{launcher}"
+        )
 
 
 class StopSignals:
-    """Remembers that SIGTERM or SIGINT arrived while :meth:`caught` lasts.
+    """Remembers the first signal that arrived while :meth:`caught` lasts, and says so at once.
 
     A second Ctrl-C does not wait for the step, nor for a checkpoint.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.number: int | None = None
+        self._since = 0.0
+
+    @property
+    def flags(self) -> list[float]:
+        """1 for the signal that arrived, 0 for the others; to be added over processes."""
+        return [float(number == self.number) for number in STOPPING]
+
+    @staticmethod
+    def first_of(flags: Sequence[float]) -> int | None:
+        """The signal that summed flags speak of; None if they speak of none."""
+        return next((n for n, flag in zip(STOPPING, flags, strict=True) if flag > 0), None)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Take the signals over; outside the main thread the caller keeps its own."""
+        """Take the signals over; outside the main thread the caller keeps its own.
+
+        Behind a signal the caller gets its own handlers back only when no echo of that signal is to
+        be expected any more.
+        """
         try:
-            previous = {
-                number: signal.signal(number, self._remember)
-                for number in (signal.SIGTERM, signal.SIGINT)
-            }
+            previous = {number: signal.signal(number, self._remember) for number in STOPPING}
         except ValueError:  # not the main thread
             previous = {}
         try:
             yield
         finally:
             for number, handler in previous.items():
-                signal.signal(number, handler)
+                if isinstance(handler, _Echo):  # of a training that was stopped just before
+                    handler = handler.previous
+                late = self.number is not None and self._is_echo()
+                signal.signal(number, _Echo(self, handler) if late else handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
+        if self.number is None:
+            self.number, self._since = number, time.monotonic()
+            name = signal.Signals(number).name
+            _say(
+                "saving; press again to abandon" if name == "SIGINT" else f"saving: {name} arrived"
+            )
+        elif number == signal.SIGINT and not self._is_echo():
+            raise KeyboardInterrupt("abandoned: the checkpoint before stays the newest")
+
+    def _is_echo(self) -> bool:
+        """Whether a signal of this moment is the first one again."""
+        torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        seconds = SAME_PRESS_SECONDS_LAUNCHED if torchrun else SAME_PRESS_SECONDS
+        return time.monotonic() - self._since < seconds
+
+
+class _Echo:
+    """Passes over what is the first signal again, and everything else on to the caller's handler.
+
+    Args:
+        signals: What remembers the first signal.
+        previous: The caller's handler.
+    """
+
+    def __init__(self, signals: StopSignals, previous: signal._HANDLER) -> None:
+        self.signals, self.previous = signals, previous
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.signals._is_echo():
+            signal.signal(number, self.previous)
+            os.kill(os.getpid(), number)
+
+
+def show_faults() -> None:
+    """Let Python name the line where a library breaks the process.
+
+    With this, stops by SIGTERM ended well that ended in a corrupt heap without (0 of 14 against 8
+    of 20 on one machine; plain torch shows the same).
+    """
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+        with contextlib.suppress(OSError, ValueError):  # no file behind it, as in a notebook
+            faulthandler.enable(file=sys.__stderr__)
+
+
+def _say(text: str) -> None:
+    """Write one line at once; a handler must not use Python's buffers, which it may interrupt."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    with contextlib.suppress(OSError):
+        start = "\r\x1b[2K" if os.isatty(2) else ""  # a progress bar, and the ^C of the terminal
+        os.write(2, f"{start}omnisparse: {text}\n".encode())
+
+
+def _is_launched() -> bool:
+    """Whether accelerate's launcher or torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ

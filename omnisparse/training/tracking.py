@@ -16,6 +16,7 @@ from omnisparse.errors import OmnisparseError
 
 Mode = Literal["online", "offline", "off"]
 Metrics = dict[str, float]
+_IDENTITY, _SENT = "wandb-id", "wandb-sent"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,10 @@ class TrackingConfig:
 
 class Tracker:
     """Append metrics to ``metrics.jsonl`` and, when asked or logged in, to W&B.
+
+    W&B forgets nothing that it was given. So a row goes there only when the checkpoint behind it
+    is written: a killed run does the steps since its checkpoint again, and each step still has one
+    value. ``wandb-sent`` in the run holds the last step that went there.
 
     Args:
         run: The run directory.
@@ -52,15 +57,36 @@ class Tracker:
         resumed_step: int = 0,
     ) -> None:
         self.path = run / "metrics.jsonl"
+        self._sent_path = run / _SENT
+        self._sent = self._last_sent(run)
         self._drop_after(resumed_step)
+        self._waiting: list[tuple[int, Metrics]] = []
         self._wandb = self._start_wandb(run, config, run_config)
+        if self._wandb is not None:
+            self._waiting += [(line.pop("step"), line) for line in self._lines()]
+            self.checkpointed(resumed_step)  # what a kill kept from going there
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record ``metrics`` of ``step`` (optimizer steps done)."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+            self._waiting.append((step, dict(metrics)))
+
+    def checkpointed(self, step: int) -> None:
+        """Give W&B the rows up to ``step``, whose checkpoint is written now."""
+        if self._wandb is None:
+            return
+        ready = [row for row in self._waiting if self._sent < row[0] <= step]
+        self._waiting = [row for row in self._waiting if row[0] > step]
+        if not ready:
+            return
+        # First the note: a kill between the two leaves a gap, which is no wrong number.
+        self._sent = ready[-1][0]
+        with replacing(self._sent_path) as partial:
+            partial.write_text(f"{self._sent}\n", encoding="utf-8")
+        for row_step, metrics in ready:
+            self._wandb.log(metrics, step=row_step)
 
     def close(self, summary: Mapping[str, float] | None = None) -> None:
         """Finish.
@@ -76,15 +102,30 @@ class Tracker:
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # the half line of a killed process
+        kept = [line for line in self._lines() if line["step"] <= step]
         with replacing(self.path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The whole lines of ``metrics.jsonl``, in order."""
+        if not self.path.exists():
+            return []
+        found = []
+        for text in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+                found += [line] if isinstance(line["step"], int) else []
+            except (ValueError, KeyError, TypeError):
+                continue  # the half line of a killed process
+        return found
+
+    def _last_sent(self, run: Path) -> int:
+        """The last step that went to W&B; of a run from before this was noted, its last line."""
+        try:
+            return int(self._sent_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            lines = self._lines() if (run / _IDENTITY).exists() else []
+            return max((line["step"] for line in lines), default=-1)
 
     @staticmethod
     def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> Any:
@@ -182,7 +223,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _run_identity(run: Path) -> str:
     """The W&B run id of a run directory, drawn once and kept in its ``wandb-id``."""
-    path = run / "wandb-id"
+    path = run / _IDENTITY
     if not path.exists():
         with replacing(path) as partial:
             partial.write_text(secrets.token_hex(8), encoding="utf-8")

@@ -32,9 +32,9 @@ from omnisparse.errors import (
 )
 from omnisparse.methods.base import Loss, Method
 from omnisparse.models.base import SpeechModel
-from omnisparse.training.checkpoint import Checkpoint, save_checkpoint
+from omnisparse.training.checkpoint import Checkpoint, checkpoint_folder, save_checkpoint
 from omnisparse.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
-from omnisparse.training.stop_signals import StopSignals
+from omnisparse.training.stop_signals import InterruptedTrainingError, StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
 
 _SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
@@ -79,13 +79,6 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_ranges(self)
-
-
-class InterruptedTrainingError(OmnisparseError):
-    """A signal ended the training early; its checkpoint is written."""
-
-    exit_code = 130
-    on_every_process = True
 
 
 def learning_rate(step: int, config: TrainingConfig, max_steps: int) -> float:
@@ -161,7 +154,7 @@ class Trainer:
         """Train until ``max_steps`` and return the last metrics.
 
         Raises:
-            InterruptedTrainingError: If SIGTERM or SIGINT arrived; a checkpoint has been written.
+            InterruptedTrainingError: If a signal asked for it; a checkpoint has been written.
             OmnisparseError: If the gradient stays non-finite.
         """
         if self.config.threads is not None:
@@ -178,14 +171,11 @@ class Trainer:
                 if self.accelerator.is_main_process and self.on_progress is not None:
                     self.on_progress(self.step, self.max_steps, metrics)
                 self._evaluate_if_due(done)
-                interrupted = self._interrupted()
-                if self.step % self.config.checkpoint_every == 0 or done or interrupted:
-                    self.save()
-                if interrupted:
-                    raise InterruptedTrainingError(
-                        f"interrupted at step {self.step} of {self.max_steps}; the same command "
-                        "continues from there"
-                    )
+                signal = self._stop_signal()
+                if self.step % self.config.checkpoint_every == 0 or done or signal is not None:
+                    path = self.save()
+                if signal is not None:
+                    raise InterruptedTrainingError(signal, self.step, self.max_steps, path)
                 if done:
                     break
             else:
@@ -308,8 +298,8 @@ class Trainer:
 
     # -- checkpoints ------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write a checkpoint (main process), all others waiting."""
+    def save(self) -> Path:
+        """Write a checkpoint (main process), all others waiting; return its folder."""
         state = {
             "batches": self.batches.state_dict(),
             "cost": self._summed_cost(),
@@ -317,9 +307,10 @@ class Trainer:
             "record": self.record,
             "window": self._window,
         }
+        folder = checkpoint_folder(self.run / "checkpoints", self.step)
         if self.accelerator.is_main_process:
             save_checkpoint(
-                self.run / "checkpoints",
+                folder.parent,
                 step=self.step,
                 tensors={
                     "model": self.model.state_dict(),
@@ -329,7 +320,10 @@ class Trainer:
                 state=state,
                 keep=self.config.keep_checkpoints,
             )
+            if self.tracker is not None:
+                self.tracker.checkpointed(self.step)
         self.accelerator.wait_for_everyone()
+        return folder
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from ``checkpoint``, on any number of processes."""
@@ -356,10 +350,10 @@ class Trainer:
             "skipped_steps": self.cost["skipped_steps"],
         }
 
-    def _interrupted(self) -> bool:
-        """Whether any process was told to stop."""
-        flag = torch.tensor(float(self._stop.requested), device=self.accelerator.device)
-        return bool(self._sum(flag) > 0)
+    def _stop_signal(self) -> int | None:
+        """The signal that told any process to stop, if one did."""
+        flags = torch.tensor(self._stop.flags, device=self.accelerator.device)
+        return self._stop.first_of(self._sum(flags).tolist())
 
 
 @contextmanager

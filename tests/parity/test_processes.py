@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.training.checkpoint import load_newest
 
 pytestmark = pytest.mark.multiprocess
 ROOT = Path(__file__).parents[2]
@@ -81,16 +84,35 @@ def test_two_processes_give_the_gradient_of_one(
         assert losses[0][key] == pytest.approx(losses[1][key], rel=1e-4), key
 
 
-def test_accelerate_starts_two_cpu_processes(
+def test_accelerate_starts_two_cpu_processes_and_both_stop_at_one_ctrl_c(
     tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    (tmp_path / "config.yaml").write_text(config_to_yaml(tiny_config(max_steps=2)))
+    """The terminal sends SIGINT to all processes, torchrun once more to its two."""
+    config = tiny_config(max_steps=3000, checkpoint_every=3)
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     recipe = str(ROOT / "recipes" / "train_supernet.py")
-    arguments = ["--config", "config.yaml", "--out", "run", "training.max_steps=3"]
-    stderr = run([*launch, recipe, *arguments], tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*launch, recipe, "--config", "config.yaml", "--out", "run"],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    checkpoints = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not list(checkpoints.glob("step-*")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    stderr = process.communicate(timeout=120)[1]
     assert "2 CPU processes" in stderr
-    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
-    state = json.loads((newest / "state.json").read_text())
-    assert (state["step"], state["state"]["processes"]) == (3, 2)
-    assert torch.isfinite(load_file(newest / "model.safetensors")["output.weight"]).all()
+    ours = [line for line in stderr.splitlines() if line.startswith("omnisparse: ")]
+    assert ours[0] == "omnisparse: saving; press again to abandon"
+    newest = load_newest(checkpoints)
+    assert newest is not None
+    assert ours[1:] == [
+        f"omnisparse: stopped by SIGINT at step {newest.step} of 3000: the checkpoint "
+        f"{newest.path} is whole, the same command continues from there; what follows is the "
+        "launcher's"
+    ]
+    assert "omnisparse/training" not in stderr  # no traceback of ours
+    assert newest.state["processes"] == 2
+    assert torch.isfinite(newest.tensors["model"]["output.weight"]).all()

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from wandb_file import history_of
 
 from omnisparse.config import RunConfig, config_to_yaml
 from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline.train import train
+from omnisparse.training import stop_signals
 from omnisparse.training.checkpoint import Checkpoint, load_newest
-from omnisparse.training.trainer import InterruptedTrainingError
+from omnisparse.training.stop_signals import InterruptedTrainingError
+from omnisparse.training.tracking import TrackingConfig
 
 
 def newest(run: Path) -> Checkpoint:
@@ -127,6 +130,7 @@ def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
     tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = tiny_config(max_steps=30, checkpoint_every=4)
+    config = dataclasses.replace(config, tracking=TrackingConfig(wandb="offline"))
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     command = [sys.executable, "-m", "omnisparse.cli", "train", "config.yaml", "--out", "killed"]
@@ -137,9 +141,10 @@ def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert newest(killed).step >= 4
-    train(config, out=straight)
+    train(dataclasses.replace(config, tracking=TrackingConfig(wandb="off")), out=straight)
     train(config, out=killed)
     assert_same_run(straight, killed)
+    assert [step for step, _ in history_of(killed)] == list(range(1, 31))  # each once, in W&B too
 
 
 def test_a_run_has_one_training_at_a_time(
@@ -174,14 +179,16 @@ def test_a_run_has_one_training_at_a_time(
 
 
 def test_a_second_interrupt_does_not_wait(
-    tiny_config: Callable[..., RunConfig], tmp_path: Path
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stop_signals, "SAME_PRESS_SECONDS", 0.0)
+
     def insist(step: int, max_steps: int, metrics: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     config = tiny_config(max_steps=2)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="abandoned"):
         train(config, out=tmp_path / "run", on_progress=insist)
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert train(config, out=tmp_path / "run").steps == 2

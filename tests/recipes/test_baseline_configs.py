@@ -21,7 +21,7 @@ from omnisparse.models import TransducerConfig
 from omnisparse.pipeline.train import train
 from omnisparse.runs import directory as runs
 from omnisparse.training.checkpoint import load_newest
-from omnisparse.training.trainer import InterruptedTrainingError
+from omnisparse.training.stop_signals import InterruptedTrainingError
 
 Configs = Callable[..., RunConfig]
 

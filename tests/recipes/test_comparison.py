@@ -194,15 +194,15 @@ def test_an_interrupted_sweep_continues_its_run(config: Path) -> None:
     assert "another sweep" in second.stderr
     sweep.send_signal(signal.SIGTERM)
     _, told = sweep.communicate(timeout=120)
-    assert sweep.returncode == 130
-    assert "interrupted in run 1 of 1; the same command continues" in told
+    assert sweep.returncode == 143
+    assert "stopped in run 1 of 1; the same command continues" in told
     state = json.loads(Path("sweeps/long/runs.json").read_text())
     (entry,) = state.values()
     assert entry["status"] == "interrupted"
     step = read_record(run).training.optimizer_steps
     assert 0 < step < 4000
     # A finished run of the same command line is what the next start finds.
-    assert "interrupted at step" in entry["error"]
+    assert "stopped by SIGTERM at step" in entry["error"]
 
 
 def test_the_first_steps_of_a_run_are_no_row(config: Path) -> None:

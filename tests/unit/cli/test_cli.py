@@ -173,7 +173,7 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(arguments: list[str], l
 def test_interrupt_is_one_line() -> None:
     result = CliRunner().invoke(_failing(KeyboardInterrupt()), ["fail"])
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "omnisparse: error: interrupted"
+    assert result.stderr.splitlines()[-1] == "omnisparse: interrupted"
 
 
 @pytest.mark.parametrize(

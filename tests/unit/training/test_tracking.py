@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import wandb
 from matplotlib import figure
+from wandb_file import history_of
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.training.tracking import Tracker, TrackingConfig, log_comparison
@@ -49,6 +50,41 @@ def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path: Path) -> None:
     assert records
     # offline-run-<second>-<run>, and "-1" behind it where both began in one second
     assert {path.name.split("-")[3] for path in records} == {identity}
+
+
+def test_a_step_has_one_value_in_wandb_whatever_was_killed(tmp_path: Path) -> None:
+    config = TrackingConfig(wandb="offline")
+
+    def start(resumed: int, rows: list[int], saved: int) -> list[int]:
+        """Log rows, write a checkpoint behind one of them, and be killed."""
+        tracker = Tracker(tmp_path, config, run_config={}, resumed_step=resumed)
+        for step in rows:
+            tracker.log(step, {"loss": float(step)})
+            tracker.log(step, {"dev/wer": 10.0 * step})
+            if step == saved:
+                tracker.checkpointed(step)
+        tracker.close()
+        found = history_of(tmp_path)
+        assert all(row == {"loss": float(step), "dev/wer": 10.0 * step} for step, row in found)
+        return [step for step, _ in found]
+
+    assert start(0, [1, 2, 3], 2) == [1, 2]
+    assert start(2, [3, 4], 4) == [1, 2, 3, 4]
+    assert start(2, [3, 4], 4) == [1, 2, 3, 4]  # the checkpoint of 4 was damaged
+    assert start(4, [5], 0) == [1, 2, 3, 4]  # killed behind the checkpoint of 5, nothing sent
+    assert start(5, [6], 6) == [1, 2, 3, 4, 5, 6]
+
+
+def test_rows_of_before_are_sent_where_wandb_joins_later(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, TrackingConfig(wandb="off"), run_config={})
+    for step in (1, 2, 3):
+        tracker.log(step, {"loss": float(step)})
+    tracker = Tracker(tmp_path, TrackingConfig(wandb="offline"), run_config={}, resumed_step=2)
+    tracker.log(3, {"loss": 3.0})
+    tracker.checkpointed(3)
+    tracker.close({})
+    assert [step for step, _ in history_of(tmp_path)] == [1, 2, 3]
+    assert (tmp_path / "wandb-sent").read_text() == "3\n"
 
 
 def test_a_comparison_is_logged_as_table_and_plot(tmp_path: Path) -> None:
