@@ -135,7 +135,7 @@ def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     command = [sys.executable, "-m", "omnisparse.cli", "train", "config.yaml", "--out", "killed"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not list(killed.glob("checkpoints/step-*")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_a_run_has_one_training_at_a_time(
         return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
     first = start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not (tmp_path / "run" / "config.yaml").exists():
         time.sleep(0.01)
     # It may not be done before the other has come so far as to look for it.

@@ -186,7 +186,7 @@ def test_an_interrupted_sweep_continues_its_run(config: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     sweep = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
     run = Path("runs/tiny-base-s0")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     second = subprocess.run(arguments, env=environment, capture_output=True, text=True)
