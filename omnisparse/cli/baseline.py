@@ -212,5 +212,7 @@ def _train_first(report: Report, base: RunConfig, request: Request, row: str | N
     config = configure(base, request)
     if os.environ.get("WANDB_SWEEP_ID"):  # the agent's W&B run is that of the row itself
         config = replace(config, tracking=replace(config.tracking, wandb="off"))
-    result = train_and_report(report, config, row=row or request.method, size=request.size)
+    result = train_and_report(
+        report, config, row=row or request.method, size=request.size, is_helper=True
+    )
     return Path(result["run"])

@@ -122,6 +122,8 @@ class Report(Console):
         self.as_json = as_json
         self.stdout = sys.stdout
         self.has_failed = False
+        self.accept_changes = False
+        """Whether trainings go on although their data or a teacher has changed."""
 
     def result(self, text: str) -> None:
         """Prints a line of the result itself on stdout, unless JSON will hold it."""

@@ -14,6 +14,7 @@ from omnisparse.cli.demo import demo
 from omnisparse.cli.evaluate import compare, evaluate
 from omnisparse.cli.extract import extract, grow
 from omnisparse.cli.group import Verbs
+from omnisparse.cli.runs import runs
 from omnisparse.cli.search import search
 from omnisparse.cli.sweep import sweep
 from omnisparse.cli.train import CONTEXT_SETTINGS, run_recipe, train
@@ -26,7 +27,7 @@ SECTIONS = {
     "Start here": ("demo",),
     "Data": ("prepare",),
     "Train once, extract every size": ("train", "search", "extract", "grow"),
-    "Measure and use": ("evaluate", "inspect", "transcribe"),
+    "Measure and use": ("runs", "evaluate", "inspect", "transcribe"),
     "Compare methods": ("sweep", "compare"),
 }
 
@@ -58,6 +59,7 @@ for _verb in (
     extract,
     grow,
     search,
+    runs,
     evaluate,
     inspect,
     transcribe,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 OUT_HELP = "Run directory; runs/<name> if unset."
+ACCEPT_HELP = "Continue a run although its training data, teacher or init has changed."
 LIMIT_HELP = "Most parameters of a recurrent layer, such as 4M; prints every layer's."
 EMBEDDED_CONFIG = Path(__file__).parents[1] / "configs" / "las_assistant.yaml"
 """What a recipe trains when it is given no configuration."""
@@ -27,6 +28,7 @@ def train_and_report(
     out: Path | None = None,
     row: str | None = None,
     size: str | None = None,
+    is_helper: bool = False,
 ) -> dict[str, Any]:
     """Train with a progress bar.
 
@@ -36,6 +38,7 @@ def train_and_report(
         out: Run directory; None for ``runs/<name>``.
         row: Row of a comparison that the run is made for.
         size: Size that the run is made for.
+        is_helper: Whether another run needs it: ``runs/latest`` is left alone.
 
     Returns:
         ``run``, ``steps``, ``metrics``, and the run's account under ``cost``.
@@ -45,8 +48,9 @@ def train_and_report(
 
     with report.progress("training") as progress:
         result = pipeline.train(
-            config, out=out, row=row, size=size, on_progress=progress, on_stage=report.note
-        )
+            config, out=out, row=row, size=size, is_helper=is_helper,
+            accept_changes=report.accept_changes, on_progress=progress, on_stage=report.note,
+        )  # fmt: skip
     report.note(f"{result.steps:,} steps: {result.run}")
     cost = read_record(result.run).account.to_dict()
     return {"run": result.run, "steps": result.steps, "metrics": result.metrics, "cost": cost}
@@ -57,6 +61,7 @@ def train_and_report(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=PATH, help=OUT_HELP)
 @click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
+@click.option("--accept-changes", is_flag=True, help=ACCEPT_HELP)
 @reports
 def train(
     report: Report,
@@ -64,6 +69,7 @@ def train(
     overrides: tuple[str, ...],
     out: Path | None,
     max_layer_parameters: str | None,
+    accept_changes: bool,
 ) -> Mapping[str, Any]:
     """Train what CONFIG (YAML) describes; KEY=VALUE overrides it.
 
@@ -71,6 +77,7 @@ def train(
     """
     from omnisparse.config import load_config
 
+    report.accept_changes = accept_changes
     settings = [*overrides, *limit_override(max_layer_parameters)]
     return train_and_report(report, load_config(config, settings), out=out)
 
@@ -130,6 +137,7 @@ def run_recipe(
     @click.option("--config", type=PATH, help="YAML; embedded if unset.")
     @click.option("--out", type=PATH, help=OUT_HELP)
     @click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
+    @click.option("--accept-changes", is_flag=True, help=ACCEPT_HELP)
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
     @reports
     def recipe(
@@ -137,10 +145,12 @@ def run_recipe(
         config: Path | None,
         out: Path | None,
         max_layer_parameters: str | None,
+        accept_changes: bool,
         overrides: tuple[str, ...],
     ) -> Mapping[str, Any]:
         """Train; KEY=VALUE overrides the configuration."""
         settings = [*defaults, *overrides, *limit_override(max_layer_parameters)]
+        report.accept_changes = accept_changes
         train = plan(config or EMBEDDED_CONFIG, settings)
         from omnisparse.training.launch import ensure_cpu_processes
 

@@ -109,6 +109,10 @@ class RunConfig:
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise ValueError(f"name is {self.name!r}; a plain folder name")
         check_ranges(self)
+        if self.data.statistics == "init" and self.init is None:
+            raise ValueError(
+                "data.statistics is 'init' without init; legal: auto, own, or init=RUN"
+            )
         if self.max_layer_parameters is not None:
             parse_layer_limit(self.max_layer_parameters)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
@@ -52,7 +52,14 @@ class DataConfig:
     max_seconds: float = 30.0
     """Longer utterances are left out of training, in seconds."""
     vocab_size: Annotated[int, Range(minimum=4)] = 500
-    """Word pieces, the three special ones included."""
+    """Word pieces, the three special ones included; that of ``tokenizer`` where one is given."""
+    tokenizer: str | None = None
+    """Run, artifact or ``tokenizer.model`` whose word pieces are used: those of the net that the
+    training starts from (``init``); null learns them from the training transcripts."""
+    statistics: Literal["auto", "init", "own"] = "auto"
+    """Mean and deviation that normalise features: ``init``, of the net that training starts from,
+    which its weights are used to; ``own``, of this run's training data; ``auto``: those of ``init``
+    where there is one."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Shape of the features."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

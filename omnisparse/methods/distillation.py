@@ -285,12 +285,12 @@ def check_relatives(
     if model.vocab_size != student.vocab_size:
         raise OmnisparseError(
             f"{name} has a vocabulary of {model.vocab_size} pieces; this run's has "
-            f"{student.vocab_size} (data.vocab_size)"
+            f"{student.vocab_size} (data.vocab_size; data.tokenizer=RUN takes the pieces of a run)"
         )
     if tokenizer.to_bytes() != tokens.to_bytes():
         raise OmnisparseError(
-            f"{name} has other word pieces than this run: both must learn theirs from the same "
-            "training transcripts"
+            f"{name} has other word pieces than this run, learned from other transcripts; "
+            "data.tokenizer=RUN takes the pieces of a run"
         )
 
 

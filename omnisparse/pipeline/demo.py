@@ -86,9 +86,8 @@ def run_demo(
     if with_baseline:
         plain = _baseline_config(config, trained[SUPERNET], statistics)
         console.heading("   Baseline: a plain dense net, trained with as many utterance passes")
-        trained[BASELINE] = _train(plain, out / BASELINE, console)
+        trained[BASELINE] = _train(plain, out / BASELINE, console, is_helper=True)
 
-    runs.link_latest(trained[SUPERNET]["run"])
     console.heading("3  Extraction: no retraining, and the word error rate of each size")
     test = load_manifest(corpus / "test.jsonl")
     rows = []
@@ -151,7 +150,9 @@ def _baseline_config(
     )
 
 
-def _train(config: RunConfig, run: Path, console: Console) -> dict[str, Any]:
+def _train(
+    config: RunConfig, run: Path, console: Console, *, is_helper: bool = False
+) -> dict[str, Any]:
     """Trains, continues or keeps the run in ``run``."""
 
     def stage(line: str) -> None:
@@ -159,7 +160,9 @@ def _train(config: RunConfig, run: Path, console: Console) -> dict[str, Any]:
 
     start = time.perf_counter()
     with console.progress("training (steps)") as progress:
-        result = pipeline.train(config, out=run, on_progress=progress, on_stage=stage)
+        result = pipeline.train(
+            config, out=run, is_helper=is_helper, on_progress=progress, on_stage=stage
+        )
     seconds = time.perf_counter() - start
     console.note(f"   {result.steps:,} steps in {format_seconds(seconds)}: {result.run}")
     return {

@@ -54,7 +54,7 @@ class Student:
 
 
 def require_models(config: RunConfig) -> None:
-    """Refuse a teacher or initial net that is no directory, before anything is written.
+    """Refuse a teacher, initial net or tokenizer that is not there, before anything is written.
 
     Raises:
         OmnisparseError: Naming it.
@@ -63,6 +63,34 @@ def require_models(config: RunConfig) -> None:
     for path in (config.init, distillation.teacher if distillation else None):
         if path is not None:
             runs.require_directory(Path(path))
+    if config.data.tokenizer is not None:
+        runs.load_tokenizer(Path(config.data.tokenizer))
+
+
+def choose_extractor(
+    config: RunConfig, features: FeatureStore, run: Path, stage: Stage, *, is_fresh: bool
+) -> FeatureExtractor:
+    """The features of the net in training, with the statistics that normalise them.
+
+    A run that is continued keeps those it began with, whatever its data is now.
+
+    Raises:
+        OmnisparseError: If ``init`` cannot be read.
+    """
+    own = features.extractor(config.data.features.stack)
+    if not is_fresh:
+        return runs.extractor_of(run)
+    if config.init is None:
+        return own
+    if config.data.statistics == "own":
+        stage("features are normalised by the statistics of this run's training data")
+        return own
+    given = runs.load_model(config.init).extractor
+    shapes = [(one.num_bins, one.stack, one.sampling_rate) for one in (given, own)]
+    if shapes[0] != shapes[1]:
+        return own  # refused with the net itself, which tells what differs
+    stage(f"features are normalised by the statistics of {config.init}")
+    return given
 
 
 def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +14,28 @@ from accelerate import Accelerator
 from lhotse import CutSet
 
 from omnisparse.config import RunConfig, config_to_dict
+from omnisparse.console import SWEEP
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
 from omnisparse.data.feature_store import FeatureStore
+from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
 from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.models import SpeechModel, build_model
-from omnisparse.pipeline.splits import load_splits, tell_corpora, tell_unseen
-from omnisparse.pipeline.starts import Student, check_size, load_method, require_models
+from omnisparse.pipeline.splits import tell_unseen
+from omnisparse.pipeline.starts import (
+    Student,
+    check_size,
+    choose_extractor,
+    load_method,
+    require_models,
+)
+from omnisparse.pipeline.training_data import TrainingData
 from omnisparse.runs import directory as runs
 from omnisparse.runs.claim import claimed_run, finished_metrics
+from omnisparse.runs.listing import summarize
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import load_newest
 from omnisparse.training.launch import make_accelerator
@@ -51,19 +62,26 @@ def train(
     out: Path | None = None,
     row: str | None = None,
     size: str | None = None,
+    is_helper: bool = False,
+    accept_changes: bool = False,
     on_progress: StepProgress | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train what ``config`` describes and return the finished run.
 
     A run directory with the same configuration is continued from its newest checkpoint; a
-    finished one is returned at once.
+    finished one is returned at once. Both only where the data, and the nets that the configuration
+    names, are those it began with.
 
     Args:
         config: The run configuration.
         out: Run directory; None for ``runs/<name>``, or the first free ``runs/<name>-2`` and on.
         row: Row of a comparison that the run is made for, for the record.
         size: Size that the run is made for, for the record.
+        is_helper: Whether the run is made for another one, such as a teacher: ``runs/latest`` is
+            left alone, as it is within a sweep.
+        accept_changes: Go on where the training data, a teacher or ``init`` have changed since the
+            run began.
         on_progress: Called after every optimizer step.
         on_stage: Called with a line about each stage before the loop.
 
@@ -74,12 +92,20 @@ def train(
     accelerator = make_accelerator()
     stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
     require_models(config)
-    with claimed_run(config, out, accelerator, stage, row=row, size=size) as (run, record):
+    with claimed_run(
+        config, out, accelerator, stage, row=row, size=size, accept_changes=accept_changes
+    ) as (run, record):
+        stage(f"run {run}: {summarize(run).describe()}")
+        data = TrainingData(config, run, stage, accept_changes=accept_changes)
+        moves_latest = accelerator.is_main_process and not is_helper and not is_in_sweep()
         finished = finished_metrics(run)
         if finished is not None:
-            runs.link_latest(run)
+            if accelerator.is_main_process:
+                data.check_finished()
+            if moves_latest:
+                runs.link_latest(run)
             return TrainResult(run, *finished)
-        return _train(config, run, record, accelerator, stage, on_progress)
+        return _train(config, run, record, accelerator, data, on_progress, moves_latest)
 
 
 def _train(
@@ -87,26 +113,26 @@ def _train(
     run: Path,
     record: dict[str, Any],
     accelerator: Accelerator,
-    stage: Callable[[str], None],
+    data: TrainingData,
     on_progress: StepProgress | None,
+    moves_latest: bool,
 ) -> TrainResult:
     """Train in ``run``, which is this training's alone."""
+    stage = data.stage
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     with accelerator.main_process_first():  # the others find corpus, tokenizer, features made
-        splits = load_splits(
-            config.corpus,
-            stage,
-            speed_factors=config.data.augmentation.speed_factors,
-            sampling_rate=config.data.features.sampling_rate,
-        )
-        tell_corpora(splits, stage)
-        tokenizer = _tokenizer(config, splits.train, run, accelerator)
+        splits = data.load()
+        if accelerator.is_main_process:
+            data.check(splits)
+        tokenizer = _tokenizer(config, splits.train, run, accelerator, stage)
         tell_unseen(splits, tokenizer, stage)
         cuts = splits.train
         stage(f"features of {len(cuts):,} utterances")
         features = _feature_store(config, cuts)
-    extractor = features.extractor(config.data.features.stack)
+    checkpoint = load_newest(run / "checkpoints")
+    is_fresh = checkpoint is None
+    extractor = choose_extractor(config, features, run, stage, is_fresh=is_fresh)
     torch.manual_seed(config.seed)
     model = build_model(
         config.model, input_dim=extractor.input_dim, vocab_size=tokenizer.vocab_size
@@ -121,14 +147,13 @@ def _train(
     )
     if accelerator.is_main_process:
         _record_left_out(run, [*features.skipped, *filtered], stage)
-    batches = _batches(config, cuts, features, tokenizer, accelerator)
+    batches = _batches(config, cuts, features, extractor, tokenizer, accelerator)
     max_steps = config.training.max_steps
     if max_steps is None:
         max_steps = max(1, round(config.training.epochs * batches.steps_per_epoch))
     _describe(run, config, model, extractor.to_dict(), tokenizer, accelerator)
     check_size(config, model, stage)
-    checkpoint = load_newest(run / "checkpoints")
-    student = Student(model, extractor, tokenizer, is_fresh=checkpoint is None)
+    student = Student(model, extractor, tokenizer, is_fresh=is_fresh)
     tracker = None
     if accelerator.is_main_process:
         resumed = checkpoint.step if checkpoint else 0
@@ -153,7 +178,7 @@ def _train(
     if checkpoint is not None:
         trainer.load(checkpoint)
         stage(f"continuing {run} at step {trainer.step} of {max_steps}")
-    if accelerator.is_main_process:
+    if moves_latest:
         runs.link_latest(run)
     metrics = None
     try:
@@ -164,9 +189,19 @@ def _train(
     return TrainResult(run, trainer.step, metrics)
 
 
-def _tokenizer(config: RunConfig, cuts: CutSet, run: Path, accelerator: Accelerator) -> Tokenizer:
+def _tokenizer(
+    config: RunConfig,
+    cuts: CutSet,
+    run: Path,
+    accelerator: Accelerator,
+    stage: Callable[[str], None],
+) -> Tokenizer:
     path = run / "tokenizer.model"
     if accelerator.is_main_process and not path.exists():
+        if config.data.tokenizer is not None:
+            stage(f"word pieces of {config.data.tokenizer}")
+            runs.load_tokenizer(Path(config.data.tokenizer)).save(run)
+            return Tokenizer.load(path)
         return Tokenizer.train((text_of(cut) for cut in cuts), config.data.vocab_size, run)
     return Tokenizer.load(path)
 
@@ -188,6 +223,7 @@ def _batches(
     config: RunConfig,
     cuts: CutSet,
     features: FeatureStore,
+    extractor: FeatureExtractor,
     tokenizer: Tokenizer,
     accelerator: Accelerator,
 ) -> TrainingBatches:
@@ -195,7 +231,7 @@ def _batches(
     return TrainingBatches(
         cuts,
         features=features,
-        extractor=features.extractor(data.features.stack),
+        extractor=extractor,
         tokenizer=tokenizer,
         batch_seconds=data.batch_seconds,
         max_batch_size=data.max_batch_size,
@@ -207,6 +243,11 @@ def _batches(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+
+
+def is_in_sweep() -> bool:
+    """Whether a sweep started this process: ours, or an agent of W&B."""
+    return bool(os.environ.get(SWEEP) or os.environ.get("WANDB_SWEEP_ID"))
 
 
 def _record_left_out(run: Path, items: list[Any], stage: Callable[[str], None]) -> None:

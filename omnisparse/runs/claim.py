@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,12 +14,20 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from omnisparse.config import RunConfig, config_to_dict, config_to_yaml
+from omnisparse.config import (
+    ConfigError,
+    RunConfig,
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+)
 from omnisparse.config.yaml_core import read_yaml
 from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.runs import directory as runs
+from omnisparse.runs.listing import LOCK
 from omnisparse.runs.record import make_record
+from omnisparse.runs.trained_on import FILE as CORPUS_FILE
 from omnisparse.training.checkpoint import list_checkpoints, read_state
 from omnisparse.training.tracking import Metrics, flatten
 
@@ -28,10 +36,9 @@ try:
 except ImportError:  # Windows: two trainings of one run directory are the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
-_LOCK = ".lock"
 _EARLY_FILES = (
     "tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id", "wandb-sent",
-    "left_out.jsonl",
+    "left_out.jsonl", CORPUS_FILE,
 )  # fmt: skip
 """What a training writes before its first checkpoint."""
 
@@ -51,6 +58,7 @@ def claimed_run(
     *,
     row: str | None,
     size: str | None,
+    accept_changes: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Find or make the run directory and hold it; the main process decides for all.
 
@@ -58,9 +66,11 @@ def claimed_run(
         config: The run configuration.
         out: The directory asked for; None for ``runs/<name>``.
         accelerator: The processes.
-        stage: Told when another training has to be waited for.
-        row: As of :func:`omnisparse.runs_account.make_record`.
+        stage: Told when another training has to be waited for, and which directories are taken.
+        row: As of :func:`omnisparse.runs.record.make_record`.
         size: As there.
+        accept_changes: Go on where a net that the configuration names (``init``, a teacher) or a
+            tokenizer is another one than when the run began.
 
     Yields:
         The directory, and the record for its checkpoints.
@@ -74,6 +84,7 @@ def claimed_run(
         try:
             record = make_record(config, row=row, size=size, commit=_commit())
             run, lock = _hold_run(config, out, stage, may_wait=accelerator.num_processes == 1)
+            check_starts(run, record, stage, accept_changes=accept_changes)
             chosen[:2] = str(_make_run(run, config)), record
         except (OmnisparseError, OSError) as error:
             chosen[2] = str(error)
@@ -93,7 +104,7 @@ def _hold_run(
 ) -> tuple[Path, IO[str] | None]:
     """Choose a directory and lock it."""
     while True:
-        run = _choose_run(config, out)
+        run = _choose_run(config, out, stage)
         run.mkdir(parents=True, exist_ok=True)
         lock = _lock(run, stage, may_wait=may_wait)
         if _differing_key(run, config_to_dict(config)) is None:
@@ -110,7 +121,7 @@ def _lock(run: Path, stage: Callable[[str], None], *, may_wait: bool) -> IO[str]
     """
     if fcntl is None:
         return None
-    file = (run / _LOCK).open("w")
+    file = (run / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -122,7 +133,7 @@ def _lock(run: Path, stage: Callable[[str], None], *, may_wait: bool) -> IO[str]
     return file
 
 
-def _choose_run(config: RunConfig, out: Path | None) -> Path:
+def _choose_run(config: RunConfig, out: Path | None, stage: Callable[[str], None]) -> Path:
     document = config_to_dict(config)
     if out is not None:
         out = out.resolve()  # `runs/latest` means the run, not the link
@@ -133,9 +144,53 @@ def _choose_run(config: RunConfig, out: Path | None) -> Path:
     number = 1
     while True:
         run = runs.RUNS / (config.name if number == 1 else f"{config.name}-{number}")
-        if _differing_key(run, document) is None:
+        differing = _differing_key(run, document)
+        if differing is None:
             return run
+        stage(f"{run} holds another run: {differing}")
         number += 1
+
+
+def check_starts(
+    run: Path, record: dict[str, Any], stage: Callable[[str], None], *, accept_changes: bool
+) -> None:
+    """Compare the nets that a run starts from or learns from with those of its newest checkpoint.
+
+    Raises:
+        OmnisparseError: If one is another now and ``accept_changes`` is false; names it.
+    """
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not checkpoints:
+        return
+    try:
+        before = read_state(checkpoints[-1])["state"].get("record", {}).get("starts", {})
+    except FormatError:
+        return  # loading falls back to the checkpoint before it, or says what is wrong
+    changed = [
+        f"{key} was {before[key]} and is {now}"
+        for key, now in record["starts"].items()
+        if before.get(key, now) != now
+    ]
+    refuse_changes(run, changed, stage, accept_changes=accept_changes)
+
+
+def refuse_changes(
+    run: Path, changed: Sequence[str], stage: Callable[[str], None], *, accept_changes: bool
+) -> None:
+    """Refuse to go on with a run whose data or nets are others now, or tell where it is asked for.
+
+    Raises:
+        OmnisparseError: Naming what has changed, and what can be done.
+    """
+    if not changed:
+        return
+    what = "; ".join(changed)
+    if not accept_changes:
+        raise OmnisparseError(
+            f"{run}: what it is trained on has changed since it began: {what}; legal: the old "
+            "data, a new run (another name, or --out), or --accept-changes to go on with the new"
+        )
+    stage(f"{run} goes on with what has changed since it began: {what}")
 
 
 def _make_run(run: Path, config: RunConfig) -> Path:
@@ -149,10 +204,10 @@ def _make_run(run: Path, config: RunConfig) -> Path:
 
 def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
     """Name what keeps ``run`` from being used for ``document``; None if nothing does."""
-    if not run.exists() or (run.is_dir() and not any(p.name != _LOCK for p in run.iterdir())):
+    if not run.exists() or (run.is_dir() and not any(p.name != LOCK for p in run.iterdir())):
         return None
     if (run / "config.yaml").is_file() and not list_checkpoints(run / "checkpoints"):
-        if fcntl is None or (run / _LOCK).exists():
+        if fcntl is None or (run / LOCK).exists():
             return None  # it failed before its first checkpoint: nothing of it is worth keeping
         return "files that no training left there"
     try:
@@ -161,6 +216,8 @@ def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
         return "it has no readable config.yaml"
     if not isinstance(existing, dict):
         return "it has no readable config.yaml"
+    with suppress(ConfigError):  # else its own words are compared
+        existing = config_to_dict(config_from_dict(existing))  # newer keys have their defaults
     old, new = flatten(existing), flatten(document)
     for key in [*new, *old]:
         if key.startswith("tracking.") or key == "training.threads":

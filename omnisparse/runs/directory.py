@@ -89,6 +89,17 @@ def read_description(run: Path) -> RunDescription:
         raise FormatError(f"{run / _DESCRIPTION}: {error}") from error
 
 
+def extractor_of(run: Path) -> FeatureExtractor:
+    """The features that the net of ``run`` reads, with the statistics that normalise them.
+
+    Raises:
+        FormatError: If ``run`` is not a run directory, or damaged.
+    """
+    from omnisparse.data.features import FeatureExtractor
+
+    return _extractor(FeatureExtractor, read_description(run).features, run)
+
+
 def latest_run() -> Path:
     """Return the run that ``runs/latest`` links to.
 
@@ -220,6 +231,24 @@ def _from_artifact(
         kind,
         path,
     )
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load the word pieces of MODEL (a run, a checkpoint or an artifact), or of one file.
+
+    Raises:
+        OmnisparseError: If there are none.
+    """
+    from omnisparse.data.tokenizer import Tokenizer
+    from omnisparse.training.checkpoint import is_checkpoint
+
+    folder = path.resolve().parents[1] if is_checkpoint(path) else path
+    file = folder / "tokenizer.model" if folder.is_dir() else path
+    if not file.is_file():
+        raise OmnisparseError(
+            f"{file}: there is no such file; a run, an artifact or a tokenizer.model is expected"
+        )
+    return Tokenizer.load(file)
 
 
 def _fitting(

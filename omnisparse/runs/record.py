@@ -7,6 +7,7 @@ that time, so that the bill stays complete where those runs are deleted later.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -151,9 +152,14 @@ def make_record(
         OmnisparseError: If a run that the configuration names cannot be read.
     """
     sources: dict[str, Training] = {}
-    for path in _source_paths(config):
+    starts: dict[str, str] = {}
+    for key, path in _source_paths(config):
         for training in _trainings_of(path):
             sources.setdefault(training.identity, training)
+        starts[key] = _identity_of(path)
+    if config.data.tokenizer is not None:
+        pieces = runs.load_tokenizer(Path(config.data.tokenizer)).to_bytes()
+        starts["data.tokenizer"] = hashlib.sha256(pieces).hexdigest()[:8]
     return {
         "row": row,
         "size": size,
@@ -161,16 +167,30 @@ def make_record(
         "commit": commit,
         "search_evaluations": 0,
         "sources": [asdict(training) for training in sources.values()],
+        "starts": starts,
     }
 
 
-def _source_paths(config: RunConfig) -> Iterable[Path]:
+def _source_paths(config: RunConfig) -> Iterable[tuple[str, Path]]:
+    """Keys of the configuration that name a run or artifact, and the paths that they name."""
     from omnisparse.config import config_to_dict
     from omnisparse.training.tracking import flatten
 
     for key, value in flatten(config_to_dict(config)).items():
         if key.rpartition(".")[2] in SOURCE_KEYS and isinstance(value, str) and value:
-            yield Path(value)
+            yield key, Path(value)
+
+
+def _identity_of(path: Path) -> str:
+    """A name of the weights of a run, checkpoint or artifact: another for other weights."""
+    from omnisparse.artifact import is_artifact
+
+    if not is_artifact(path):
+        return read_record(path.resolve()).training.identity
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return f"{_source_block(path)[0].get('identity', path.name)}/{digest.hexdigest()[:8]}"
 
 
 def _trainings_of(path: Path) -> list[Training]:

@@ -1,0 +1,98 @@
+"""The data of a run: read, told, and held against what the run was trained on before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omnisparse.config import RunConfig
+from omnisparse.errors import DataError
+from omnisparse.pipeline.splits import Splits, load_splits, synthetic_folder, tell_corpora
+from omnisparse.runs.claim import refuse_changes
+from omnisparse.runs.trained_on import (
+    Utterance,
+    list_utterances,
+    name_changes,
+    read_utterances,
+    write_utterances,
+)
+from omnisparse.training.checkpoint import list_checkpoints
+
+
+class TrainingData:
+    """What a run is trained on.
+
+    Args:
+        config: The run configuration.
+        run: The run directory.
+        stage: Told a line about what is read and what has changed.
+        accept_changes: Go on with data that has changed since the run began.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Path,
+        stage: Callable[[str], None],
+        *,
+        accept_changes: bool,
+    ) -> None:
+        self.stage = stage
+        self._config, self._run, self._accept_changes = config, run, accept_changes
+
+    def load(self) -> Splits:
+        """Read the splits, speak the embedded corpus where it is absent, and say what they are.
+
+        Raises:
+            DataError: If they cannot be used.
+        """
+        splits = load_splits(
+            self._config.corpus,
+            self.stage,
+            speed_factors=self._config.data.augmentation.speed_factors,
+            sampling_rate=self._config.data.features.sampling_rate,
+        )
+        tell_corpora(splits, self.stage)
+        return splits
+
+    def check(self, splits: Splits) -> None:
+        """Refuse training data that is not what the run began with; keep a list of it otherwise.
+
+        Raises:
+            OmnisparseError: Naming what has changed.
+        """
+        now = list_utterances([corpus.cuts for corpus in splits.train_corpora])
+        before = None
+        if list_checkpoints(self._run / "checkpoints"):
+            before = read_utterances(self._run)
+            if before is None:
+                self.stage(f"{self._run} kept no list of its data: whether it changed is unknown")
+        if before is not None:
+            self._refuse(before, now)
+        if before != now:
+            write_utterances(self._run, now)
+
+    def check_finished(self) -> None:
+        """Refuse data that a finished run was not trained on; what is not there is passed over.
+
+        Raises:
+            OmnisparseError: Naming what has changed.
+        """
+        corpus = self._config.corpus
+        before = read_utterances(self._run)
+        if before is None:
+            return
+        if corpus.synthetic is not None and not synthetic_folder(corpus).exists():
+            self.stage(f"{synthetic_folder(corpus)} is not there: the data is not compared")
+            return
+        try:
+            splits = self.load()
+        except DataError as error:
+            self.stage(f"the data of the run is not compared, it cannot be read: {error}")
+            return
+        self._refuse(before, list_utterances([one.cuts for one in splits.train_corpora]))
+
+    def _refuse(self, before: Sequence[Utterance], now: Sequence[Utterance]) -> None:
+        changed = name_changes(before, now)
+        listed = [f"training utterances: {', '.join(changed)}"] if changed else []
+        refuse_changes(self._run, listed, self.stage, accept_changes=self._accept_changes)
