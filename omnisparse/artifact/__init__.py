@@ -12,8 +12,11 @@ from omnisparse.artifact.mapped import MappedState
 from omnisparse.artifact.reading import Artifact, is_artifact, read_artifact, read_config
 from omnisparse.artifact.stored import StoredTensor, report_of
 from omnisparse.artifact.tensors import as_array, as_tensor
+from omnisparse.artifact.untrained import MAX_STEPS, SMALLEST, untrained_warnings
 
 __all__ = [
+    "MAX_STEPS",
+    "SMALLEST",
     "Artifact",
     "ArtifactInfo",
     "Contents",
@@ -28,6 +31,7 @@ __all__ = [
     "read_artifact",
     "read_config",
     "report_of",
+    "untrained_warnings",
     "update_card",
     "write_artifact",
     "write_extractions",

@@ -11,6 +11,7 @@ from typing import Any
 from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
 from omnisparse.artifact.inspection import recount
 from omnisparse.artifact.reading import read_config
+from omnisparse.artifact.untrained import untrained_warnings
 from omnisparse.atomic import replaced_file, write_synced
 from omnisparse.console import format_interval
 from omnisparse.errors import FormatError, OmnisparseError
@@ -161,4 +162,9 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
         "omnisparse transcribe . speech.wav",
         "```",
     ]
-    return "\n".join([*front, "", f"# {kind} speech recogniser", "", *table, "", *usage, ""])
+    source = block.get("source")
+    known = source if isinstance(source, Mapping) else {}
+    warnings = [f"> **Warning:** {line}." for line in untrained_warnings(report.nonzero, known)]
+    title = [f"# {kind} speech recogniser", ""]
+    told = [text for line in warnings for text in (line, "")]
+    return "\n".join([*front, "", *title, *told, *table, "", *usage, ""])

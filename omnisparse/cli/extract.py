@@ -35,7 +35,8 @@ PREFIX_SIZE_HELP = (
 @click.option("--spec", type=PATH, help="Sparsity of each layer, as JSON.")
 @click.option(
     "--front", type=PATH,
-    help="Take the spec of --size from this file of `search` (front.json in its folder).",
+    help="Take the spec of --size from what `search` found (its folder, or front.json in it); of a "
+    "size in bytes, the best that fits.",
 )  # fmt: skip
 @click.option("--from", "place", help="Nested file, or its http(s) address, in place of a run.")
 @click.option(
@@ -92,7 +93,12 @@ def _check_extract_usage(
         if not alone or size is None or place is None or not plain or floor or format_ != "bitmask":
             raise click.UsageError("--prefix goes with --from and --size only")
     if nested:
-        if chosen or place is not None or front is not None or not plain or format_ != "bitmask":
+        if front is not None:
+            raise click.UsageError(
+                "--nested holds the sizes of one ranking, a front chooses anew for each size: take "
+                "them one by one, --front FILE --size S without --nested"
+            )
+        if chosen or place is not None or not plain or format_ != "bitmask":
             raise click.UsageError(
                 "--nested holds every size: give only --run, --out, --precision, --floor"
             )
@@ -122,10 +128,13 @@ def _extract(
 
     if nested:
         return runs_nested.write_nested_run(
-            run, out=out, precision=precision or "fp32", floor=floor
+            run, out=out, precision=precision or "fp32", floor=floor, warn=report.warn
         )
     if place is not None and size is not None and prefix is not None:
-        return runs_nested.extract_prefix(place, size=size, out=prefix)
+        result = runs_nested.extract_prefix(place, size=size, out=prefix)
+        for line in result["warnings"]:
+            report.warn(line)
+        return result
     if place is not None and out is not None:
         return runs_nested.extract_nested(
             place, size=size, sparsity=sparsity, out=out, precision=precision, format=format_,

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omnisparse.artifact import Contents, Extraction, planned_bytes, write_extractions
+from omnisparse.artifact import (
+    Contents,
+    Extraction,
+    planned_bytes,
+    untrained_warnings,
+    write_extractions,
+)
 from omnisparse.errors import UsageError
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import RunRecord, read_record
+from omnisparse.runs.trained_sizes import source_of
 from omnisparse.search.front import FrontEntry, read_front
 from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.arrays import Array, count_nonzero
@@ -47,7 +55,8 @@ def extract(
             of the dense net's parameters.
         sparsity: Share of the prunable weights that becomes zero, in [0, 1).
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
-        front: With ``size``: file of a search whose spec of that size is taken.
+        front: With ``size``: file (or folder) of a search whose spec of that size is taken; of a
+            size in bytes, the best of those that fit.
         out: Artifact directory; None for ``<run>/extracted/<what was asked>``, such as ``25pct`` or
             ``25pct-int8-8x1``: options that are not the default are in the name. Where a file gave
             the sparsities they are in it as a digest, so that two files have two folders.
@@ -61,10 +70,11 @@ def extract(
             stays in any case.
         format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
         wer: Known word error rates in percent by test set, for the model card.
-        warn: Told where the run holds fewer non-zero weights than were asked for.
+        warn: Told in a line each what ``warnings`` of the result hold.
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds``, the counts of
+        ``path, parameters, nonzero, sparsity, bytes, seconds``, ``warnings`` (sizes that nobody
+        trained, a run that holds fewer non-zero weights than were asked for), the counts of
         ``SizeReport.summary``, and ``layers`` as of :func:`omnisparse.runs.inspect`: all of what
         the files hold, so that a kept weight which happens to be exactly zero is in none of them.
 
@@ -87,7 +97,7 @@ def extract(
         run, weights, record, block=shape, precision=precision, format=format, wer=wer
     )
     allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
-    entry = request.entry(budget, record)
+    entry = request.entry(budget, record, weights, contents)
     if entry is not None:
         contents = searched(contents, entry)
     kept = request.kept(budget, allocator, weights, contents, entry)
@@ -101,29 +111,35 @@ def extract(
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
     (info,) = write_extractions(weights, [extraction], norm=norm)
+    warnings = untrained_warnings(info.nonzero, contents.source)
     if info.nonzero < budget.unprunable + sum(kept.values()):  # else nobody need count
-        warn_of_missing({n: count_nonzero(weights[n]) for n in kept}, kept, budget, warn)
-    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+        warnings += missing_warnings({n: count_nonzero(weights[n]) for n in kept}, kept, budget)
+    for line in warnings:
+        warn(line)
+    return {**info.to_dict(), "warnings": warnings, "seconds": time.perf_counter() - started}
 
 
-def warn_of_missing(
-    held: Mapping[str, int], asked: Mapping[str, int], budget: Budget, warn: Callable[[str], None]
-) -> None:
-    """Warn of matrices that hold fewer non-zero weights than were asked for, as of a pruned net.
+def missing_warnings(
+    held: Mapping[str, int], asked: Mapping[str, int], budget: Budget
+) -> list[str]:
+    """Tell of matrices that hold fewer non-zero weights than were asked for, as of a pruned net.
 
     Args:
         held: Non-zero weights that there are, by matrix.
         asked: Weights to keep, by matrix.
         budget: That of the net.
-        warn: Told in one line, if there are any.
+
+    Returns:
+        One line, if there are any.
     """
     there = sum(min(count, held[name]) for name, count in asked.items())
     wanted = sum(asked.values())
-    if there < wanted:
-        warn(
-            f"asked for {budget.unprunable + wanted:,} non-zero parameters, the run holds "
-            f"{budget.unprunable + there:,} of them: it was pruned, or has weights of exactly zero"
-        )
+    if there >= wanted:
+        return []
+    return [
+        f"asked for {budget.unprunable + wanted:,} non-zero parameters, the run holds "
+        f"{budget.unprunable + there:,} of them: it was pruned, or has weights of exactly zero"
+    ]
 
 
 def _path(place: Path | str | None) -> Path | None:
@@ -162,7 +178,7 @@ def contents_of(
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
         dense_parameters=num_parameters((n, weights[n]) for n in description.parameters),
         prunable=description.prunable,
-        source={**record.source_block, "method": description.method},
+        source=source_of(run, record, {n: tuple(weights[n].shape) for n in description.parameters}),
         precision=precision,
         block=block,
         format=format,
@@ -224,7 +240,9 @@ class _Request:
         if self.front is not None and (block is not None or norm != "l1" or floor):
             raise UsageError("block, norm or floor with a front, whose models were found without")
 
-    def entry(self, budget: Budget, record: RunRecord) -> FrontEntry | None:
+    def entry(
+        self, budget: Budget, record: RunRecord, weights: Mapping[str, Array], contents: Contents
+    ) -> FrontEntry | None:
         """What the front has of the size, where one is to be looked at."""
         if self.front is None or self.size is None:
             return None
@@ -235,7 +253,17 @@ class _Request:
                 f"{record.training.run} ({record.training.identity}); search in these, or take "
                 "the sparsities alone: --spec with a file of the folder specs beside it"
             )
-        return front.pick(budget.unprunable + budget.solve(self.size))
+        size = budget.parse(self.size)
+        if size.kind != "bytes":
+            return front.pick(budget.unprunable + budget.solve(size))
+        path, state = self.front, dict(weights)
+
+        def bytes_of(entry: FrontEntry) -> int:
+            spec = SubnetSpec.from_counts(_checked(entry.spec, budget, path), budget.prunable)
+            told = replace(searched(contents, entry), spec=spec)
+            return planned_bytes(state, spec.counts(budget.prunable), **vars(told))
+
+        return front.pick_bytes(math.floor(size.value), bytes_of)
 
     def kept(
         self,

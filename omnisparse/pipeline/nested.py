@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from omnisparse.artifact import Artifact, Contents, write_artifact
+from omnisparse.artifact import (
+    SMALLEST,
+    Artifact,
+    Contents,
+    untrained_warnings,
+    write_artifact,
+)
 from omnisparse.errors import OmnisparseError
 from omnisparse.nested import (
     NestedFile,
@@ -20,9 +26,10 @@ from omnisparse.nested import (
     write_nested,
     write_prefix,
 )
-from omnisparse.pipeline.extract import solve_bytes, warn_of_missing
+from omnisparse.pipeline.extract import missing_warnings, solve_bytes
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
+from omnisparse.runs.trained_sizes import source_of
 from omnisparse.sparsity.allocation import Allocator
 from omnisparse.sparsity.sizes import parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
@@ -36,6 +43,7 @@ def write_nested_run(
     out: Path | None = None,
     precision: str = "fp32",
     floor: float = 0.0,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Writes every size of a trained run into one file.
 
@@ -44,11 +52,12 @@ def write_nested_run(
         out: The file; None for ``<run>/extracted/<run>.nested``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         floor: Least share of its weights that any matrix keeps in any size, in [0, 1].
+        warn: Told in a line each what ``warnings`` of the result hold.
 
     Returns:
         ``path, parameters, nonzero, sparsity, bytes, seconds`` of the whole, the counts of
-        ``SizeReport.summary``, ``layers``, and ``prefixes``: the sizes at which a prefix of the
-        file ends, as ``{nonzero, nonzero_with_mask, bytes}``.
+        ``SizeReport.summary``, ``layers``, ``warnings``, and ``prefixes``: the sizes at which a
+        prefix of the file ends, as ``{nonzero, nonzero_with_mask, bytes}``.
 
     Raises:
         ValueError: If ``precision`` or ``floor`` is not legal.
@@ -65,6 +74,7 @@ def write_nested_run(
     weights, checkpoint = runs.newest_weights(run)
     record = read_record(checkpoint)
     buffers = [name for name in weights if name not in set(description.parameters)]
+    source = source_of(run, record, {n: tuple(weights[n].shape) for n in description.parameters})
     path = out or run / "extracted" / f"{run.name}{SUFFIX}"
     info = write_nested(
         path,
@@ -74,17 +84,24 @@ def write_nested_run(
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
         features=description.features,
         prunable=description.prunable,
-        source={**record.source_block, "method": description.method},
+        source=source,
         precision=precision,
         buffers=buffers,
         floor=floor,
     )
     nested = NestedFile(info.path)
+    smallest = source.get(SMALLEST, 0)
+    warnings = untrained_warnings(nested.budget.dense_parameters, source)
+    if any(band.nonzero < smallest for band in info.bands):
+        warnings.append(f"sizes below {smallest:,} non-zero parameters were never trained")
+    for line in warnings:
+        warn(line)
     return {
         "path": str(info.path),
         **band_summary(nested, len(info.bands), weights),
         "bytes": info.bytes,
         "prefixes": band_sizes(nested, len(info.bands)),
+        "warnings": warnings,
         "seconds": time.perf_counter() - started,
     }
 
@@ -128,9 +145,12 @@ def extract_nested(
     known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
     # What the file holds, so that a kept weight of exactly zero is in no count.
     held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
-    warn_of_missing(held, counts, budget, warn)
     info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
-    return {**info.to_dict(), "seconds": time.perf_counter() - started}
+    warnings = untrained_warnings(info.nonzero, contents.source)
+    warnings += missing_warnings(held, counts, budget)
+    for line in warnings:
+        warn(line)
+    return {**info.to_dict(), "warnings": warnings, "seconds": time.perf_counter() - started}
 
 
 def _read(
@@ -174,7 +194,7 @@ def extract_prefix(place: str, *, size: str, out: Path) -> dict[str, Any]:
 
     Returns:
         ``path``, ``parameters``, ``nonzero`` and ``sparsity`` of the largest model in it, ``bytes``
-        of it, ``bands`` as of ``inspect_header``, ``seconds``.
+        of it, ``bands`` as of ``inspect_header``, ``warnings``, ``seconds``.
 
     Raises:
         ValueError: If ``size`` is not legal for this net.
@@ -194,6 +214,7 @@ def extract_prefix(place: str, *, size: str, out: Path) -> dict[str, Any]:
         "sparsity": 1 - (nonzero - budget.unprunable) / budget.prunable_parameters,
         "bytes": num_bytes,
         "bands": bands,
+        "warnings": untrained_warnings(nonzero, nested.header.config["source"]),
         "seconds": time.perf_counter() - started,
     }
 

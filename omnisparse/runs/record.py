@@ -52,6 +52,8 @@ class RunRecord:
     """Size that the recipe made it for, such as ``25%``; None for the whole net or none named."""
     seed: int | None
     commit: str | None
+    max_steps: int | None = None
+    """Optimizer steps of the whole run; None where its checkpoint does not say it."""
 
     @property
     def source_block(self) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def _record_of(name: str, document: Mapping[str, Any], path: Path) -> RunRecord:
             size=record.get("size"),
             seed=record.get("seed"),
             commit=record.get("commit"),
+            max_steps=record.get("max_steps"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: its checkpoint's record cannot be read ({error})") from error

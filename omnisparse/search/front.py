@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,34 @@ class Front:
             "`omnisparse search --sizes` adds sizes"
         )
 
+    def pick_bytes(self, limit: int, bytes_of: Callable[[FrontEntry], int]) -> FrontEntry:
+        """The entry of the lowest error rate among those whose files have at most ``limit`` bytes.
+
+        Args:
+            limit: Bytes.
+            bytes_of: Bytes of the files that would be written for an entry.
+
+        Raises:
+            ValueError: If none fits; names the bytes of each.
+        """
+        sizes = [(entry, bytes_of(entry)) for entry in self.entries]
+        fitting = [entry for entry, size in sizes if size <= limit]
+        if fitting:
+            return min(fitting, key=lambda entry: (entry.wer, entry.nonzero))
+        there = ", ".join(f"{entry.size} ({size}B)" for entry, size in sizes) or "none"
+        raise ValueError(
+            f"no model of the front has at most {limit} bytes; it has {there}; "
+            "`omnisparse search --sizes` adds sizes"
+        )
+
 
 def read_front(path: Path) -> Front:
-    """Read a front that a search has stored.
+    """Read a front that a search has stored: its file, or the folder with its ``front.json``.
 
     Raises:
         FormatError: If it is not one.
     """
+    path = path / "front.json" if path.is_dir() else path
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
