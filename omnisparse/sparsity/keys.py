@@ -96,7 +96,9 @@ def score(
     """Importance of every block as a non-negative integer, row-major over blocks.
 
     Elements keep the bits of their magnitude. Blocks add up in float64, one element position
-    after the other, so that the order of additions is the same on every device.
+    after the other, so that the order of additions is the same on every device. A block that an
+    edge of the matrix cuts counts as if it were whole, its missing weights being as large as the
+    mean of those it has: by its sum it would lose against any whole block.
 
     Args:
         tensor: Weights.
@@ -142,6 +144,11 @@ def _block_keys(weights: Array, block: Block, norm: Norm, name: str, dtype: str 
         if dtype is not None:
             rows = arrays.as_floats(rows, dtype)
         _add_scores(scores[start // block[0] :], rows, block, norm)
+    # Blocks that an edge cuts compete by their mean: as large as whole blocks of such weights.
+    for axis, (extent, length) in enumerate(zip(weights.shape, block, strict=True)):
+        if extent % length:
+            edge = scores[-1, :] if axis == 0 else scores[:, -1]
+            edge *= length / (extent % length)
     keys = magnitudes(scores).flatten()
     if len(keys) and int(keys.max()) >= _INFINITY["float64"]:
         # Sums of finite numbers may overflow too: those are as large as can be told apart.

@@ -37,7 +37,8 @@ def rank(tensor: Array, block: Block = (1, 1), norm: Norm = "l1", name: str = ""
             ranks above 2 are read as `[first, product of the others]`.
         block: Rows (outputs) and columns (inputs) of a block; those at the lower and right edge
             are partial when the shape is not a multiple.
-        norm: Score of a block: sum of magnitudes, or of squares (orders like the L2 norm).
+        norm: Score of a block: sum of magnitudes, or of squares (orders like the L2 norm); a
+            partial block's is scaled up to a whole one, so that blocks compete by their means.
         name: Name of the tensor, for messages.
 
     Raises:

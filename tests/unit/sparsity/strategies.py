@@ -48,6 +48,9 @@ def block_scores(weight: Tensor, block: tuple[int, int], norm: str) -> list[tupl
             score = 0.0
             for value in values:
                 score += value if norm == "l1" else value * value
+            for length, extent, first in ((block[0], rows, top), (block[1], columns, left)):
+                if first + length > extent:  # by its mean: as if it were whole
+                    score *= length / (extent - first)
             scored.append((score, members))
     return scored
 

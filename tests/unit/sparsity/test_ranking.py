@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,23 @@ def test_block_masks_equal_slow_selection(
         mask = ranking.mask_at(cut)
         assert torch.equal(mask, select_slowly(weight, request, block, norm))
         assert int(mask.sum()) == cut.num_kept <= request
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("of_numpy", [True, False])
+def test_rows_that_blocks_do_not_tile_are_kept_like_all_others(norm: Any, of_numpy: bool) -> None:
+    """1,000 rows in blocks of 16: the last 8, an LSTM's output gates, were all zero at 90 %."""
+    weight = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, 400))).float()
+    ranking = rank(weight.numpy() if of_numpy else weight, (16, 1), norm)
+    (cut,) = ranking.cuts([40_000])
+    mask = torch.as_tensor(ranking.mask_at(cut))
+    assert int(mask.sum()) == cut.num_kept
+    assert 40_000 - 16 < cut.num_kept <= 40_000
+    assert 0.05 < float(mask[-8:].float().mean()) < 0.25  # means of 8 vary more than those of 16
+    assert float(mask[:-8].float().mean()) == pytest.approx(0.1, abs=0.002)
+    tiled = weight[:992]
+    (whole,) = rank(tiled, (16, 1), norm).masks([int(mask[:-8].sum())])
+    assert torch.equal(whole, mask[:-8])  # the order among whole blocks is what it was
 
 
 @given(weights(), st.sampled_from(BLOCKS), st.data())
