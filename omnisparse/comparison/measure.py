@@ -33,6 +33,7 @@ from omnisparse.pipeline.splits import Corpus, describe_corpora, list_test_manif
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import total_cost
 from omnisparse.sparsity.arrays import count_nonzero
+from omnisparse.sparsity.keys import parse_block, ranking_of
 from omnisparse.sparsity.sizes import parse_count
 from omnisparse.sparsity.space import SubnetSpec
 from omnisparse.version import __version__
@@ -166,7 +167,6 @@ def _refusal(model: Model) -> str | None:
 
 def _budget(run: Path) -> Any:
     from omnisparse.sparsity.budget import Budget
-    from omnisparse.sparsity.keys import parse_block
 
     description = runs.read_description(run)
     weights, _ = runs.newest_weights(run)
@@ -263,6 +263,9 @@ def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[s
         "manifest": digest,
         "beam": beam,
     }
+    block = runs.read_description(model.candidate.path).block
+    if block != "1x1":
+        key["ranking"] = ranking_of(parse_block(block))
     short = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     name = f"{(model.request or 'own').replace('%', 'pct')}-{test.replace('/', '-')}-{short}.json"
     return model.candidate.path / _FOLDER / name, key

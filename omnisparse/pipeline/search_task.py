@@ -13,7 +13,7 @@ from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
 from omnisparse.sparsity.allocation import allocate
-from omnisparse.sparsity.keys import parse_block
+from omnisparse.sparsity.keys import parse_block, ranking_of
 from omnisparse.sparsity.sizes import parse_count
 from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet
@@ -90,7 +90,7 @@ class SearchTask:
             digest.update(tensor.float().numpy().tobytes())
         return {
             "weights": digest.hexdigest(),
-            "block": list(self.supernet.block),
+            "block": ranking_of(self.supernet.block),
             "prunable": list(self.supernet.prunable),
             "objective": self.config.objective,
             "utterances_per_item": self.config.utterances_per_item,

@@ -186,6 +186,14 @@ def parse_block(text: str) -> Block:
     return legal[text]
 
 
+def ranking_of(block: Block) -> list[int | str]:
+    """What a measurement of masks of ``block`` depends on: the block, and how blocks are ranked.
+
+    Partial blocks competed by their sum once; what was measured then is of other masks.
+    """
+    return [*block] if block == (1, 1) else [*block, "mean"]
+
+
 def check_block(block: Block) -> Block:
     """Return the block if it is a pair of positive sizes.
 
