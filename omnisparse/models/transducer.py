@@ -113,6 +113,9 @@ class TransducerConfig:
     layer_norm: bool = True
     """Normalise the output of every LSTM layer."""
 
+    max_symbols_per_frame: PositiveInt = 5
+    """Tokens that one encoder frame may emit while decoding; sherpa-onnx emits at most 1."""
+
     predictor_warmup: NonNegativeInt = 250
     """First optimizer steps, which train without the predictor; see :class:`TransducerModel`."""
 
@@ -169,6 +172,7 @@ class TransducerModel(SpeechModel):
         joiner_dim: Width of the joiner.
         dropout: Probability in [0, 1).
         layer_norm: Normalise LSTM layers.
+        max_symbols_per_frame: Tokens that one frame may emit, >= 1.
         predictor_warmup: Steps (see :meth:`set_step`) that train without the predictor.
         ctc_weight: Share in [0, 1).
 
@@ -202,12 +206,14 @@ class TransducerModel(SpeechModel):
         joiner_dim: int = 256,
         dropout: float = 0.1,
         layer_norm: bool = True,
+        max_symbols_per_frame: int = 5,
         predictor_warmup: int = 250,
         ctc_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_dim = input_dim
         self.vocab_size = vocab_size
+        self.max_symbols_per_frame = max_symbols_per_frame
         self.predictor_warmup = predictor_warmup
         self._step = predictor_warmup
         shape: dict[str, Any] = {

@@ -16,9 +16,6 @@ from omnisparse.models.base import BLANK, NO_FINITE_SCORE, SOS_EOS, Hypothesis
 from omnisparse.models.joiner import Joiner
 from omnisparse.models.predictor import LstmPredictor, PredictorState, StatelessPredictor
 
-MAX_SYMBOLS_PER_FRAME = 5
-"""Tokens that one encoder frame may emit; bounds the search on nets that never say blank."""
-
 _HASH_FACTOR = 6364136223846793005
 """Odd multiplier (Knuth) of the rolling hash by which equal hypotheses are found."""
 
@@ -54,7 +51,7 @@ def transducer_greedy_search(
     lengths: Tensor,
     state: GreedyState | None = None,
     *,
-    max_symbols: int = MAX_SYMBOLS_PER_FRAME,
+    max_symbols: int | None = None,
 ) -> tuple[list[list[int]], GreedyState]:
     """Frame-synchronous greedy decoding of a whole batch.
 
@@ -63,7 +60,7 @@ def transducer_greedy_search(
         encoded: ``[B, T', D]``.
         lengths: ``[B]`` int64.
         state: State after the chunk before, None at the start.
-        max_symbols: Tokens one frame may emit.
+        max_symbols: Tokens one frame may emit; None for the model's own number.
 
     Returns:
         Token ids of this chunk per utterance, and the state for the next chunk.
@@ -72,6 +69,7 @@ def transducer_greedy_search(
         OmnisparseError: If a score that decided is not a number.
     """
     batch = encoded.size(0)
+    max_symbols = model.max_symbols_per_frame if max_symbols is None else max_symbols
     if state is None:
         start = lengths.new_full((batch,), BLANK)
         state = GreedyState(*predict(model, start, model.predictor.initial_state(batch)))
@@ -151,7 +149,7 @@ def transducer_beam_search(
     lengths: Tensor,
     *,
     beam: int,
-    max_symbols: int = MAX_SYMBOLS_PER_FRAME,
+    max_symbols: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Time-synchronous beam search of a whole batch; see :func:`advance_beam`.
 
@@ -160,7 +158,7 @@ def transducer_beam_search(
         encoded: ``[B, T', D]``.
         lengths: ``[B]`` int64.
         beam: Hypotheses per utterance, >= 1.
-        max_symbols: Tokens one frame may emit.
+        max_symbols: Tokens one frame may emit; None for the model's own number.
 
     Returns:
         Per utterance up to ``beam`` hypotheses, the most probable first.
@@ -176,7 +174,7 @@ def advance_beam(
     lengths: Tensor,
     state: BeamState,
     *,
-    max_symbols: int = MAX_SYMBOLS_PER_FRAME,
+    max_symbols: int | None = None,
 ) -> BeamState:
     """Search the next frames of a batch.
 
@@ -188,7 +186,7 @@ def advance_beam(
         encoded: ``[B, T', D]``, T' possibly 0.
         lengths: ``[B]`` int64.
         state: From :func:`start_beam` or the frames before.
-        max_symbols: Tokens one frame may emit.
+        max_symbols: Tokens one frame may emit; None for the model's own number.
 
     Returns:
         The hypotheses after these frames.
@@ -200,6 +198,7 @@ def advance_beam(
     ICASSP (its time-synchronous reference). Deviation: a running hypothesis is dropped once it
     cannot enter the ``beam`` best of the frame; all it could add is a merged alignment.
     """
+    max_symbols = model.max_symbols_per_frame if max_symbols is None else max_symbols
     frames = model.joiner.encoder_projection(encoded)
     best, beam = state, state.scores.size(1)
     for time in range(encoded.size(1)):

@@ -12,7 +12,6 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.models import Hypothesis, LasModel, SpeechModel, TransducerModel
 from omnisparse.models.decoding import LENGTH_MARGIN
 from omnisparse.models.transducer_decoding import (
-    MAX_SYMBOLS_PER_FRAME,
     transducer_beam_search,
     transducer_greedy_search,
 )
@@ -116,7 +115,7 @@ def test_searches_end_on_nets_that_never_end(name: str, batch: Utterances) -> No
             if model.kind == "las":
                 assert len(found) == length + LENGTH_MARGIN
             elif beam == 1:
-                assert len(found) == length * MAX_SYMBOLS_PER_FRAME
+                assert len(found) == length * model.max_symbols_per_frame
 
 
 @torch.inference_mode()
@@ -124,7 +123,7 @@ def plain_transducer_greedy(model: TransducerModel, features: torch.Tensor) -> l
     encoded, _ = model.encode(features, torch.tensor([features.size(1)]))
     found: list[int] = []
     for frame in model.joiner.encoder_projection(encoded)[0]:
-        for _ in range(MAX_SYMBOLS_PER_FRAME):
+        for _ in range(model.max_symbols_per_frame):
             predicted = model.predictor(torch.tensor([found], dtype=torch.int64))[:, -1]
             total = frame + model.joiner.predictor_projection(predicted)
             scores = model.joiner.score(total)
@@ -171,7 +170,7 @@ def plain_transducer_beam(
     best = {(): torch.tensor(0.0)}
     for frame in model.joiner.encoder_projection(encoded)[0]:
         running, ended = best, {}
-        for symbol in range(MAX_SYMBOLS_PER_FRAME + 1):
+        for symbol in range(model.max_symbols_per_frame + 1):
             expanded = {}
             for tokens, score in running.items():
                 predicted = model.predictor(torch.tensor([tokens], dtype=torch.int64))[0, -1]
@@ -185,7 +184,7 @@ def plain_transducer_beam(
             worst = min(ended.values()) if len(ended) == beam else float("-inf")
             best_expanded = sorted(expanded.items(), key=lambda item: -item[1])[:beam]
             running = {tokens: score for tokens, score in best_expanded if score > worst}
-            if symbol == MAX_SYMBOLS_PER_FRAME:
+            if symbol == model.max_symbols_per_frame:
                 break
         best = ended
     ranked = sorted(best.items(), key=lambda item: -item[1])
