@@ -12,6 +12,7 @@ import click
 from omnisparse.cli.data import prepare
 from omnisparse.cli.demo import demo
 from omnisparse.cli.evaluate import compare, evaluate
+from omnisparse.cli.export import export
 from omnisparse.cli.extract import extract, grow
 from omnisparse.cli.group import Verbs
 from omnisparse.cli.runs import runs
@@ -27,7 +28,7 @@ SECTIONS = {
     "Start here": ("demo",),
     "Data": ("prepare",),
     "Train once, extract every size": ("train", "search", "extract", "grow"),
-    "Measure and use": ("runs", "evaluate", "inspect", "transcribe"),
+    "Measure and use": ("runs", "evaluate", "inspect", "transcribe", "export"),
     "Compare methods": ("sweep", "compare"),
 }
 
@@ -63,6 +64,7 @@ for _verb in (
     evaluate,
     inspect,
     transcribe,
+    export,
     compare,
     sweep,
 ):

@@ -149,6 +149,14 @@ class Tokenizer:
         symbols = (self._processor.id_to_piece(index) for index in range(self.vocab_size))
         return "".join(f"{symbol} {index}\n" for index, symbol in enumerate(symbols))
 
+    def scores_txt(self) -> str:
+        """`symbol<tab>score` per line: the `bpe.vocab` that sherpa-onnx spells hotwords with."""
+        processor = self._processor
+        return "".join(
+            f"{processor.id_to_piece(index)}\t{processor.get_score(index):g}\n"
+            for index in range(self.vocab_size)
+        )
+
     def save(self, out: Path) -> None:
         """Write `tokenizer.model` and `tokens.txt` into a folder, each complete or not at all."""
         out.mkdir(parents=True, exist_ok=True)

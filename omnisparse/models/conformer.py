@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from omnisparse.models.encoder import SegmentEncoder
 
-_ROTARY_BASE = 10000.0
+ROTARY_BASE = 10000.0
+"""Longest wavelength of the rotary embedding, over 2 pi."""
 
 
 class _LayerMemory(NamedTuple):
@@ -347,7 +348,7 @@ def _angles(start: int, count: int, head_dim: int, device: torch.device) -> _Rot
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
     positions = torch.arange(start, start + count, dtype=torch.float64, device=device)
-    angles = positions[:, None] * _ROTARY_BASE**-exponents
+    angles = positions[:, None] * ROTARY_BASE**-exponents
     return _Rotation(angles.cos().float(), angles.sin().float())
 
 

@@ -25,6 +25,7 @@ class TransducerHead(Protocol):
 
     predictor: LstmPredictor | StatelessPredictor
     joiner: Joiner
+    max_symbols_per_frame: int
 
 
 class GreedyState(NamedTuple):

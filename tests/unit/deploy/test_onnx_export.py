@@ -1,0 +1,241 @@
+"""Exported ONNX files compute what PyTorch does, whatever the layout, and say it in valid files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from small_exports import CONFIGS, make_source, recognizer
+
+from omnisparse.artifact.precision import restore_values, round_values, row_scales
+from omnisparse.deploy import onnx_check
+from omnisparse.deploy.onnx_export import Exported, Source, export_onnx, is_export, weight_store
+from omnisparse.errors import OmnisparseError, UsageError
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+def _models(exported: Exported) -> dict[str, Any]:
+    return {
+        name: onnx.load_from_string(data)
+        for name, data in exported.files.items()
+        if name.endswith(".onnx")
+    }
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+@pytest.mark.parametrize("layout", ["dense", "packed", "sparse"])
+def test_files_are_valid_and_equal_to_pytorch(kind: str, layout: Any, folder: Path) -> None:
+    source = make_source(kind, folder, sparsity=0.9)
+    before = copy.deepcopy(source.model.state_dict())
+    exported = export_onnx(source, layout=layout)
+    assert exported.max_abs_difference < 1e-5
+    for model in _models(exported).values():
+        # onnx cannot infer shapes where a weight is sparse (1.23.2), so its values are not checked.
+        onnx.checker.check_model(model, full_check=layout != "sparse")
+    for name, tensor in source.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert export_onnx(source, layout=layout).files == exported.files
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("layout", ["dense", "packed", "sparse"])
+def test_precisions_round_as_the_artifact_does(precision: Any, layout: Any, folder: Path) -> None:
+    source = make_source("stateless", folder, sparsity=0.9)
+    store = weight_store(source.model, layout=layout, precision=precision)
+    restored = store.restored()["encoder.layers.0.weight_ih_l0"]
+    weight = source.model.get_parameter("encoder.layers.0.weight_ih_l0").detach().numpy()
+    scales = row_scales(weight)[:, None] if precision == "int8" else None
+    stored = round_values(weight, precision, scales)
+    expected = restore_values(stored, {"fp16": "F16", "int8": "I8"}[precision])
+    np.testing.assert_array_equal(restored, expected * (1 if scales is None else scales))
+    exported = export_onnx(source, layout=layout, precision=precision)
+    assert exported.max_abs_difference < 1e-5
+    assert (
+        0
+        < exported.rounding
+        == np.abs(  # of the whole net
+            [np.abs(value - store.state[name]).max() for name, value in store.restored().items()]
+        ).max()
+    )
+
+
+def test_packed_is_a_bit_a_weight_and_what_is_not_zero(folder: Path) -> None:
+    source = make_source("stateless", folder, sparsity=0.9, encoder_dim=256)
+    sizes = {
+        (layout, precision): sum(map(len, export_onnx(
+            source, layout=layout, precision=precision).files.values()))
+        for layout, precision in (("dense", "fp32"), ("packed", "fp16"), ("packed", "int8"))
+    }  # fmt: skip
+    matrices = [p for p in source.model.parameters() if p.dim() == 2]
+    bits = sum(p.numel() for p in matrices) / 8
+    kept = sum(int(p.count_nonzero()) for p in matrices)
+    for precision, width in (("fp16", 2), ("int8", 1)):
+        rest = sizes["packed", precision] - bits - width * kept
+        assert 0 < rest < 50_000  # nodes, vectors, scales, tokens
+    assert sizes["packed", "fp16"] < 0.12 * sizes["dense", "fp32"]
+
+
+def test_a_projection_is_not_lost(folder: Path) -> None:
+    """torch's own exporter (2.11, dynamo) drops it without a word."""
+    exported = export_onnx(make_source("lstmp", folder))
+    states = [value.name for value in _models(exported)["encoder.onnx"].graph.input]
+    shapes = {
+        value.name: [item.dim_param or item.dim_value for item in value.type.tensor_type.shape.dim]
+        for value in _models(exported)["encoder.onnx"].graph.input
+    }
+    assert states == ["x", "x_lens", "h", "c"]
+    assert shapes["h"] == [2, "N", 10]
+    assert shapes["c"] == [2, "N", 24]
+
+
+def test_every_export_of_a_process_takes_any_length(folder: Path) -> None:
+    """torch's own exporter (2.11) fixes the length in the second export of a process."""
+    for _ in range(2):
+        exported = export_onnx(make_source("reduced", folder))
+        session = onnx_check.run_session(exported.files["encoder.onnx"])
+        for batch, frames in ((1, 16), (3, 161)):
+            states = {"h": (3, batch, 24), "c": (3, batch, 24)}
+            encoded, lengths, *_ = session.run(
+                None,
+                {
+                    "x": np.zeros((batch, frames, 80), np.float32),
+                    "x_lens": np.full(batch, frames),
+                    **{name: np.zeros(shape, np.float32) for name, shape in states.items()},
+                },
+            )
+            assert encoded.shape[:2] == (batch, -(-frames // 16))
+            assert lengths.tolist() == [-(-frames // 16)] * batch
+
+
+def test_sparse_tensors_are_valid_where_onnxruntimes_own_are_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    """What onnxruntime saves of our file (32-bit indices) is refused by onnx's checker."""
+    import onnxruntime
+
+    source = make_source("stateless", folder, sparsity=0.95)
+    data = export_onnx(source, layout="sparse").files["encoder.onnx"]
+    model = onnx.load_from_string(data)
+    assert model.graph.sparse_initializer
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(onnx.checker.ValidationError, match="must have INT64 type"):
+        onnx.checker.check_model(str(tmp_path / "optimised.onnx"))
+
+
+def _las_text(exported: Exported, source: Source, samples: np.ndarray) -> str:
+    """Greedy search of a LAS with onnxruntime alone, as docs/export.md shows it."""
+    encoder, decoder = (
+        onnx_check.run_session(exported.files[f"{part}.onnx"]) for part in ("encoder", "decoder")
+    )
+    features = source.extractor.fbank(samples)[None]
+    lengths = np.array([features.shape[1]])
+    keys, values, frames = encoder.run(None, {"x": features, "x_lens": lengths})
+    shapes = {item.name: item.shape for item in decoder.get_inputs()}
+    state = {n: np.zeros((shapes[n][0], 1, shapes[n][2]), np.float32) for n in ("h", "c")}
+    found, token = [], 1
+    for _ in range(int(frames[0]) + 8):
+        scores, state["h"], state["c"] = decoder.run(
+            None,
+            {
+                "y": np.array([token]), **state, "keys": keys, "values": values,
+                "encoder_out_lens": frames,
+            },
+        )  # fmt: skip
+        token = int(scores[0].argmax())
+        if token == 1:
+            break
+        found.append(token)
+    return source.tokenizer.decode(found)
+
+
+def _transducer_text(exported: Exported, source: Source, samples: np.ndarray) -> str:
+    """Greedy search of a transducer with onnxruntime alone, chunk by chunk."""
+    encoder, decoder, joiner = (
+        onnx_check.run_session(exported.files[f"{part}.onnx"])
+        for part in ("encoder", "decoder", "joiner")
+    )
+    features = source.extractor.fbank(samples)[None]
+    chunk = 96
+    shapes = {item.name: item.shape for item in encoder.get_inputs()}
+    state = {n: np.zeros((shapes[n][0], 1, shapes[n][2]), np.float32) for n in ("h", "c")}
+    limit = source.model.max_symbols_per_frame  # type: ignore[union-attr]
+    found: list[int] = []
+    (predicted,) = decoder.run(None, {"y": np.array([[0, 0]])})
+    for start in range(0, features.shape[1], chunk):
+        x = features[:, start : start + chunk]
+        encoded, _, state["h"], state["c"] = encoder.run(
+            None, {"x": x, "x_lens": np.array([x.shape[1]]), **state}
+        )
+        for frame in encoded[0]:
+            for _ in range(limit):
+                (logits,) = joiner.run(None, {"encoder_out": frame[None], "decoder_out": predicted})
+                token = int(logits[0].argmax())
+                if token == 0:
+                    break
+                found.append(token)
+                (predicted,) = decoder.run(None, {"y": np.array([[0, 0, *found][-2:]])})
+    return source.tokenizer.decode(found)
+
+
+@pytest.mark.parametrize("kind", ["las", "stateless"])
+def test_words_by_onnxruntime_alone(kind: str, folder: Path, speech: Path) -> None:
+    source = make_source(kind, folder)
+    exported = export_onnx(source, layout="packed", precision="fp32")
+    search = _las_text if kind == "las" else _transducer_text
+    texts = []
+    for line in (speech / "test.jsonl").read_text().splitlines()[:3]:
+        samples, _ = soundfile.read(speech / json.loads(line)["audio_filepath"], dtype="float32")
+        expected = recognizer(source).transcribe(samples).text
+        assert search(exported, source, samples) == expected
+        texts.append(expected)
+    assert len(set(texts)) > 1
+
+
+def test_a_wrong_graph_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omnisparse.deploy import onnx_layers
+
+    monkeypatch.setattr(onnx_layers, "_reordered", lambda rows: rows)  # torch's order of gates
+    with pytest.raises(OmnisparseError, match="exported encoder differs by .* from PyTorch's"):
+        export_onnx(make_source("stateless", folder))
+
+
+def test_folders(folder: Path, tmp_path: Path) -> None:
+    exported = export_onnx(make_source("stateless", folder))
+    out = tmp_path / "net"
+    written = exported.write(out)
+    assert is_export(out)
+    exported.write(out)  # an earlier export is replaced
+    assert {f["path"].name for f in written["files"]} == set(exported.files)
+    assert all(f["path"].stat().st_size == f["bytes"] for f in written["files"])
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.tex").write_text("years of work")
+    with pytest.raises(OmnisparseError, match="exists and is not an"):
+        exported.write(taken)
+    assert (taken / "thesis.tex").exists()
+
+
+def test_bad_precision(folder: Path) -> None:
+    with pytest.raises(UsageError, match="'bf16' is not one of fp32, fp16, int8"):
+        export_onnx(make_source("stateless", folder), precision="bf16")
+
+
+def test_left_context_of_nothing(folder: Path) -> None:
+    with pytest.raises(ValueError, match="left_context 0 cannot be exported"):
+        export_onnx(make_source("conformer", folder, left_context=0))
