@@ -209,6 +209,7 @@ class LasGraphs:
         layers = Layers(graph, self.weights)
         x = graph.input("x", np.float32, ["N", "T", self.frames.num_bins])
         lengths = graph.input("x_lens", np.int64, ["N"])
+        assert isinstance(self.model.encoder, LstmEncoder)
         writer = LstmGraph(self.model.encoder, self.weights)
         stacked, lengths = self.frames.stacks(graph, x, lengths)
         batch = graph.op("Shape", x, start=0, end=1)
