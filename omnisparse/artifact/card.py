@@ -23,6 +23,11 @@ _WER_ROW = re.compile(
     r"(?: \((?:95 % interval (?P<wer_low>[\d.]+) to (?P<wer_high>[\d.]+)|no interval), "
     r"(?P<utterances>[\d,]+) utterances?\))? \|"
 )
+_LATENCY_ROW = re.compile(r"\| latency (?P<name>[^|]+) \| (?P<text>[^|]+) \|")
+_USE_TRANSDUCER = """\
+omnisparse export . --format sherpa --out sherpa
+sherpa-onnx --tokens=sherpa/tokens.txt --encoder=sherpa/encoder.onnx \\
+  --decoder=sherpa/decoder.onnx --joiner=sherpa/joiner.onnx speech.wav"""
 
 
 def update_card(artifact: Path, name: str, wer: Mapping[str, float | None]) -> None:
@@ -41,31 +46,61 @@ def update_card(artifact: Path, name: str, wer: Mapping[str, float | None]) -> N
         OmnisparseError: If the card was edited by hand, so that writing it anew would lose
             something, or the disk refuses; nothing has changed then.
     """
+    _write_anew(artifact, "wer", _plain_name(name), dict(wer))
+
+
+def add_latency(artifact: Path, name: str, text: str) -> None:
+    """Write a measured latency into an artifact's card, as :func:`update_card` does a rate.
+
+    Args:
+        artifact: Artifact directory.
+        name: Machine and runtime that it was measured with.
+        text: What was measured, such as ``1.9 ms for 80 ms of speech, real-time factor 0.024``.
+
+    Raises:
+        FormatError: If ``artifact`` is no sound artifact.
+        OmnisparseError: If the card was edited by hand, or the disk refuses.
+    """
+    _write_anew(artifact, "latency", _plain_name(name), _plain_name(text))
+
+
+def _write_anew(artifact: Path, what: str, name: str, value: Any) -> None:
+    """Write the card with one measurement more."""
     ours, problems = read_config(artifact)
     if problems:
         raise FormatError(f"{artifact}: {problems[0]}")
     path = artifact / CARD
     old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    known = ours.get("wer") if isinstance(ours.get("wer"), dict) else {}
-    known = {**(known or {}), **_rates_of(old or "")}
+    known = _measured(ours, old or "")
     try:
         report = recount(artifact)
         if old not in {None, _render(artifact, ours, report, known)}:
             raise OmnisparseError(
                 f"{path}: it was edited by hand, which a new card would lose; move it away first"
             )
-        text = _render(artifact, ours, report, {**known, _plain_name(name): dict(wer)})
+        new = {**known, what: {**known[what], name: value}}
+        text = _render(artifact, ours, report, new)
     except (KeyError, TypeError, IndexError) as error:
         raise FormatError(f"{artifact}: config.json lacks what a card tells ({error})") from error
     with replaced_file(path) as partial:
         write_synced(partial, text.encode())
 
 
+def _measured(ours: Mapping[str, Any], card: str) -> dict[str, dict[str, Any]]:
+    """What an artifact and its card know of word error rates and latencies."""
+    known = ours.get("wer") if isinstance(ours.get("wer"), dict) else {}
+    matches = map(_LATENCY_ROW.fullmatch, card.splitlines())
+    return {
+        "wer": {**(known or {}), **_rates_of(card)},
+        "latency": {match["name"]: match["text"] for match in matches if match is not None},
+    }
+
+
 def _render(
-    artifact: Path, ours: Mapping[str, Any], report: SizeReport, wer: Mapping[str, Any]
+    artifact: Path, ours: Mapping[str, Any], report: SizeReport, known: Mapping[str, Any]
 ) -> str:
     size = sum((artifact / file).stat().st_size for file in (CONFIG, WEIGHTS, TOKENIZER, TOKENS))
-    return render_card({**ours, "wer": wer}, report, size_bytes=size)
+    return render_card({**ours, **known}, report, size_bytes=size)
 
 
 def _plain_name(name: str) -> str:
@@ -125,15 +160,20 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
     """The text of the card.
 
     Args:
-        block: The ``omnisparse`` block of ``config.json``.
+        block: The ``omnisparse`` block of ``config.json``; ``latency`` in it is a text for each
+            machine.
         report: Counts of the net.
         size_bytes: Bytes of the artifact's files, this card not counted.
     """
     largest = report.largest_layer
     kind = str(block["model"].get("kind", "speech"))
     wer = block.get("wer") or {}
+    source = block.get("source")
+    known = source if isinstance(source, Mapping) else {}
+    licence = str(known.get("license") or "")
     front = [
         "---",
+        *([f"license: {licence}"] if licence else ["license: other", "license_name: not-stated"]),
         "library_name: omnisparse",
         "pipeline_tag: automatic-speech-recognition",
         "tags:",
@@ -155,16 +195,33 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
         ("layout", f"{block['format']}, blocks {block['block'][0]}x{block['block'][1]}"),
     ]
     rows += [(f"WER {name}", _rate_text(value)) for name, value in wer.items()]
+    rows += [(f"latency {name}", text) for name, text in (block.get("latency") or {}).items()]
+    rows += [
+        ("training data", _plain_name(str(known.get("data") or "not stated"))),
+        ("licence", licence or "not stated; whoever trained it decides"),
+    ]
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     usage = [
         "```bash",
-        "omnisparse inspect .          # recounts from the files",
         "omnisparse transcribe . speech.wav",
+        "omnisparse inspect .          # recounts from the files",
+        *_use_elsewhere(block["model"]).splitlines(),
+        "```",
+        "",
+        "```python",
+        "from omnisparse import Recognizer",
+        'recognizer = Recognizer.from_path(".")',
+        'print(recognizer.transcribe("speech.wav").text)',
         "```",
     ]
-    source = block.get("source")
-    known = source if isinstance(source, Mapping) else {}
     warnings = [f"> **Warning:** {line}." for line in untrained_warnings(report.nonzero, known)]
     title = [f"# {kind} speech recogniser", ""]
     told = [text for line in warnings for text in (line, "")]
     return "\n".join([*front, "", *title, *told, *table, "", *usage, ""])
+
+
+def _use_elsewhere(model: Mapping[str, Any]) -> str:
+    """How other runtimes load the net: sherpa-onnx, where it has a place for such a one."""
+    if model.get("kind") == "transducer" and model.get("predictor_layers") == 0:
+        return _USE_TRANSDUCER
+    return "omnisparse export . --format onnx --out onnx   # files for onnxruntime"

@@ -17,6 +17,7 @@ from omnisparse.cli.extract import extract, grow
 from omnisparse.cli.group import Verbs
 from omnisparse.cli.runs import runs
 from omnisparse.cli.search import search
+from omnisparse.cli.serve import serve
 from omnisparse.cli.sweep import sweep
 from omnisparse.cli.train import CONTEXT_SETTINGS, run_recipe, train
 from omnisparse.cli.use import inspect, transcribe
@@ -28,7 +29,7 @@ SECTIONS = {
     "Start here": ("demo",),
     "Data": ("prepare",),
     "Train once, extract every size": ("train", "search", "extract", "grow"),
-    "Measure and use": ("runs", "evaluate", "inspect", "transcribe", "export"),
+    "Measure and use": ("runs", "evaluate", "inspect", "transcribe", "export", "serve"),
     "Compare methods": ("sweep", "compare"),
 }
 
@@ -65,6 +66,7 @@ for _verb in (
     inspect,
     transcribe,
     export,
+    serve,
     compare,
     sweep,
 ):

@@ -7,6 +7,7 @@ pydantic and by each config's own ``__post_init__``.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -90,6 +91,8 @@ class RunConfig:
         default_factory=SandwichConfig
     )
     """Training method."""
+    license: str | None = None
+    """Licence of the weights as model hubs know it, such as apache-2.0; for the model card."""
     init: str | None = None
     """Run, artifact or checkpoint folder whose weights the training starts from: a net of the same
     shape, or its dense relative, which is then factorised by truncated SVD; null for fresh ones."""
@@ -113,6 +116,8 @@ class RunConfig:
             raise ValueError(
                 "data.statistics is 'init' without init; legal: auto, own, or init=RUN"
             )
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", self.license):
+            raise ValueError(f"license is {self.license!r}; a hub's name of one, as apache-2.0")
         if self.max_layer_parameters is not None:
             parse_layer_limit(self.max_layer_parameters)
 

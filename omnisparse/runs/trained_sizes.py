@@ -10,6 +10,7 @@ import yaml
 
 from omnisparse.artifact import MAX_STEPS, SMALLEST
 from omnisparse.runs import directory as runs
+from omnisparse.runs.corpora import told_in_card
 from omnisparse.runs.record import RunRecord
 from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.keys import parse_block
@@ -37,7 +38,7 @@ def source_of(
         source[SMALLEST] = smallest
     if record.max_steps is not None:
         source[MAX_STEPS] = record.max_steps
-    return source
+    return {**source, **told_in_card(run)}
 
 
 def smallest_trained(run: Path, shapes: Mapping[str, tuple[int, ...]]) -> int | None:

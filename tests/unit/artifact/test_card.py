@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from omnisparse.artifact import read_artifact, update_card
+from omnisparse.artifact.card import _use_elsewhere, add_latency
 from omnisparse.errors import FormatError, OmnisparseError
 
 FIRST = {"wer": 8.614, "wer_low": 8.0, "wer_high": 9.25, "utterances": 1234}
@@ -84,3 +85,39 @@ def test_a_failing_disk_leaves_the_old_card(tmp_path, net, monkeypatch):
         update_card(folder, "test", FIRST)
     assert (folder / "README.md").read_bytes() == before
     assert len(list(folder.iterdir())) == 5
+
+
+def test_a_latency_and_what_a_reader_needs(tmp_path, net):
+    folder = tmp_path / "a"
+    net.write(folder, source={"data": "a | corpus", "license": "apache-2.0"})
+    before = others(folder)
+    add_latency(folder, "laptop, one thread", "1.9 ms for 80 ms, real-time factor 0.024")
+    update_card(folder, "test", FIRST)
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["library_name"] == "omnisparse"
+    rows = card.splitlines()
+    assert "| latency laptop, one thread | 1.9 ms for 80 ms, real-time factor 0.024 |" in rows
+    assert "| training data | a corpus |" in rows
+    assert "| licence | apache-2.0 |" in rows
+    assert 'recognizer = Recognizer.from_path(".")' in rows
+    assert "omnisparse transcribe . speech.wav" in rows
+    assert any(row.startswith("| WER test | 8.61 (95 % interval 8.00 to 9.25") for row in rows)
+    assert others(folder) == before
+
+
+def test_what_is_not_known_is_said(tmp_path, net):
+    net.write(tmp_path / "a", source={})
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "other"
+    assert "| training data | not stated |" in card
+    assert "| licence | not stated; whoever trained it decides |" in card
+
+
+def test_how_other_runtimes_load_it():
+    stateless = _use_elsewhere({"kind": "transducer", "predictor_layers": 0})
+    assert "--format sherpa" in stateless
+    assert "--joiner=sherpa/joiner.onnx" in stateless
+    assert "--format onnx" in _use_elsewhere({"kind": "transducer", "predictor_layers": 1})
+    assert "--format onnx" in _use_elsewhere({"kind": "las"})
