@@ -70,19 +70,45 @@ def prepare_synthetic(
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Decides which speakers go where."
 )
+@click.option(
+    "--normalize",
+    default="",
+    metavar="RULES",
+    help="Change the transcripts: of nfc, nfkc, lower, upper, punctuation, joined by commas. "
+    "Nothing is changed by default.",
+)
 @reports
 def prepare_import(
-    report: Report, source: Path, out: Path, format_: Any, split: str | None, seed: int
+    report: Report,
+    source: Path,
+    out: Path,
+    format_: Any,
+    split: str | None,
+    seed: int,
+    normalize: str,
 ) -> Mapping[str, Any]:
     """Check the audio of a corpus and write it as lhotse cuts.
 
-    Bad items are listed in OUT/skipped.jsonl, skipped and counted; more than 5 % is an error.
+    Bad items are listed in OUT/skipped.jsonl, skipped and counted; more than 5 % of a split is an
+    error. OUT/import.json says where the corpus comes from and how its transcripts were changed.
     """
     from omnisparse.data.corpora import import_corpus
+    from omnisparse.data.normalization import parse_rules
 
+    try:
+        rules = parse_rules(normalize)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     with report.progress("checking audio") as progress:
         statistics = import_corpus(
-            source, out, corpus_format=format_, progress=progress, split=split, seed=seed
+            source,
+            out,
+            corpus_format=format_,
+            progress=progress,
+            tell=report.warn,
+            rules=rules,
+            split=split,
+            seed=seed,
         )
     _show_splits(report, statistics, out)
     for note in statistics.get("notes", []):

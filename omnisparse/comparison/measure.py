@@ -220,7 +220,7 @@ def measure(
     """
     tests = {}
     for name, path in manifests.items():
-        cuts = load_manifest(path)
+        cuts = load_manifest(path, sampling_rate=_rate_of(models), tell=tell)
         tests[name] = (cuts, _digest(cuts))
     corpora = [Corpus(name=str(manifests[name]), cuts=cuts) for name, (cuts, _) in tests.items()]
     for line in describe_corpora("tests on", corpora):
@@ -246,6 +246,13 @@ def measure(
                     _keep(place, kept)
                 measurements.append(_measurement(model, name, kept))
     return measurements
+
+
+def _rate_of(models: Sequence[Model]) -> int | None:
+    """Rate at which the first model hears, in Hz; the others mostly do, too."""
+    for model in models:
+        return int(runs.read_description(model.candidate.path).features["sampling_rate"])
+    return None
 
 
 def _digest(cuts: CutSet) -> str:

@@ -136,7 +136,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
     document: Any = {}
     if path is not None:
         try:
-            document = read_yaml(path.read_text(encoding="utf-8"))
+            document = read_yaml(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

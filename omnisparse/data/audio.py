@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from omnisparse.data.decoding import BadAudioError, read_stretch
 from omnisparse.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def read_samples(cut: Cut, sampling_rate: int | None = None) -> FloatArray:
     """Audio of a cut, exactly as long as the cut says.
 
     Args:
-        cut: An utterance; its changes of speed and rate are applied, its channels averaged.
+        cut: An utterance; its changes of speed and rate are applied, of several channels that it
+            asks for the mean is taken.
         sampling_rate: Rate of the samples, in Hz; None for that of the cut.
 
     Returns:
@@ -29,40 +31,76 @@ def read_samples(cut: Cut, sampling_rate: int | None = None) -> FloatArray:
     Raises:
         DataError: If the audio cannot be read, is empty or holds NaN or infinite samples.
     """
-    from lhotse.audio.backend import (
-        LibsndfileBackend,
-        get_current_audio_backend,
-        set_current_audio_backend,
-    )
+    if sampling_rate is not None and cut.sampling_rate != sampling_rate:
+        from omnisparse.data.rates import at_rate
 
-    # The default tries other readers after libsndfile: one of them leaks the files it refuses,
-    # another hands the name of the file to a shell.
-    # lhotse's own context manager does not restore the backend after an error.
-    previous = get_current_audio_backend()
-    set_current_audio_backend(LibsndfileBackend())
+        cut = at_rate(cut, sampling_rate)
     try:
-        if sampling_rate is not None and cut.sampling_rate != sampling_rate:
-            cut = cut.resample(sampling_rate)
-        channels: FloatArray = np.atleast_2d(np.asarray(cut.load_audio(), dtype=np.float32))
-    # A broken file makes lhotse and libsndfile fail in too many ways to list them.
-    except Exception as error:
-        raise DataError(f"{cut.id}: its audio cannot be read ({first_cause(error)})") from error
-    finally:
-        set_current_audio_backend(previous)
+        channels = _read_channels(cut)
+    except BadAudioError as error:
+        raise DataError(f"{cut.id}: its audio cannot be read ({error.detail})") from error
     if channels.size == 0 or not np.isfinite(channels).all():
         raise DataError(f"{cut.id}: its audio is empty or holds values that are not finite")
-    samples: FloatArray = channels.mean(axis=0)
+    samples: FloatArray = channels[0] if len(channels) == 1 else channels.mean(axis=0)
     wanted = cut.num_samples
     if len(samples) < wanted:
         samples = np.pad(samples, (0, wanted - len(samples)))
     return samples[:wanted]
 
 
-def first_cause(error: BaseException) -> str:
-    """One line of the first error; lhotse wraps it several times and may lose its text."""
-    while error.__context__ is not None:
+def _read_channels(cut: Any) -> FloatArray:
+    """Channels that a cut asks for, [C, N]."""
+    plain = _plain_source(cut)
+    if plain is None:
+        return _read_composed(cut)
+    path, places = plain
+    start = round(cut.start * cut.sampling_rate)
+    try:
+        samples = read_stretch(path, start, cut.num_samples)
+    except BadAudioError as error:
+        raise BadAudioError(error.reason, f"{error.detail}: {path}") from error
+    if max(places) >= samples.shape[1]:
+        detail = f"no channel {max(places)}, the file has {samples.shape[1]}: {path}"
+        raise BadAudioError("no-channel", detail)
+    return np.ascontiguousarray(samples.T[list(places)])
+
+
+def _plain_source(cut: Any) -> tuple[str, tuple[int, ...]] | None:
+    """File and places of channels in it, of a cut of one file as it is; None for any other."""
+    recording = getattr(cut, "recording", None)
+    if recording is None or len(recording.sources) != 1 or recording.transforms:
+        return None
+    source = recording.sources[0]
+    if source.type != "file" or len(recordings_of(cut)) != 1:
+        return None
+    asked = cut.channel if isinstance(cut.channel, list | tuple) else [cut.channel]
+    if not set(asked) <= set(source.channels):
+        return None
+    return str(source.source), tuple(source.channels.index(one) for one in asked)
+
+
+def _read_composed(cut: Any) -> FloatArray:
+    """Audio of a cut that lhotse makes out of several, or changes; [C, N]."""
+    from omnisparse.data.lhotse_backend import exact_backend
+
+    try:
+        with exact_backend():
+            return np.atleast_2d(np.asarray(cut.load_audio(), dtype=np.float32))
+    # Broken audio makes lhotse fail in too many ways to list them.
+    except Exception as error:
+        found = _first_cause(error)
+        if isinstance(found, BadAudioError):
+            raise BadAudioError(found.reason, found.detail) from error
+        files = {str(s.source) for recording in recordings_of(cut) for s in recording.sources}
+        detail = f"lhotse cannot put it together of {', '.join(sorted(files)) or 'no file'}"
+        raise BadAudioError("unreadable", detail) from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The first error; lhotse wraps it several times and may lose its text."""
+    while error.__context__ is not None and not isinstance(error, BadAudioError):
         error = error.__context__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return error
 
 
 def recordings_of(cut: Cut) -> list[Recording]:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omnisparse.deploy.resampling import StreamingResampler
+from omnisparse.data.decoding import BadAudioError, decode, read_header
+from omnisparse.data.resampling import StreamingResampler
 from omnisparse.deploy.streaming import StreamingSession
 from omnisparse.errors import DataError
 
@@ -28,6 +29,9 @@ MIN_SECONDS = 0.01
 
 CHUNK_SECONDS = 0.32
 """Audio handed over at once where a whole recording is streamed."""
+
+BLOCK_SECONDS = 30.0
+"""Audio decoded at once where a whole recording is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,7 +297,7 @@ def audio_chunks(path: Path, seconds: float | None) -> tuple[int, Iterator[Float
 
     Args:
         path: The file.
-        seconds: Duration of a piece; None for one piece.
+        seconds: Duration of a piece; None for any.
 
     Returns:
         The rate in Hz, and the pieces: [N] float32 in [-1, 1] with the channels averaged.
@@ -302,36 +306,27 @@ def audio_chunks(path: Path, seconds: float | None) -> tuple[int, Iterator[Float
         DataError: If the file is missing or is not audio that can be read, at once or while its
             pieces are taken.
     """
-    import soundfile
-
-    if not path.is_file():
-        raise DataError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
-    unreadable = (soundfile.SoundFileError, RuntimeError, OSError)
+    seconds = BLOCK_SECONDS if seconds is None else seconds
     try:
-        file = soundfile.SoundFile(str(path))
-    except unreadable as error:
+        header = read_header(path)
+    except BadAudioError as error:
         raise _unreadable(path, error) from error
-    rate = int(file.samplerate)
-    count = -1 if seconds is None else max(1, round(seconds * rate))
 
     def pieces() -> Iterator[FloatArray]:
-        with file:
-            while True:
-                try:
-                    samples = file.read(count, dtype="float32", always_2d=True)
-                except unreadable as error:
-                    raise _unreadable(path, error) from error
-                if len(samples) == 0:
-                    return
-                yield np.asarray(samples, dtype=np.float32).mean(axis=1)
+        try:
+            for block in decode(path, max(1, round(seconds * header.sampling_rate))):
+                yield block.mean(axis=1)
+        except BadAudioError as error:
+            raise _unreadable(path, error) from error
 
-    return rate, pieces()
+    return header.sampling_rate, pieces()
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    """What a user is told of a file that the decoder refuses."""
-    reason = " ".join(str(error).split()).removeprefix(f"Error opening '{path}': ")
-    return DataError(f"{path}: cannot be read as audio ({reason.rstrip('.')})")
+def _unreadable(path: Path, error: BadAudioError) -> DataError:
+    """What a user is told of a file that is no recording."""
+    if error.reason == "unreadable":
+        return DataError(f"{path}: cannot be read as audio ({error.detail})")
+    return DataError(f"{path}: {error.detail}")
 
 
 def _check_samples(samples: FloatArray, name: str) -> None:

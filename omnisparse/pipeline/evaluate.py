@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnisparse.artifact import update_card
-from omnisparse.data.corpora import load_manifest, manifest_name
+from omnisparse.data.corpora import manifest_name, read_manifest
 from omnisparse.data.unseen import find_unseen
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.errors import OmnisparseError
@@ -54,7 +54,8 @@ def evaluate_model(
 
     Returns:
         ``EvaluationResult.to_dict()``, ``confusions``, ``by_speaker``, ``by_length``, ``warnings``,
-        ``against``, ``transcripts``, the sizes of the model and the bill of its training.
+        ``against``, ``transcripts``, ``skipped`` (bad items left out), the sizes of the model and
+        the bill of its training.
 
     Raises:
         UsageError: If ``transcripts`` has an unknown suffix.
@@ -63,8 +64,12 @@ def evaluate_model(
     """
     if transcripts is not None:
         check_transcripts_path(transcripts)
-    cuts = load_manifest(manifest)
     models = {path: runs.load_model(path) for path in (model, against) if path is not None}
+    rate = models[model].extractor.sampling_rate
+    told: list[str] = []
+    with progress("checking audio") as callback:
+        split = read_manifest(manifest, sampling_rate=rate, tell=told.append, progress=callback)
+    cuts = split.cuts
     if card and models[model].kind != "artifact":
         raise OmnisparseError(f"{model}: a run has no model card; `omnisparse extract` makes one")
     sizes, account = runs.inspect(model), read_account(model)
@@ -101,7 +106,8 @@ def evaluate_model(
         update_card(model, name, {key: row[key] for key in known})
     if against is not None:
         row["against"] = _compared(against, results[against], result)
-    row["warnings"] = [*result.notes(), *_unseen(models, result)]
+    row["skipped"] = split.num_bad
+    row["warnings"] = [*told, *result.notes(), *_unseen(models, result)]
     return {
         **row,
         **{key: sizes[key] for key in ("parameters", "nonzero", "bytes")},

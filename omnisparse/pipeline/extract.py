@@ -330,7 +330,7 @@ def solve_bytes(
 
 def _read_spec(path: Path) -> SubnetSpec:
     try:
-        return SubnetSpec.from_json(path.read_text(encoding="utf-8"))
+        return SubnetSpec.from_json(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: spec is not UTF-8 text") from error
     except ValueError as error:

@@ -80,7 +80,11 @@ def search_run(
     run = runs.latest_run() if run is None else run
     task = SearchTask(run, sizes, config)
     probes = task.probes()
-    cuts = load_manifest(manifest) if manifest is not None else _dev_cuts(run)
+    rate = task.loaded.extractor.sampling_rate
+    if manifest is not None:
+        cuts = load_manifest(manifest, sampling_rate=rate, tell=on_stage)
+    else:
+        cuts = _dev_cuts(run, rate, on_stage)
     on_stage("features of the dev set")
     loaded = task.loaded
     dev = DevSet(
@@ -260,15 +264,15 @@ def _take_earlier(path: Path, journal: Journal, on_stage: Callable[[str], None])
     return None
 
 
-def _dev_cuts(run: Path) -> Any:
+def _dev_cuts(run: Path, sampling_rate: int, on_stage: Callable[[str], None]) -> Any:
     """The dev split that the run was configured with."""
-    from omnisparse.pipeline.splits import load_splits
+    from omnisparse.pipeline.splits import load_dev
 
     path = run / "config.yaml"
     try:
         document = read_yaml(path.read_text(encoding="utf-8"))
         corpus: CorpusConfig = config_from_dict(document, source=str(path)).corpus
-        dev = load_splits(corpus).dev
+        dev = load_dev(corpus, on_stage, sampling_rate=sampling_rate)
     except (OSError, yaml.YAMLError, AttributeError, OmnisparseError) as error:
         reason = " ".join(str(error).split())
         message = f"{run}: its dev split cannot be read ({reason}); name one with --manifest FILE"

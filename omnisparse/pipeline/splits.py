@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.data.unseen import find_unseen
 from omnisparse.errors import DataError
 from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
+
+_EMBEDDED = "{} (embedded corpus, synthetic speech)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +67,14 @@ def load_splits(
     base = Path(config.base)
 
     def load(path: Path, name: str = "") -> Corpus:
-        cuts = load_manifest(path)
-        others = {cut.sampling_rate for cut in cuts} - {sampling_rate}
-        if sampling_rate is not None and others:
-            stage(f"{path}: from {', '.join(map(str, sorted(others)))} Hz to {sampling_rate} Hz")
-            cuts = resample(cuts, sampling_rate)
-        return Corpus(name=name or str(path), cuts=cuts)
+        corpus = _load(path, stage, sampling_rate, name)
+        spoken = CutSet.from_cuts(cut for cut in corpus.cuts if text_of(cut).strip())
+        silent = len(corpus.cuts) - len(spoken)
+        if silent:
+            stage(f"{path}: {silent:,} utterances without words are left out of training")
+        return replace(corpus, cuts=spoken)
 
     train = [load(base / path) for path in config.train]
-    dev = [load(base / path) for path in config.dev]
     if not train and tuple(speed_factors) != (1.0,):
         stage("speed_factors change nothing: the embedded corpus varies its rates by itself")
     parts = [perturb_speed(corpus.cuts, speed_factors) for corpus in train]
@@ -81,10 +82,10 @@ def load_splits(
         folder = synthetic_folder(config)
         stage(f"corpus {folder}")
         prepare_synthetic(config.synthetic, folder)
-        embedded = "{} (embedded corpus, synthetic speech)"
-        train.append(load(folder / "train.jsonl", embedded.format(folder / "train.jsonl")))
-        dev.append(load(folder / "dev.jsonl", embedded.format(folder / "dev.jsonl")))
+        path = folder / "train.jsonl"
+        train.append(load(path, _EMBEDDED.format(path)))
         parts.append(train[-1].cuts)
+    dev = _load_dev(config, stage, sampling_rate)
     joined = _join(parts)
     if len(joined) == 0:
         raise DataError("the training split is empty")
@@ -95,6 +96,42 @@ def load_splits(
         tuple(dev),
         tuple(speed_factors) if config.train else (1.0,),
     )
+
+
+def load_dev(
+    config: CorpusConfig,
+    stage: Callable[[str], None] = lambda line: None,
+    *,
+    sampling_rate: int | None = None,
+) -> CutSet:
+    """The dev split alone, as :func:`load_splits` reads it; utterances without words stay in it.
+
+    Raises:
+        DataError: If a manifest cannot be used.
+    """
+    if config.synthetic is not None:
+        prepare_synthetic(config.synthetic, synthetic_folder(config))
+    return _join([corpus.cuts for corpus in _load_dev(config, stage, sampling_rate)])
+
+
+def _load_dev(
+    config: CorpusConfig, stage: Callable[[str], None], sampling_rate: int | None
+) -> list[Corpus]:
+    dev = [_load(Path(config.base) / path, stage, sampling_rate) for path in config.dev]
+    if config.synthetic is not None:
+        path = synthetic_folder(config) / "dev.jsonl"
+        dev.append(_load(path, stage, sampling_rate, _EMBEDDED.format(path)))
+    return dev
+
+
+def _load(
+    path: Path, stage: Callable[[str], None], sampling_rate: int | None, name: str = ""
+) -> Corpus:
+    """One corpus, brought to a rate."""
+    cuts = load_manifest(path, sampling_rate=sampling_rate, tell=stage)
+    if sampling_rate is not None:
+        cuts = resample(cuts, sampling_rate)
+    return Corpus(name=name or str(path), cuts=cuts)
 
 
 def tell_corpora(splits: Splits, stage: Callable[[str], None]) -> None:

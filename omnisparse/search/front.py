@@ -132,7 +132,7 @@ def read_front(path: Path) -> Front:
     """
     path = path / "front.json" if path.is_dir() else path
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         message = f"{path}: there is no front; `omnisparse search` makes one"
         raise FormatError(message) from error

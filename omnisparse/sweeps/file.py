@@ -123,7 +123,7 @@ def load_sweep(path: Path) -> Sweep:
         SweepError: If it cannot be read, or asks for something that cannot be done here; one line.
     """
     try:
-        document = read_yaml(path.read_text(encoding="utf-8"))
+        document = read_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SweepError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.resampling import StreamingResampler, resampling_ratio
 from omnisparse.deploy.recognizer import Recognizer
-from omnisparse.deploy.resampling import StreamingResampler, _ratio
 from omnisparse.deploy.streaming import StreamingFeatures, StreamingSession
 from omnisparse.errors import DataError
 from omnisparse.models import LasConfig, TransducerConfig, build_model
@@ -267,7 +267,7 @@ def test_resampled_pieces_are_the_whole(rate: int, length: int, chunks: list[int
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 400_000), st.sampled_from([8000, RATE, 22000]))
 def test_no_rate_needs_gigabytes(rate: int, target: int) -> None:
-    samples_in, samples_out = _ratio(rate, target)
+    samples_in, samples_out = resampling_ratio(rate, target)
     assert samples_in * samples_out <= max(1 << 22, rate, target)
     assert samples_in / samples_out == pytest.approx(rate / target, rel=1e-3)
     if rate % 25 == 0 and rate <= 96_000:

@@ -161,7 +161,7 @@ def test_bad_corpora_are_named() -> None:
         _evaluate(EchoModel(), [Cut("a", "play", 3)], batch_seconds=0)
 
 
-def test_the_cause_of_unreadable_audio_is_told() -> None:
+def test_no_text_of_a_library_reaches_the_user() -> None:
     class Broken(Cut):
         def load_audio(self) -> np.ndarray:
             try:
@@ -169,5 +169,5 @@ def test_the_cause_of_unreadable_audio_is_told() -> None:
             except OSError as error:
                 raise RuntimeError("Reading audio failed.\nDetails: many\nlines") from error
 
-    with pytest.raises(DataError, match=r"^a: its .* read \(Error opening 'a.wav': Format not rec"):
+    with pytest.raises(DataError, match=r"^a: its audio cannot be read \(lhotse cannot"):
         _evaluate(EchoModel(), [Broken("a", "play", 3)])

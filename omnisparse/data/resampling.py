@@ -33,7 +33,7 @@ class StreamingResampler:
     def __init__(self, rate: int, target: int) -> None:
         from torchaudio.transforms import Resample
 
-        self._step, self._new_step = _ratio(rate, target)
+        self._step, self._new_step = resampling_ratio(rate, target)
         width = _KERNEL_CROSSINGS * self._step / (min(self._step, self._new_step) * _ROLLOFF)
         # Counted in steps, of which the pattern of the kernels repeats.
         self._margin = math.ceil(width / self._step)
@@ -73,8 +73,13 @@ class StreamingResampler:
         return ready
 
 
-def _ratio(rate: int, target: int) -> tuple[int, int]:
-    """Samples in and samples out of one repetition."""
+def resampling_ratio(rate: int, target: int) -> tuple[int, int]:
+    """Samples in and samples out of one repetition of the kernels.
+
+    Args:
+        rate: Rate of what comes in, in Hz, >= 1.
+        target: Rate of what goes out, in Hz, >= 1.
+    """
     exact = Fraction(rate, target)
     if exact.numerator * exact.denominator > _LARGEST_PATTERN:
         limit = math.isqrt(_LARGEST_PATTERN * target // rate)
