@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,9 @@ import numpy as np
 from omnisparse.data.audio import read_samples, recordings_of
 from omnisparse.data.content import ContentCache, State, digest_file, file_state
 from omnisparse.data.cuts import make_cut
-from omnisparse.data.decoding import BadAudioError, FloatArray, decode, is_cut_short, read_header
+from omnisparse.data.decoding import BadAudioError, FloatArray, decoded, is_cut_short
 from omnisparse.data.identity import sound_rows
 from omnisparse.data.validation import (
-    Hertz,
     Item,
     Progress,
     Seconds,
@@ -39,6 +38,7 @@ Place = tuple[int, int, tuple[int, ...] | None]
 """First sample, the one after the last (-1: to the end), and channels of a stretch."""
 
 _SHORTEST_SECONDS: Seconds = 0.01  # one frame: what is shorter has no features
+_FILES_AT_ONCE = 256
 _VERSION = 1  # of the judgement; other documents are not believed
 
 
@@ -124,48 +124,72 @@ def _examine_files(
         if document is not None and not _unanswered(document, groups[path]):
             documents[path] = document
     done = sum(len(groups[path]) for path in documents)
-    files: dict[str, tuple[State, str]] = {}
-    found: dict[str, Document] = {}
-
-    def examine(path: str) -> tuple[State | None, str, Document]:
-        return _examine(path, groups[path], cache)
-
     left = [path for path in groups if path not in documents]
     with ThreadPoolExecutor(max_workers=max(1, num_jobs)) as pool:
-        for path, (state, digest, document) in zip(left, pool.map(examine, left), strict=True):
-            documents[path] = document
-            if state is not None:
-                files[path] = (state, digest)
-                merged = found.get(digest, known.get(digest, {})).get("stretches", {})
-                document["stretches"] = {**merged, **document["stretches"]}
-                found[digest] = document
-            done += len(groups[path])
-            if progress is not None:
-                progress(done, total)
-    cache.keep(files, found)
+        for first in range(0, len(left), _FILES_AT_ONCE):
+            part = {path: groups[path] for path in left[first : first + _FILES_AT_ONCE]}
+            for path, document in _examine_part(part, cache, pool):
+                documents[path] = document
+                done += len(part[path])
+                if progress is not None:
+                    progress(done, total)
     return documents
 
 
-def _examine(
-    path: str, items: Sequence[Item], cache: ContentCache
-) -> tuple[State | None, str, Document]:
-    """State, digest and document of a file; no state where there is none to keep."""
+def _examine_part(
+    groups: dict[str, list[Item]], cache: ContentCache, pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, Document]]:
+    """Documents of some files, which are kept at once: a stop loses the work on one part only."""
+    identified = dict(zip(groups, pool.map(_identify, groups), strict=True))
+    # A file may have been known elsewhere, or by other stretches of it.
+    known = cache.documents(one.digest for one in identified.values() if one.digest)
+
+    def examine(path: str) -> Document:
+        bad = identified[path].bad
+        if bad is not None:
+            return _bad_document(*bad)
+        document = known.get(identified[path].digest)
+        if document is not None and not _unanswered(document, groups[path]):
+            return document
+        try:
+            return _decode(path, groups[path])
+        except BadAudioError as error:
+            return _bad_document(error.reason, error.detail)
+
+    files: dict[str, tuple[State, str]] = {}
+    found: dict[str, Document] = {}
+    for path, document in zip(groups, pool.map(examine, groups), strict=True):
+        state, digest = identified[path].state, identified[path].digest
+        if state is not None and digest:
+            files[path] = (state, digest)
+            before = found.get(digest, known.get(digest, {})).get("stretches", {})
+            document["stretches"] = {**before, **document["stretches"]}
+            found[digest] = document
+        yield path, document
+    cache.keep(files, found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identified:
+    """A file by its content."""
+
+    state: State | None
+    digest: str
+    """Empty where it cannot be read."""
+    bad: tuple[str, str] | None
+    """Reason and detail where it cannot be read."""
+
+
+def _identify(path: str) -> _Identified:
     state = file_state(path)
+    if state is None or not Path(path).is_file():
+        detail = "no such file" if state is None else "not a file"
+        return _Identified(None, "", ("missing", detail))
     try:
-        digest = digest_file(path) if state is not None and Path(path).is_file() else ""
+        return _Identified(state, digest_file(path), None)
     except OSError as error:
         detail = (error.strerror or "it cannot be read").lower()
-        return None, "", _bad_document("unreadable", detail)
-    if not digest:
-        detail = "not a file" if state is not None else "no such file"
-        return None, "", _bad_document("missing", detail)
-    document = cache.documents([digest]).get(digest)  # the file may have been known elsewhere
-    if document is None or _unanswered(document, items):
-        try:
-            document = _decode(path, items)
-        except BadAudioError as bad:
-            document = _bad_document(bad.reason, bad.detail)
-    return state, digest, document
+        return _Identified(None, "", ("unreadable", detail))
 
 
 def _bad_document(reason: str, detail: str) -> Document:
@@ -182,14 +206,18 @@ def _unanswered(document: Document, items: Iterable[Item]) -> bool:
     if document["bad"] is not None:
         return False
     stretches = document["stretches"]
-    return any(_name(_place(item, document["rate"])) not in stretches for item in items)
+    return any(_name(_place(item, document)) not in stretches for item in items)
 
 
-def _place(item: Item, sampling_rate: Hertz) -> Place:
-    start = round(item.offset * sampling_rate)
+def _place(item: Item, document: Document) -> Place:
+    """What an item asks of a file of this rate and so many channels."""
+    rate, channels = document["rate"], item.channels
+    if channels == tuple(range(document["channels"])):
+        channels = None
+    start = round(item.offset * rate)
     if not item.segment or item.duration is None:
-        return start, -1, item.channels
-    return start, start + round(item.duration * sampling_rate), item.channels
+        return start, -1, channels
+    return start, start + round(item.duration * rate), channels
 
 
 def _name(place: Place) -> str:
@@ -199,31 +227,27 @@ def _name(place: Place) -> str:
 
 def _decode(path: str, items: Iterable[Item]) -> Document:
     """Decode a file once and listen to all stretches that are asked for."""
-    header = read_header(path)
-    places = {_place(item, header.sampling_rate) for item in items}
-    heard = {place: _Heard() for place in sorted(places, key=lambda place: place[:2])}
     frames = 0
-    for block in decode(path):
-        for place, state in heard.items():
-            start, stop = place[0] - frames, place[1] - frames
-            if start >= len(block):
-                break
-            if place[1] < 0 or stop > 0:
-                stretch = block[max(0, start) : len(block) if place[1] < 0 else stop]
-                state.listen(stretch, place[2])
-        frames += len(block)
-    cut_short = is_cut_short(path, header, frames)
+    with decoded(path) as (header, blocks):
+        document: Document = {"version": _VERSION, "rate": header.sampling_rate}
+        document["channels"] = header.channels
+        places = {_place(item, document) for item in items}
+        heard = {place: _Heard() for place in sorted(places, key=lambda place: place[:2])}
+        for block in blocks:
+            for place, state in heard.items():
+                start, stop = place[0] - frames, place[1] - frames
+                if start >= len(block):
+                    break
+                if place[1] < 0 or stop > 0:
+                    stretch = block[max(0, start) : len(block) if place[1] < 0 else stop]
+                    state.listen(stretch, place[2])
+            frames += len(block)
+    cut_short = is_cut_short(header, frames)
     bad = None if cut_short is None else ["unreadable", cut_short]
     if frames == 0:
         bad = ["header-only", "a header and no audio"]
-    return {
-        "version": _VERSION,
-        "rate": header.sampling_rate,
-        "channels": header.channels,
-        "frames": frames,
-        "bad": bad,
-        "stretches": {_name(place): state.result for place, state in heard.items()},
-    }
+    stretches = {_name(place): state.result for place, state in heard.items()}
+    return {**document, "frames": frames, "bad": bad, "stretches": stretches}
 
 
 @dataclass(slots=True)
@@ -261,7 +285,7 @@ def _judge(item: Item, document: Document) -> Any:
         reason, detail = document["bad"]
         raise BadAudioError(reason, f"{detail}: {item.path}")
     rate, frames = document["rate"], document["frames"]
-    place = _place(item, rate)
+    place = _place(item, document)
     if item.channels is not None and max(item.channels) >= document["channels"]:
         count = document["channels"]
         detail = f"no channel {max(item.channels)}, the file has {count} (from 0): {item.path}"

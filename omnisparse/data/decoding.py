@@ -64,6 +64,9 @@ class Header:
     """Samples of each channel; 0 where the format leaves that to the decoder."""
     exact: bool
     """Whether a seek is exact."""
+    declared: int | None
+    """Samples of each channel that the file was to hold, which may be more than are left of it;
+    None where ``frames`` is an estimate."""
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]
@@ -97,8 +100,21 @@ def decode(path: str | Path, frames: int = BLOCK_FRAMES) -> Iterator[FloatArray]
     Raises:
         BadAudioError: If the file is missing, no audio or damaged.
     """
-    with _opened(path) as (file, _):
-        yield from _blocks(file, frames)
+    with decoded(path, frames) as (_, blocks):
+        yield from blocks
+
+
+@contextlib.contextmanager
+def decoded(
+    path: str | Path, frames: int = BLOCK_FRAMES
+) -> Iterator[tuple[Header, Iterator[FloatArray]]]:
+    """Open a sound file: what it says of itself, and its blocks as :func:`decode` yields them.
+
+    Raises:
+        BadAudioError: If the file is missing, no audio or damaged.
+    """
+    with _opened(path) as (file, header):
+        yield header, _blocks(file, frames)
 
 
 def read_stretch(path: str | Path, start: int, count: int | None) -> FloatArray:
@@ -129,28 +145,32 @@ def read_stretch(path: str | Path, start: int, count: int | None) -> FloatArray:
     return kept[start:] if count is None else kept[start : start + count]
 
 
-def is_cut_short(path: str | Path, header: Header, decoded: int) -> str | None:
+def is_cut_short(header: Header, num_decoded: int) -> str | None:
     """Whether a file ends before it says it does.
 
     Args:
-        path: The file.
         header: What it says of itself.
-        decoded: Samples of each channel that could be decoded.
+        num_decoded: Samples of each channel that could be decoded.
 
     Returns:
         What is missing, for a person; None where nothing is.
     """
-    declared = header.frames
-    with _opened(path) as (file, _):
-        if file.format == "MP3" and not _has_length(path):
-            return None  # an estimate
-        found = _DATA_SIZE.search(file.extra_info) if file.format in {"WAV", "WAVEX"} else None
-        if found is not None and int(found[2]) < int(found[1]) < _PIPED_BYTES:
-            declared = round(declared * int(found[1]) / max(1, int(found[2])))
-    seconds, wanted = decoded / header.sampling_rate, declared / header.sampling_rate
+    if header.declared is None:
+        return None
+    seconds = num_decoded / header.sampling_rate
+    wanted = header.declared / header.sampling_rate
     if abs(wanted - seconds) <= max(0.1, 0.01 * wanted):
         return None
     return f"its header says {wanted:.2f} s, {seconds:.2f} s could be decoded"
+
+
+def _declared(file: _Forward, frames: int) -> int | None:
+    if file.format == "MP3" and not _has_length(file.name):
+        return None
+    found = _DATA_SIZE.search(file.extra_info) if file.format in {"WAV", "WAVEX"} else None
+    if found is not None and int(found[2]) < int(found[1]) < _PIPED_BYTES:
+        return round(frames * int(found[1]) / max(1, int(found[2])))
+    return frames
 
 
 def _has_length(path: str | Path) -> bool:
@@ -178,6 +198,7 @@ def _opened(path: str | Path) -> Iterator[tuple[_Forward, Header]]:
             channels=int(file.channels),
             frames=max(0, int(file.frames)),
             exact=file.subtype in _EXACT and soundfile.SoundFile.seekable(file),
+            declared=_declared(file, max(0, int(file.frames))),
         )
         if header.sampling_rate < 1 or header.channels < 1:
             raise BadAudioError("unreadable", "a header without a sampling rate or channels")

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from omnisparse.deploy.recognizer import Recognizer, Transcript, read_audio
+from omnisparse.deploy.recognizer import Recognizer, Transcript, audio_chunks, read_audio
 from omnisparse.errors import DataError
 
 RATE = 16000
@@ -123,3 +123,14 @@ def test_bad_arguments_are_named(recognizer: Recognizer) -> None:
 
 def test_silence_of_no_length_has_no_rtf() -> None:
     assert Transcript(text="", audio_seconds=0.0, seconds=1.0).rtf == 0.0
+
+
+def test_an_mp3_in_pieces_is_the_whole_file(tmp_path: Path) -> None:
+    time = np.arange(4 * RATE) / RATE
+    samples = 0.2 * np.random.default_rng(0).standard_normal(4 * RATE) * (1 + np.sin(9 * time))
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, np.clip(samples, -1, 1), RATE, bitrate_mode="VARIABLE")
+    whole, _ = soundfile.read(path, dtype="float32")
+    rate, pieces = audio_chunks(path, 0.32)
+    assert rate == RATE
+    np.testing.assert_allclose(np.concatenate(list(pieces)), whole, atol=1e-6)
