@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from omnisparse.durable import replacing
 from omnisparse.errors import OmnisparseError
+from omnisparse.training.wandb_file import read_history
 
 Mode = Literal["online", "offline", "off"]
 Metrics = dict[str, float]
@@ -33,9 +34,10 @@ class TrackingConfig:
 class Tracker:
     """Append metrics to ``metrics.jsonl`` and, when asked or logged in, to W&B.
 
-    W&B forgets nothing that it was given. So a row goes there only when the checkpoint behind it
-    is written: a killed run does the steps since its checkpoint again, and each step still has one
-    value. ``wandb-sent`` in the run holds the last step that went there.
+    W&B never takes a row back. So a row goes there only when the checkpoint behind it is written: a
+    killed run does the steps since its checkpoint again, and each step still has one value. What
+    W&B itself lost in the kill is given to it again; ``wandb-sent`` in the run says what went
+    where.
 
     Args:
         run: The run directory.
@@ -57,14 +59,18 @@ class Tracker:
         resumed_step: int = 0,
     ) -> None:
         self.path = run / "metrics.jsonl"
-        self._sent_path = run / _SENT
-        self._sent = self._last_sent(run)
+        self._run = run
+        self._sent = self._last_sent()
         self._drop_after(resumed_step)
         self._waiting: list[tuple[int, Metrics]] = []
         self._wandb = self._start_wandb(run, config, run_config)
-        if self._wandb is not None:
-            self._waiting += [(line.pop("step"), line) for line in self._lines()]
-            self.checkpointed(resumed_step)  # what a kill kept from going there
+        if self._wandb is None:
+            return
+        if getattr(self._wandb, "resumed", False):  # online: the server says what it has
+            self._sent = int(self._wandb.starting_step) - 1
+        self._before = self._sent
+        self._waiting += [(line.pop("step"), line) for line in self._lines()]
+        self.checkpointed(resumed_step)  # what a kill kept from going there
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record ``metrics`` of ``step`` (optimizer steps done)."""
@@ -81,10 +87,10 @@ class Tracker:
         self._waiting = [row for row in self._waiting if row[0] > step]
         if not ready:
             return
-        # First the note: a kill between the two leaves a gap, which is no wrong number.
         self._sent = ready[-1][0]
-        with replacing(self._sent_path) as partial:
-            partial.write_text(f"{self._sent}\n", encoding="utf-8")
+        note = {"sent": self._sent, "before": self._before, "file": self._wandb_file()}
+        with replacing(self._run / _SENT) as partial:
+            partial.write_text(json.dumps(note), encoding="utf-8")
         for row_step, metrics in ready:
             self._wandb.log(metrics, step=row_step)
 
@@ -119,13 +125,23 @@ class Tracker:
                 continue  # the half line of a killed process
         return found
 
-    def _last_sent(self, run: Path) -> int:
-        """The last step that went to W&B; of a run from before this was noted, its last line."""
+    def _wandb_file(self) -> str | None:
+        """The file that W&B writes now, relative to the run where it is in it."""
+        folder = Path(str(getattr(self._wandb, "dir", ""))).parent
+        file = next(folder.glob("*.wandb"), None)
+        return None if file is None else os.path.relpath(file, self._run)
+
+    def _last_sent(self) -> int:
+        """The last step that W&B holds, -1 for none; of a run without a note, its last line."""
         try:
-            return int(self._sent_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            lines = self._lines() if (run / _IDENTITY).exists() else []
+            note = json.loads((self._run / _SENT).read_text(encoding="utf-8"))
+            sent, before, file = int(note["sent"]), int(note["before"]), note["file"]
+        except (OSError, ValueError, KeyError, TypeError):
+            lines = self._lines() if (self._run / _IDENTITY).exists() else []
             return max((line["step"] for line in lines), default=-1)
+        if file is None or not (self._run / file).exists():
+            return sent  # brought to the server, and deleted
+        return max([before, *(step for step, _ in read_history(self._run / file))])
 
     @staticmethod
     def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from wandb_file import history_of
+from wandb_rows import history_of
 
 from omnisparse.config import RunConfig, config_to_yaml
 from omnisparse.errors import OmnisparseError
@@ -134,7 +134,8 @@ def test_a_killed_process_loses_only_the_steps_since_its_checkpoint(
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     command = [sys.executable, "-m", "omnisparse.cli", "train", "config.yaml", "--out", "killed"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    environment = {name: os.environ[name] for name in os.environ if name != "WANDB_SERVICE"}
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not list(killed.glob("checkpoints/step-*")):
         time.sleep(0.01)

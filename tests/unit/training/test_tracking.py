@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
 from matplotlib import figure
-from wandb_file import history_of
+from wandb_rows import history_of
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.training.tracking import Tracker, TrackingConfig, log_comparison
+from omnisparse.training.wandb_file import read_history
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +80,36 @@ def test_a_step_has_one_value_in_wandb_whatever_was_killed(tmp_path: Path) -> No
     assert start(5, [6], 6) == [1, 2, 3, 4, 5, 6]
 
 
+def test_rows_that_wandb_lost_in_a_kill_are_given_to_it_again(tmp_path: Path) -> None:
+    """W&B's process holds rows back: a process killed behind its checkpoint leaves none of them."""
+    code = (
+        "import os, sys; from pathlib import Path; "
+        "from omnisparse.training.tracking import Tracker, TrackingConfig; "
+        "t = Tracker(Path(sys.argv[1]), TrackingConfig(wandb='offline'), run_config={}); "
+        "[t.log(step, {'loss': float(step)}) for step in (1, 2, 3)]; t.checkpointed(2); "
+        "os.kill(os.getpid(), 9)"
+    )
+    # Its own process of W&B, not that of the tests.
+    environment = {name: os.environ[name] for name in os.environ if name != "WANDB_SERVICE"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert json.loads((tmp_path / "wandb-sent").read_text())["sent"] == 2
+    assert steps_of(tmp_path) == [1, 2, 3]
+    again = Tracker(tmp_path, TrackingConfig(wandb="offline"), run_config={}, resumed_step=2)
+    again.log(3, {"loss": 3.0})
+    again.checkpointed(3)
+    again.close({})
+    assert [step for step, _ in history_of(tmp_path)] == [1, 2, 3]
+
+
+def test_what_is_no_file_of_wandb_has_no_rows(tmp_path: Path) -> None:
+    for content in (b"", b":W&B", b"text", b":W&B\xe1\xbe\x00" + bytes(40)):
+        (tmp_path / "x.wandb").write_bytes(content)
+        assert read_history(tmp_path / "x.wandb") == []
+    assert read_history(tmp_path / "absent.wandb") == []
+
+
 def test_rows_of_before_are_sent_where_wandb_joins_later(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, TrackingConfig(wandb="off"), run_config={})
     for step in (1, 2, 3):
@@ -84,7 +119,7 @@ def test_rows_of_before_are_sent_where_wandb_joins_later(tmp_path: Path) -> None
     tracker.checkpointed(3)
     tracker.close({})
     assert [step for step, _ in history_of(tmp_path)] == [1, 2, 3]
-    assert (tmp_path / "wandb-sent").read_text() == "3\n"
+    assert json.loads((tmp_path / "wandb-sent").read_text())["sent"] == 3
 
 
 def test_a_comparison_is_logged_as_table_and_plot(tmp_path: Path) -> None:
