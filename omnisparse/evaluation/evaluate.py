@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from omnisparse.console import show_faults
 from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.batch import text_of
 from omnisparse.errors import DataError
@@ -68,6 +69,7 @@ def evaluate(
         ValueError: If ``beam`` or ``batch_seconds`` is out of range.
         DataError: If there is no utterance, not one reference word, or audio that cannot be read.
     """
+    show_faults()
     if beam < 1:
         raise ValueError(f"beam: expected at least 1, got {beam}")
     if not batch_seconds > 0:

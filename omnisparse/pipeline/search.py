@@ -14,6 +14,7 @@ import yaml
 from omnisparse.artifact import planned_bytes
 from omnisparse.config import CorpusConfig, config_from_dict
 from omnisparse.config.yaml_core import read_yaml
+from omnisparse.console import show_faults
 from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
@@ -75,6 +76,7 @@ def search_run(
         ValueError: If a size or an option is not legal.
         OmnisparseError: If the run or the utterances cannot be used.
     """
+    show_faults()
     started = time.perf_counter()
     config = config or SearchConfig()
     run = runs.latest_run() if run is None else run

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from lhotse import CutSet
 
 from omnisparse.config import RunConfig, config_to_dict
-from omnisparse.console import SWEEP
+from omnisparse.console import SWEEP, show_faults
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
 from omnisparse.data.feature_store import FeatureStore
@@ -39,7 +39,6 @@ from omnisparse.runs.listing import summarize
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import load_newest
 from omnisparse.training.launch import make_accelerator
-from omnisparse.training.stop_signals import show_faults
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
 

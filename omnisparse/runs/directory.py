@@ -77,7 +77,9 @@ def read_description(run: Path) -> RunDescription:
     try:
         document = json.loads((run / _DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FormatError(f"{run}: not a run directory (it has no {_DESCRIPTION})") from error
+        raise FormatError(
+            f"{run}: no run directory (it has no {_DESCRIPTION}), and no artifact"
+        ) from error
     except (OSError, ValueError) as error:
         raise FormatError(f"{run / _DESCRIPTION}: cannot be read as JSON") from error
     version = document.pop("format", None) if isinstance(document, dict) else None
@@ -205,6 +207,7 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
         state = load_checkpoint(path).tensors["model"]
     else:
         run = path
+        read_description(run)  # tells what is no run at all
         mapped, _ = newest_weights(path)
         state = {name: as_tensor(array).clone() for name, array in mapped.items()}
     description = read_description(run)

@@ -8,10 +8,8 @@ shortly behind a first signal is taken for the same one.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,17 +122,6 @@ class _Echo:
         if not self.signals._is_echo():
             signal.signal(number, self.previous)
             os.kill(os.getpid(), number)
-
-
-def show_faults() -> None:
-    """Let Python name the line where a library breaks the process.
-
-    With this, stops by SIGTERM ended well that ended in a corrupt heap without (0 of 14 against 8
-    of 20 on one machine; plain torch shows the same).
-    """
-    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
-        with contextlib.suppress(OSError, ValueError):  # no file behind it, as in a notebook
-            faulthandler.enable(file=sys.__stderr__)
 
 
 def _say(text: str) -> None:

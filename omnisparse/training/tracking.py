@@ -69,6 +69,7 @@ class Tracker:
         if getattr(self._wandb, "resumed", False):  # online: the server says what it has
             self._sent = int(self._wandb.starting_step) - 1
         self._before = self._sent
+        self._note()
         self._waiting += [(line.pop("step"), line) for line in self._lines()]
         self.checkpointed(resumed_step)  # what a kill kept from going there
 
@@ -88,9 +89,7 @@ class Tracker:
         if not ready:
             return
         self._sent = ready[-1][0]
-        note = {"sent": self._sent, "before": self._before, "file": self._wandb_file()}
-        with replacing(self._run / _SENT) as partial:
-            partial.write_text(json.dumps(note), encoding="utf-8")
+        self._note()
         for row_step, metrics in ready:
             self._wandb.log(metrics, step=row_step)
 
@@ -124,6 +123,12 @@ class Tracker:
             except (ValueError, KeyError, TypeError):
                 continue  # the half line of a killed process
         return found
+
+    def _note(self) -> None:
+        """Keep what went to W&B, and into which file."""
+        note = {"sent": self._sent, "before": self._before, "file": self._wandb_file()}
+        with replacing(self._run / _SENT) as partial:
+            partial.write_text(json.dumps(note), encoding="utf-8")
 
     def _wandb_file(self) -> str | None:
         """The file that W&B writes now, relative to the run where it is in it."""

@@ -80,21 +80,22 @@ def test_a_step_has_one_value_in_wandb_whatever_was_killed(tmp_path: Path) -> No
     assert start(5, [6], 6) == [1, 2, 3, 4, 5, 6]
 
 
-def test_rows_that_wandb_lost_in_a_kill_are_given_to_it_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [True, False])  # killed behind its checkpoint at once, or later
+def test_rows_that_wandb_lost_in_a_kill_are_given_to_it_again(tmp_path: Path, told: bool) -> None:
     """W&B's process holds rows back: a process killed behind its checkpoint leaves none of them."""
     code = (
         "import os, sys; from pathlib import Path; "
         "from omnisparse.training.tracking import Tracker, TrackingConfig; "
         "t = Tracker(Path(sys.argv[1]), TrackingConfig(wandb='offline'), run_config={}); "
-        "[t.log(step, {'loss': float(step)}) for step in (1, 2, 3)]; t.checkpointed(2); "
-        "os.kill(os.getpid(), 9)"
+        "[t.log(step, {'loss': float(step)}) for step in (1, 2, 3)]; "
+        f"t.checkpointed({2 if told else 0}); os.kill(os.getpid(), 9)"
     )
     # Its own process of W&B, not that of the tests.
     environment = {name: os.environ[name] for name in os.environ if name != "WANDB_SERVICE"}
     command = [sys.executable, "-c", code, str(tmp_path)]
     killed = subprocess.run(command, capture_output=True, env=environment)
     assert killed.returncode == -signal.SIGKILL
-    assert json.loads((tmp_path / "wandb-sent").read_text())["sent"] == 2
+    assert json.loads((tmp_path / "wandb-sent").read_text())["sent"] == (2 if told else -1)
     assert steps_of(tmp_path) == [1, 2, 3]
     again = Tracker(tmp_path, TrackingConfig(wandb="offline"), run_config={}, resumed_step=2)
     again.log(3, {"loss": 3.0})
