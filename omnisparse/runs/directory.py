@@ -77,9 +77,7 @@ def read_description(run: Path) -> RunDescription:
     try:
         document = json.loads((run / _DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise FormatError(
-            f"{run}: no run directory (it has no {_DESCRIPTION}), and no artifact"
-        ) from error
+        raise FormatError(f"{run}: not a run directory (it has no {_DESCRIPTION})") from error
     except (OSError, ValueError) as error:
         raise FormatError(f"{run / _DESCRIPTION}: cannot be read as JSON") from error
     version = document.pop("format", None) if isinstance(document, dict) else None
@@ -207,7 +205,8 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
         state = load_checkpoint(path).tensors["model"]
     else:
         run = path
-        read_description(run)  # tells what is no run at all
+        if not (run / _DESCRIPTION).exists():
+            raise FormatError(f"{run}: neither an artifact nor a run (their files are not in it)")
         mapped, _ = newest_weights(path)
         state = {name: as_tensor(array).clone() for name, array in mapped.items()}
     description = read_description(run)

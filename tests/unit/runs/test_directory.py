@@ -16,6 +16,7 @@ import torch
 from omnisparse.artifact import write_artifact
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
 from omnisparse.nested import write_nested
@@ -69,14 +70,14 @@ def contents(tokenizer: Tokenizer) -> Callable[..., dict[str, Any]]:
     [
         ({}, {"stack": 4}, {}, "features have 32 values a frame, its model reads 16"),
         ({}, {"stack": 10**7}, {}, "features have 80000000 values a frame"),
-        ({}, {"num_bins": 8.0}, {}, "num_bins must be a whole number, got 8.0"),
+        ({}, {"num_bins": 8.0}, {}, "num_bins is 8.0; it must be a whole number"),
         ({}, {"sampling_rate": 10**12}, {}, "from 8000 to 384000"),
         ({"encoder_layers": 200_000}, {}, {}, "encoder_layers is 200000 with 24 tensors"),
         ({"time_reduction": 2.0}, {}, {}, "time_reduction is 2.0; it must be a whole number"),
         ({"encoder_dim": True}, {}, {}, "encoder_dim is True; it must be a whole number"),
         ({"encoder_dim": 2**70}, {}, {}, "weights do not fit its model"),
-        ({"segment": 10**9}, {}, CONFORMER, "segment is 1000000000; it must be at most 10000"),
-        ({"left_context": 10**10}, {}, CONFORMER, "left_context is 10000000000; it must be at"),
+        ({"segment": 10**9}, {}, CONFORMER, "segment is 1000000000; it must be from 1 to 10000"),
+        ({"left_context": 10**10}, {}, CONFORMER, "left_context is 10000000000; it must be from"),
     ],
     ids=str,
 )
@@ -92,6 +93,30 @@ def test_claims_that_the_bytes_do_not_bear_out(
     with pytest.raises(FormatError, match=message) as caught:
         runs.load_model(tmp_path / "a")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "tokenizer.model", "tokens.txt", ""]
+)
+def test_a_recogniser_raises_what_it_documents(
+    contents: Callable[..., dict[str, Any]], tmp_path: Path, file: str
+) -> None:
+    """Of a model that is not whole, in one line that names the folder."""
+    for how in ("absent", "empty", "halved"):
+        broken = tmp_path / how
+        if file:
+            write(broken, contents({}, {}))
+            content = (broken / file).read_bytes()
+            (broken / file).unlink()
+            if how != "absent":
+                (broken / file).write_bytes(
+                    content[: len(content) // 2] if how == "halved" else b""
+                )
+        elif how == "empty":
+            broken.mkdir()
+        with pytest.raises(OmnisparseError, match=str(broken)) as caught:
+            Recognizer.from_path(broken)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_of_fewer_tokens(
