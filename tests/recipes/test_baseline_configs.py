@@ -189,7 +189,7 @@ def transducer(config: RunConfig) -> RunConfig:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_pieces, r"has a vocabulary of 40 pieces; this run's has 44 \(data\.vocab_size\)"),
+        (other_pieces, r"has a vocabulary of 40 pieces; this run's has 44 \(data\.vocab_size;"),
         (other_frames, r"reads features with stack 3; this run's have 2 \(data\.features\.stack\)"),
         (large, r"the target of .* is above the .* legal: up to "),
         (transducer, r"is a las; a transducer is needed"),

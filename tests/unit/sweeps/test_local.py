@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,15 @@ def test_null_and_numbers_are_what_yaml_1_2_says(tmp_path: Path) -> None:
         load_config(None, join_flags(["--name=None"]))
     request = parse_request(["--method=distilled", "--teacher=None", "--init", "None"])
     assert (request.teacher, request.init) == (None, None)
+
+
+def test_reading_a_sweep_needs_no_torch() -> None:
+    """Who waits for runs need not hold the memory of one."""
+    code = (
+        "import sys, omnisparse.cli.sweep, omnisparse.sweeps.local; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 COMMANDS = [
