@@ -37,7 +37,7 @@ from omnisparse.runs import directory as runs
 from omnisparse.runs.claim import claimed_run, finished_metrics
 from omnisparse.runs.listing import summarize
 from omnisparse.sparsity.prunable import find_prunable
-from omnisparse.training.checkpoint import load_newest
+from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.launch import make_accelerator
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
@@ -175,7 +175,7 @@ def _train(
         stage=stage,
     )
     if checkpoint is not None:
-        trainer.load(checkpoint)
+        _load(trainer, checkpoint, stage)
         stage(f"continuing {run} at step {trainer.step} of {max_steps}")
     if moves_latest:
         runs.link_latest(run)
@@ -242,6 +242,17 @@ def _batches(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+
+
+def _load(trainer: Trainer, checkpoint: Checkpoint, stage: Callable[[str], None]) -> None:
+    """Continue from ``checkpoint``; where its place is not in the data any more, an epoch later."""
+    try:
+        trainer.load(checkpoint)
+    except ValueError:
+        epoch = int(checkpoint.state["batches"]["epoch"]) + 1
+        checkpoint.state["batches"] = {"epoch": epoch, "batches": 0}
+        trainer.load(checkpoint)
+        stage(f"the data has fewer batches than before: it goes on with epoch {epoch}")
 
 
 def is_in_sweep() -> bool:

@@ -108,8 +108,10 @@ def test_changed_data_is_gone_on_with_where_that_is_asked_for(
     with pytest.raises(InterruptedTrainingError):
         train(config, out=run, on_progress=stop_at_once)
     features = runs.read_description(run).features
-    rewrite(manifest, lines_of(manifest)[:9])
-    assert train(config, out=run, accept_changes=True).steps == 3
+    rewrite(manifest, lines_of(manifest)[:4])
+    said: list[str] = []
+    assert train(config, out=run, accept_changes=True, on_stage=said.append).steps == 3
+    assert "the data has fewer batches than before: it goes on with epoch 1" in said
     assert runs.read_description(run).features == features  # what its weights are used to
     assert train(config, out=run).steps == 3  # the new data is the run's now
 
