@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from omnisparse.errors import (
 from omnisparse.methods.base import Loss, Method
 from omnisparse.models.base import SpeechModel
 from omnisparse.training.checkpoint import Checkpoint, checkpoint_folder, save_checkpoint
+from omnisparse.training.denormals import denormals_flushed
 from omnisparse.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from omnisparse.training.stop_signals import InterruptedTrainingError, StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
@@ -161,7 +162,7 @@ class Trainer:
             torch.set_num_threads(self.config.threads)
         metrics: Metrics = dict(self.cost)
         self.module.train()
-        with self._stop.caught(), _denormals_flushed():
+        with self._stop.caught(), denormals_flushed():
             stream = iter(self.batches) if self.step < self.max_steps else iter(())
             for batch in stream:
                 self._remember(self._train_step(batch.to(self.accelerator.device)))
@@ -354,16 +355,6 @@ class Trainer:
         """The signal that told any process to stop, if one did."""
         flags = torch.tensor(self._stop.flags, device=self.accelerator.device)
         return self._stop.first_of(self._sum(flags).tolist())
-
-
-@contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """Treat denormals as zero: those of a decayed LSTM state cost a factor in speed."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)  # the caller's arithmetic is not ours to change
 
 
 def _mix(*numbers: int) -> int:
