@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 
-.PHONY: setup demo test test-slow test-interop lint format bench clean
+.PHONY: setup demo test test-slow test-interop lint format docs bench clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages that are made from the code; a test says when this is due.
+docs: setup
+	$(BIN)/python tools/make_docs.py
 
 bench: setup
 	$(BIN)/python tools/benchmark_training.py

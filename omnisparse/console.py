@@ -25,6 +25,7 @@ SWEEP = "OMNISPARSE_SWEEP"
 SECONDS_BETWEEN_LINES = 30.0
 WIDTH_WITHOUT_TERMINAL = 120
 _MAX_METRICS_SHOWN = 3
+_ANY_WIDTH = 10_000
 
 
 class Console:
@@ -60,27 +61,47 @@ class Console:
         self.note(text, style="bold")
 
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = ""
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        title: str = "",
+        drop: Sequence[str] = (),
     ) -> None:
-        """Shows a table; the first column is aligned left, the others right."""
+        """Shows a table; the first column is aligned left, the others right.
+
+        Where it is too wide, whole columns are left out and named below it: no number is ever cut.
+        The text of the first column is, at last.
+
+        Args:
+            columns: Their headings.
+            rows: Their cells.
+            title: A line above.
+            drop: Headings of columns that may be left out, the first to go first; then all others
+                from the right, but for the first two columns.
+        """
         if self.quiet:
             return
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
+        rich_console = self._rich
+        order = [*drop, *(name for name in reversed(columns[2:]) if name not in drop)]
+        left_out: list[str] = []
+        for name in [None, *order]:
+            if name is not None:
+                left_out.append(name)
+            kept = [i for i, column in enumerate(columns) if column not in left_out]
+            table = _table([columns[i] for i in kept], [[r[i] for i in kept] for r in rows], title)
+            if _width_of(table, rich_console) <= rich_console.width:
+                break
+        table.columns[0].no_wrap = False
+        rich_console.print(table)
+        named = [name for name in columns if name in left_out and name]
+        if named:
+            self.note(f"no room for: {', '.join(named)}", style="dim")
 
-        table = Table(
-            title=title or None,
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        self._rich.print(table)
+    def fits(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+        """Whether a table can be shown with all its columns."""
+        rich_console = self._rich
+        return _width_of(_table(columns, rows, ""), rich_console) <= int(rich_console.width)
 
     @contextmanager
     def growing_text(self) -> Iterator[Callable[[str], None] | None]:
@@ -101,6 +122,34 @@ class Console:
                 yield callback
         else:
             yield _PlainProgress(self, description)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Any:
+    """A rich table without a box around it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _width_of(table: Any, rich_console: Any) -> int:
+    """Columns of the screen that a table takes where nothing is cut."""
+    from rich.measure import Measurement
+
+    wide = rich_console.options.update(width=_ANY_WIDTH)
+    return int(Measurement.get(rich_console, wide, table).maximum)
 
 
 @contextmanager

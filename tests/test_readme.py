@@ -1,4 +1,4 @@
-"""The commands that the README shows are commands that exist."""
+"""The commands that README and ``docs/`` show are commands that exist."""
 
 from __future__ import annotations
 
@@ -16,13 +16,22 @@ from omnisparse.comparison.rows import ROWS
 from omnisparse.config import load_config
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+LINKS = sorted(
+    {
+        (str(page.parent.relative_to(ROOT)), link)
+        for page, text in TEXTS.items()
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    }
+)
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    text = "\n".join(text for page, text in TEXTS.items() if page.name != "add_a_method.md")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+    return sorted({line.split("  #")[0].strip() for line in lines if line.strip()})
 
 
 def test_there_are_commands() -> None:
@@ -76,6 +85,6 @@ def test_clean_leaves_trainings_and_corpora(tmp_path: Path) -> None:
     assert [folder for folder in kept if not (tmp_path / folder / "file").exists()] == []
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize(("folder", "link"), LINKS)
+def test_links_lead_somewhere(folder: str, link: str) -> None:
+    assert (ROOT / folder / link).exists()

@@ -178,7 +178,7 @@ def show_bands(report: Report, bands: Sequence[Mapping[str, Any]]) -> None:
         ]
         for band in bands
     ]
-    columns = ["models up to (non-zero)", "first bytes of the file", "", "with places", ""]
+    columns = ["models up to (non-zero)", "first bytes of the file", "size", "with places", "state"]
     report.table(columns, rows)
 
 

@@ -16,6 +16,9 @@ from omnisparse.comparison.table import (
 from omnisparse.console import format_difference, format_interval
 from omnisparse.evaluation.pareto import format_count
 
+COST_COLUMNS = ("trainings", "utterance passes", "device s")
+"""What a row cost."""
+
 _MANY_COMPARISONS = 20
 """So many at p < 0.05 are expected to show a difference where there is none."""
 
@@ -85,7 +88,11 @@ def _by_place(cells: Sequence[Cell]) -> dict[tuple[str, str], Cell]:
 
 
 def wer_table(
-    cells: Sequence[Cell], costs: Sequence[RowCost], rows: TableRows = METHODS
+    cells: Sequence[Cell],
+    costs: Sequence[RowCost],
+    rows: TableRows = METHODS,
+    *,
+    with_intervals: bool = True,
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and lines of the table of one test set, as text.
 
@@ -93,6 +100,7 @@ def wer_table(
         cells: The cells of one test set.
         costs: The cost of every row.
         rows: The rows of the table.
+        with_intervals: Whether each rate is followed by its interval.
     """
     sizes, places = sizes_of(cells), _by_place(cells)
     known = {cost.row: cost for cost in costs}
@@ -101,18 +109,23 @@ def wer_table(
         line = [rows.labels[row]]
         for size in sizes:
             cell = places.get((row, size))
-            line.append("-" if cell is None else _wer_text(cell))
+            text = _wer_text if with_intervals else _rate_text
+            line.append("-" if cell is None else text(cell))
         cost = known.get(row)
         line += ["-"] * 3 if cost is None else [
             f"{cost.trainings}", format_count(cost.utterance_passes), f"{cost.device_seconds:,.0f}"
         ]  # fmt: skip
         lines.append(line)
-    return [rows.heading, *sizes, "trainings", "utterance passes", "device s"], lines
+    return [rows.heading, *sizes, *COST_COLUMNS], lines
 
 
 def _wer_text(cell: Cell) -> str:
     interval = format_interval(cell.wer_low, cell.wer_high)
     return f"{cell.wer:.2f} ({interval}){_star(cell.p_value)}"
+
+
+def _rate_text(cell: Cell) -> str:
+    return f"{cell.wer:.2f}{_star(cell.p_value)}"
 
 
 def _size_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
@@ -196,7 +209,7 @@ def difference_table(
     lines = []
     for row in rows.those_of(cell.row for cell in cells):
         found = [places.get((row, size)) for size in sizes]
-        rates = ["-" if c is None else f"{c.wer:.2f}{_star(c.p_value)}" for c in found]
+        rates = ["-" if c is None else _rate_text(c) for c in found]
         lines.append([rows.labels[row], *rates, relative.get(row, "-"), passes.get(row, "-")])
     return [rows.heading, *sizes, "mean relative", "passes"], lines
 

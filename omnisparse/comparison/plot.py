@@ -12,6 +12,7 @@ from omnisparse.comparison.rows import METHODS, ROWS, TableRows
 from omnisparse.comparison.table import SIGNIFICANT, Cell, RowCost, sizes_of
 from omnisparse.evaluation.pareto import (
     COLOURS,
+    beside,
     draw_curve,
     format_count,
     new_figure,
@@ -82,12 +83,33 @@ def plot_comparison(
 
 
 def _draw_sizes(axes: Any, cells: Sequence[Cell], title: str, rows: TableRows) -> None:
-    for row in rows.those_of(cell.row for cell in cells):
+    shown = rows.those_of(cell.row for cell in cells)
+    for place, row in enumerate(shown):
         chosen = sorted((cell for cell in cells if cell.row == row), key=lambda c: c.nonzero)
-        draw_curve(axes, chosen, rows.number(row), _literal(rows.labels[row]))
+        aside = place - (len(shown) - 1) / 2
+        number = rows.number(row)
+        draw_curve(axes, chosen, number, _literal(rows.labels[row]), aside=aside)
+        for cell in chosen:
+            if cell.p_value is not None and cell.p_value < SIGNIFICANT:
+                _mark(axes, cell, COLOURS[number % len(COLOURS)], aside)
     style_size_axes(axes, cells)
     axes.set_title(title, **_TITLE)
-    axes.legend(frameon=False, fontsize=8)
+    compared = any(cell.p_value is not None for cell in cells)
+    note = f"*  differs from {rows.spoken(rows.rival)} of the same size, p < {SIGNIFICANT}"
+    axes.legend(
+        frameon=False, fontsize=8, title=note if compared else None, title_fontsize=8,
+        alignment="left",
+    )  # fmt: skip
+
+
+def _mark(axes: Any, cell: Cell, colour: str, aside: float) -> None:
+    """A star above the interval of a cell that differs from the rival's."""
+    top = cell.wer if cell.wer_high is None else cell.wer_high
+    axes.annotate(
+        "*", (beside(cell.nonzero, aside), top), textcoords="offset points",
+        xytext=(0, -1), ha="center", fontsize=13, fontweight="bold", color=colour,
+        annotation_clip=True,
+    )  # fmt: skip
 
 
 def _literal(label: str) -> str:

@@ -124,9 +124,13 @@ def _show(
 ) -> None:
     """The table of one test set on the screen, and what the differences are."""
     if rows.picture == "differences":
-        console.table(*difference_table(cells, costs, rows, means), title=test)
+        table = difference_table(cells, costs, rows, means)
+        console.table(*table, title=test, drop=[table[0][-1]])
         return
-    console.table(*wer_table(cells, costs, rows), title=test)
+    table = wer_table(cells, costs, rows)
+    if not console.fits(*table):  # the files and the lines below have the intervals
+        table = wer_table(cells, costs, rows, with_intervals=False)
+    console.table(*table, title=f"{test}, WER in %", drop=["device s", "trainings"])
     for line in _verdicts(cells, means, rows):
         console.note(line)
 

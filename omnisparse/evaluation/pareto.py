@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,10 @@ COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#787774", "#c
 """Colours of curves, bars and points, by number."""
 
 _LEAST_TICK_RATIO = 1.2
+_SHARE_LEFT_EMPTY = 0.45
+"""Where all rates are above this share of the highest, the axis does not start at 0."""
+_SIDE_BY_SIDE = 1.018
+"""Factor between the places of two curves at one size, so that their intervals can be told."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -111,6 +116,8 @@ def plot_pareto(
 ) -> None:
     """Plots WER against non-zero parameters, one line per curve, intervals as error bars.
 
+    The legend says what each curve cost to train, in utterance passes.
+
     Args:
         rows: The models; the order of first appearance of a curve is its order in the legend.
         path: The image to write; its suffix (``.png``, ``.svg``, ``.pdf``) is the format.
@@ -127,7 +134,9 @@ def plot_pareto(
     curves = list(dict.fromkeys(row.curve for row in rows))
     for number, curve in enumerate(curves):
         chosen = sorted((row for row in rows if row.curve == curve), key=lambda row: row.nonzero)
-        draw_curve(axes, chosen, number, (labels or {}).get(curve, curve))
+        passes = chosen[0].account.utterance_passes
+        cost = f" ({format_count(passes)} utterance passes)" if passes else ""
+        draw_curve(axes, chosen, number, f"{(labels or {}).get(curve, curve)}{cost}")
     _annotate(axes, [row for row in rows if row.curve == curves[0]])
     style_size_axes(axes, rows)
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
@@ -165,12 +174,30 @@ def style_size_axes(axes: Any, rows: Sequence[SizedResult]) -> None:
     axes.set_xticks(ticks if len(ticks) <= 8 else [ticks[0], ticks[-1]])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
     axes.xaxis.set_minor_locator(NullLocator())
-    # Above 100 % nothing is recognised any more; a curve that leaves the plot says so well enough.
-    highest = max(row.wer if row.wer_high is None else row.wer_high for row in rows)
-    axes.set_ylim(0.0, min(105.0, 1.08 * highest) if highest > 0 else 1.0)
+    low, high = wer_limits(rows)
+    axes.set_ylim(low, high)
     axes.set_xlabel("non-zero parameters (log scale)")
-    axes.set_ylabel("word error rate, %")
+    start = f" (the axis starts at {low:g})" if low else ""
+    axes.set_ylabel(f"word error rate, %{start}")
     style_axes(axes)
+
+
+def wer_limits(rows: Sequence[SizedResult]) -> tuple[float, float]:
+    """Ends of an axis of word error rates, in percent.
+
+    It starts at 0, but where all rates are far from 0 and close to each other: there curves would
+    lie over each other. It ends above the highest rate. Above 100 % nothing is recognised any
+    more; a curve that leaves the plot says so well enough.
+    """
+    highest = max(row.wer if row.wer_high is None else row.wer_high for row in rows)
+    highest = min(105.0, 1.08 * highest)
+    if highest <= 0:
+        return 0.0, 1.0
+    lowest = min(row.wer if row.wer_low is None else row.wer_low for row in rows)
+    if lowest < _SHARE_LEFT_EMPTY * highest:
+        return 0.0, highest
+    margin = max(0.02 * highest, 0.08 * (highest - lowest))
+    return float(max(0, math.floor(lowest - margin))), highest
 
 
 def style_axes(axes: Any) -> None:
@@ -180,14 +207,24 @@ def style_axes(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_curve(axes: Any, rows: Sequence[SizedResult], number: int, label: str) -> None:
-    """Draws one method's models, smallest first, with their intervals."""
+def draw_curve(
+    axes: Any, rows: Sequence[SizedResult], number: int, label: str, *, aside: float = 0.0
+) -> None:
+    """Draws one method's models, smallest first, with their intervals.
+
+    Args:
+        axes: Where.
+        rows: The models.
+        number: Of the curve: it decides colour and marker.
+        label: Of the legend.
+        aside: Steps to the right of the models' sizes, so that curves do not hide each other.
+    """
     wers = [row.wer for row in rows]
     # A percentile interval may, rarely, not hold the point it belongs to; bars cannot be negative.
     below = [0.0 if row.wer_low is None else max(0.0, row.wer - row.wer_low) for row in rows]
     above = [0.0 if row.wer_high is None else max(0.0, row.wer_high - row.wer) for row in rows]
     axes.errorbar(
-        [row.nonzero for row in rows],
+        [beside(row.nonzero, aside) for row in rows],
         wers,
         yerr=[below, above],
         label=label,
@@ -198,6 +235,11 @@ def draw_curve(axes: Any, rows: Sequence[SizedResult], number: int, label: str) 
         capsize=3,
         elinewidth=1.0,
     )
+
+
+def beside(nonzero: int, aside: float) -> float:
+    """Where a model of this size is drawn, ``aside`` steps to the right of its own place."""
+    return float(nonzero * _SIDE_BY_SIDE**aside)
 
 
 def _annotate(axes: Any, rows: Sequence[ResultRow]) -> None:

@@ -75,6 +75,33 @@ def test_table_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
         assert cell in err
 
 
+@pytest.mark.parametrize("width", [50, 80, 120, 200])
+def test_columns_go_before_numbers_are_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = rich.console.Console(file=screen, width=width, highlight=False, soft_wrap=True)
+    monkeypatch.setattr(Console, "_rich", terminal)
+    columns = ["method", *(f"size {n}" for n in range(6)), "trainings", "device s"]
+    rows = [
+        [name, *(f"{10 * n + k}.25 (9.87 - 11.10) *" for k in range(6)), "3", "123,456"]
+        for n, name in enumerate(["Sparsity (S)", "Supernet, twice the budget"])
+    ]
+    Console().table(columns, rows, title="a test", drop=["device s", "trainings"])
+    text = screen.getvalue()
+    assert "…" not in text
+    table, _, missing = text.partition("no room for: ")
+    left_out = missing.replace("\n", "").split(", ") if missing else []
+    for number, name in enumerate(columns[1:], start=1):
+        if name in left_out:
+            assert name not in table
+        else:
+            assert all(row[number] in table for row in rows)
+    assert columns[1] not in left_out
+    assert max(map(len, table.splitlines())) <= width
+    assert bool(left_out) == (width < 200)
+    assert not left_out or "device s" in left_out
+    assert Console().fits(columns, rows) == (width == 200)
+
+
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_error("first\n  second\n\n")
     assert capsys.readouterr().err == "omnisparse: error: first; second\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from omnisparse.comparison import plot
 from omnisparse.comparison.markdown import difference_table, to_markdown, wer_table
 from omnisparse.comparison.plot import plot_comparison
 from omnisparse.comparison.reference import load_reference
@@ -227,6 +228,33 @@ def test_configurations_as_text_and_picture(tmp_path: Path) -> None:
     plot_comparison(alone, costs, path, test="books-test", rows=CONFIGURATIONS)
     assert both.startswith(b"\x89PNG")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_star_marks_what_differs_from_the_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(plot, "save_figure", lambda figure, path: figures.append(figure))
+    models = [
+        model("pruned", "50%", 500, 0.1), model("pruned", "25%", 250, 0.1),
+        model("supernet", "50%", 500, 0.1), model("supernet", "25%", 250, 0.6),
+    ]  # fmt: skip
+    cells = make_cells(models)
+    plot_comparison(cells, [cost("pruned"), cost("supernet")], Path("x.png"), test="t")
+    (axes,) = [axes for axes in figures[0].axes if "WER against size" in axes.get_title("left")]
+    stars = [text for text in axes.texts if text.get_text() == "*"]
+    clear = [cell for cell in cells if cell.p_value is not None and cell.p_value < 0.05]
+    assert [cell.size for cell in clear] == ["25%"]
+    assert [text.xy[1] for text in stars] == [clear[0].wer_high]
+    assert "differs from sparsity (S)" in axes.get_legend().get_title().get_text()
+
+
+def test_a_narrow_table_has_rates_without_intervals() -> None:
+    cells = make_cells(MODELS)
+    wide, narrow = (wer_table(cells, [], with_intervals=with_) for with_ in (True, False))
+    assert wide[0] == narrow[0]
+    for one, other in zip(wide[1], narrow[1], strict=True):
+        for cell, short in zip(one[1:], other[1:], strict=True):
+            assert short.split()[:1] == cell.split()[:1]
+            assert "(" not in short
 
 
 def test_the_papers_tables_agree_with_each_other_and_with_our_rows() -> None:

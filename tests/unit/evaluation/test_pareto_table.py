@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.pareto import (
     ResultRow,
     format_count,
+    new_figure,
     plot_pareto,
+    style_size_axes,
+    wer_limits,
     write_csv,
 )
 
@@ -64,6 +68,33 @@ def test_plot_needs_a_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rows"):
         plot_pareto([], tmp_path / "none.png", title="none")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wers", "start"),
+    [
+        ((5.0, 6.0, 60.25), 0.0),  # one is near 0
+        ((70.0, 75.0, 80.0), 67.0),  # curves would lie over each other below the upper edge
+        ((5.0, 5.5, 6.0), 0.0),  # intervals reach far down
+        ((0.0, 0.0, 0.0), 0.0),
+        ((95.0, 300.0, 900.0), 92.0),
+    ],
+)
+def test_the_axis_starts_near_rates_that_are_far_from_zero(
+    wers: tuple[float, ...], start: float
+) -> None:
+    spread = 1.0 if max(wers) > 50 else 0.9 * wers[0]
+    rows = [
+        replace(_row("a", "25%", 250 * n, wer), wer_low=wer - spread, wer_high=wer + spread)
+        for n, wer in enumerate(wers, start=1)
+    ]
+    low, high = wer_limits(rows)
+    assert low == pytest.approx(start, abs=1)
+    assert low <= min(row.wer_low for row in rows)
+    assert high > min(105, max(row.wer for row in rows)) or high == 105
+    axes = new_figure(4, 3).add_subplot()
+    style_size_axes(axes, rows)
+    assert ("the axis starts at" in axes.get_ylabel()) == (low > 0)
 
 
 @pytest.mark.parametrize(
