@@ -168,17 +168,21 @@ def show_bands(report: Report, bands: Sequence[Mapping[str, Any]]) -> None:
     """Shows the sizes at which a prefix of a nested file ends."""
     if not bands:
         return
+    columns = ["models up to (non-zero)", "first bytes of the file", "size", "with masks", "here"]
     rows = [
         [
             f"{band['nonzero']:,}",
             f"{band['bytes']:,}",
             format_bytes(band["bytes"]),
-            "" if band["nonzero_with_mask"] is None else f"{band['nonzero_with_mask']:,.0f}",
-            "" if band.get("present", True) else "not here",
+            "-" if band["nonzero_with_mask"] is None else f"{band['nonzero_with_mask']:,.0f}",
+            "yes" if band.get("present", True) else "no",
         ]
         for band in bands
     ]
-    columns = ["models up to (non-zero)", "first bytes of the file", "size", "with places", "state"]
+    if all(row[-2] == "-" for row in rows):
+        columns, rows = [*columns[:-2], "here"], [[*row[:-2], row[-1]] for row in rows]
+    if all(row[-1] == "yes" for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     report.table(columns, rows)
 
 

@@ -68,7 +68,7 @@ class Verbs(OneLineFailures, click.Group):
         """Lists the verbs by section instead of by the alphabet."""
         for section, names in self.sections.items():
             rows = [
-                (name, self.commands[name].get_short_help_str(limit=70))
+                (name, self.commands[name].get_short_help_str(limit=150))
                 for name in names
                 if name in self.commands
             ]
