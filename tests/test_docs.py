@@ -97,6 +97,17 @@ def test_brackets_are_quoted(page: Path) -> None:
             assert not re.search(r"[\[\]{}]", bare), line
 
 
+CONFIGS = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.name))
+def test_brackets_are_quoted_in_the_commands_of_recipes(config: Path) -> None:
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "=" in line:
+            bare = re.sub(r"\"[^\"]*\"", "", line)
+            assert not re.search(r"=[\[{]", bare), line
+
+
 @pytest.fixture(scope="module")
 def ten_commands() -> list[str]:
     (block,) = re.findall(r"<!-- tested: ten commands -->\n```bash\n(.*?)```", README, re.DOTALL)
