@@ -127,10 +127,11 @@ def _show(
         table = difference_table(cells, costs, rows, means)
         console.table(*table, title=test, drop=[table[0][-1]])
         return
-    table = wer_table(cells, costs, rows)
-    if not console.fits(*table):  # the files and the lines below have the intervals
-        table = wer_table(cells, costs, rows, with_intervals=False)
-    console.table(*table, title=f"{test}, WER in %", drop=["device s", "trainings"])
+    columns, lines = wer_table(cells, costs, rows)
+    if not console.fits(columns, lines):  # the files and the lines below have the intervals
+        columns, lines = wer_table(cells, costs, rows, with_intervals=False)
+        columns = ["passes" if name == "utterance passes" else name for name in columns]
+    console.table(columns, lines, title=f"{test}, WER in %", drop=["device s", "trainings"])
     for line in _verdicts(cells, means, rows):
         console.note(line)
 

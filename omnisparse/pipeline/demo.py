@@ -295,7 +295,8 @@ def _tell_results(
             line.append(f"{by_curve[BASELINE][number].wer:.2f}")
         lines.append(line)
     console.note("")
-    console.table(columns, lines, title="One training run, every size")
+    drop = ["extracted in", "95 % interval"]
+    console.table(columns, lines, title="One training run, every size", drop=drop)
     example = report["example"]
     console.note(f"The smallest model hears one recording (real-time factor {example['rtf']:.3f}):")
     console.note(f"   said:  {example['said']}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 
 import pytest
+import rich.console
 
-from omnisparse.comparison import plot
+from omnisparse.comparison import plot, report
 from omnisparse.comparison.markdown import difference_table, to_markdown, wer_table
 from omnisparse.comparison.plot import plot_comparison
 from omnisparse.comparison.reference import load_reference
-from omnisparse.comparison.rows import ROWS, SUPERNETS, TableRows
+from omnisparse.comparison.rows import METHODS, ROWS, SUPERNETS, TableRows
 from omnisparse.comparison.table import (
     Measurement,
     RowCost,
@@ -20,6 +22,7 @@ from omnisparse.comparison.table import (
     pool,
     sizes_of,
 )
+from omnisparse.console import Console
 from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.confidence import mean_relative_difference, paired_bootstrap
 from omnisparse.evaluation.wer import ErrorCounts, corpus_wer
@@ -255,6 +258,33 @@ def test_a_narrow_table_has_rates_without_intervals() -> None:
         for cell, short in zip(one[1:], other[1:], strict=True):
             assert short.split()[:1] == cell.split()[:1]
             assert "(" not in short
+
+
+def test_a_screen_of_80_columns_shows_every_rate_and_the_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = [("100%", 1000), ("50%", 500), ("25%", 250), ("12.5%", 125)]
+    rows = ["pruned", "supernet", "supernet_double"]
+    models = [
+        model(row, size, nonzero, 0.3 + 0.1 * place)
+        for place, row in enumerate(rows)
+        for size, nonzero in sizes
+    ]
+    cells = make_cells(models)
+    shown = {}
+    for width in (80, 200):
+        screen = io.StringIO()
+        monkeypatch.setattr(Console, "_rich", rich.console.Console(file=screen, width=width))
+        report._show(Console(), "t", cells, [], [cost(row) for row in rows], METHODS)
+        shown[width] = screen.getvalue()
+    for text in shown.values():
+        assert all(f"{cell.wer:.2f}" in text for cell in cells)
+        assert "Supernet, twice the budget" in text
+        assert "passes" in text
+        assert "12.0k" in text
+        assert "…" not in text
+    assert f"({cells[0].wer_low:.2f} - {cells[0].wer_high:.2f})" in shown[200]
+    assert "no room for: device s" not in shown[200]
 
 
 def test_the_papers_tables_agree_with_each_other_and_with_our_rows() -> None:
