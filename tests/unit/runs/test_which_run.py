@@ -73,13 +73,10 @@ def test_a_resumed_run_is_trained_on_what_it_began_with(
         assert "\n" not in str(refused.value)
         assert "--accept-changes" in str(refused.value)
     rewrite(manifest, lines)
-    first.write_bytes((manifest.parent / "audio" / "train001.wav").read_bytes())
-    shorter = [{**line, "duration": 0.3} if line["id"] == "train000" else line for line in lines]
-    rewrite(manifest, shorter)
+    first.write_bytes(sound[:-2] + bytes([sound[-2] ^ 1, sound[-1]]))  # its last sample
     with pytest.raises(OmnisparseError, match=r"1 with other audio \(train000\)"):
         train(config, out=run)
     first.write_bytes(sound)
-    rewrite(manifest, lines)
     assert train(config, out=run).steps == 3  # what was put back is what it began with
 
 
