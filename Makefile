@@ -5,14 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_ARGS ?=
 
-.PHONY: setup demo test test-slow test-interop lint format docs bench clean
+CROSS ?= aarch64-linux-gnu-
+WHEEL := OMNISPARSE_MANYLINUX=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+.PHONY: setup demo test test-slow test-interop lint format docs bench wheels \
+  wheel-x86_64 wheel-aarch64 clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py omnisparse/deploy/sparse_kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "torch==2.11.0" "torchaudio==2.11.0"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,deploy]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,dev,deploy]"
 	touch $(STAMP)
 
 demo: setup
@@ -25,7 +29,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -q -m slow --durations=0
 
 test-interop: setup
-	$(BIN)/python -m pip install --quiet --editable ".[dev,interop]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,dev,interop]"
 	$(BIN)/python -m pytest -q -m interop
 
 lint: setup
@@ -44,6 +48,21 @@ docs: setup
 bench: setup
 	$(BIN)/python tools/benchmark_training.py
 	$(BIN)/python tools/benchmark_extract.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_sparse_kernels.py
+
+# Needs the cross compiler gcc-aarch64-linux-gnu.
+wheels: setup wheel-x86_64 wheel-aarch64
+
+wheel-x86_64:
+	rm -rf build
+	$(WHEEL)
+
+wheel-aarch64: export _PYTHON_HOST_PLATFORM = linux-aarch64
+wheel-aarch64: export CC = $(CROSS)gcc
+wheel-aarch64: export LDSHARED = $(CROSS)gcc -shared
+wheel-aarch64:
+	rm -rf build
+	$(WHEEL)
 
 # Trainings (runs) and corpora (data) are the user's: they stay.
 clean:

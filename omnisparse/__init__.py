@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from omnisparse.deploy.recognizer import Recognizer
     from omnisparse.pipeline.extract import extract
     from omnisparse.runs.directory import load_model
+    from omnisparse.runs.opening import open_model
     from omnisparse.sparsity.supernet import Supernet
 
-__all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model"]
+__all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model", "open_model"]
 
 _HOMES = {
     "Recognizer": "omnisparse.deploy.recognizer",
     "Supernet": "omnisparse.sparsity.supernet",
     "extract": "omnisparse.pipeline.extract",
     "load_model": "omnisparse.runs.directory",
+    "open_model": "omnisparse.runs.opening",
 }
 
 

@@ -22,7 +22,8 @@ import torch
 
 from omnisparse import load_model
 from omnisparse.deploy.onnx_export import Source
-from omnisparse.deploy.recognizer import Recognizer, read_audio
+from omnisparse.deploy.recognizer import Recognizer
+from omnisparse.deploy.recording import read_audio
 from omnisparse.deploy.sherpa import export_sherpa
 from omnisparse.evaluation.wer import corpus_wer, word_errors
 

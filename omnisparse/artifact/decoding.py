@@ -78,14 +78,15 @@ def decode(file: TensorFile, fqn: str) -> Decoded:
             return Decoded(fqn, array, "dense", field.dtype, num_bytes)
         field = file.fields[keys[2]]
         packing: Packing = "block" if keys[1].endswith(".block") else "bitmask"
-        block = _read_block(file, keys[1]) if packing == "block" else (1, 1)
+        block = read_block(file, keys[1]) if packing == "block" else (1, 1)
         array = _decode_packed(file, keys, block if packing == "block" else None, scale)
     except FormatError as error:
         raise FormatError(f"{fqn}: {error}") from None
     return Decoded(fqn, array, packing, field.dtype, num_bytes, block)
 
 
-def _read_block(file: TensorFile, key: str) -> Block:
+def read_block(file: TensorFile, key: str) -> Block:
+    """Shape of a mask's blocks; raises FormatError where it is out of range."""
     field = file.fields[key]
     if field.dtype != "I64" or field.shape != (2,):
         raise FormatError("block must be I64 [2]")
@@ -95,7 +96,8 @@ def _read_block(file: TensorFile, key: str) -> Block:
     return block
 
 
-def _read_scale(file: TensorFile, key: str, rows: int) -> FloatArray:
+def read_scale(file: TensorFile, key: str, rows: int) -> FloatArray:
+    """A positive finite scale for each of `rows` rows; raises FormatError otherwise."""
     field = file.fields[key]
     if field.dtype != "F32" or field.shape != (rows,):
         raise FormatError(f"scale must be F32 [{rows}]")
@@ -121,7 +123,7 @@ def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Array:
     if scale is not None:
         if values.ndim < 2:
             raise FormatError("scale beside a vector")
-        scales = _read_scale(file, scale, field.shape[0])
+        scales = read_scale(file, scale, field.shape[0])
         with np.errstate(over="ignore"):
             values *= scales.reshape(-1, *[1] * (values.ndim - 1))
     return _finite(values)
@@ -150,7 +152,7 @@ def _decode_packed(
         dense = bitmask.unpack_blocks(bits, values, (rows, columns), block)
     if scale is not None:
         with np.errstate(over="ignore"):
-            dense *= _read_scale(file, scale, rows)[:, None]
+            dense *= read_scale(file, scale, rows)[:, None]
         _finite(dense)
     return dense
 

@@ -31,6 +31,14 @@ PREFIX_SIZE_HELP = (
 @click.option(
     "--sparsity", type=float, help="Share of zeros among the prunable weights, in [0, 1)."
 )
+@click.option(
+    "--latency", metavar="TIME",
+    help="The largest model that takes at most so long for 40 ms of audio here, such as 5ms.",
+)  # fmt: skip
+@click.option(
+    "--rtf", type=click.FloatRange(min=0, min_open=True),
+    help="The same as a real-time factor: 0.05 is 2 ms for 40 ms.",
+)  # fmt: skip
 @click.option("--run", type=PATH, help="Run directory; runs/latest if unset.")
 @click.option("--spec", type=PATH, help="Sparsity of each layer, as JSON.")
 @click.option(
@@ -70,13 +78,46 @@ PREFIX_SIZE_HELP = (
     show_default=True, help="Store kept weights and a bit mask, or every weight.",
 )  # fmt: skip
 @reports
-def extract(report: Report, **options: Any) -> Mapping[str, Any]:
+def extract(
+    report: Report, latency: str | None, rtf: float | None, **options: Any
+) -> Mapping[str, Any]:
     """Write a deployable model of any size from a trained supernet, without retraining."""
-    _check_extract_usage(**options)
-    result = _extract(report, **options)
+    if latency is not None or rtf is not None:
+        result = _extract_in_time(report, latency, rtf, **options)
+    else:
+        _check_extract_usage(**options)
+        result = _extract(report, **options)
     show_model(report, result)
     show_bands(report, result.get("prefixes") or result.get("bands") or [])
     report.note(f"written to {result['path']} in {format_seconds(result['seconds'])}")
+    return result
+
+
+def _extract_in_time(
+    report: Report, latency: str | None, rtf: float | None, *, size: str | None,
+    sparsity: float | None, spec: Path | None, front: Path | None, place: str | None,
+    prefix: Path | None, nested: bool, run: Path | None, precision: str | None, format_: str,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The largest model that is fast enough on this machine."""
+    if (size, sparsity, spec) != (None,) * 3 or (latency is not None and rtf is not None):
+        raise click.UsageError(
+            "give exactly one of --size, --sparsity, --spec, --latency and --rtf"
+        )
+    if (front, place, prefix) != (None,) * 3 or nested:
+        raise click.UsageError(
+            "--latency and --rtf do not go with --from, --prefix, --front and --nested"
+        )
+    from omnisparse.pipeline.extract_in_time import CHUNK_SECONDS, extract_in_time, parse_latency
+
+    seconds = parse_latency(latency) if latency is not None else (rtf or 0.0) * CHUNK_SECONDS
+    result = extract_in_time(
+        run, seconds=seconds, note=report.note, warn=report.warn,
+        precision=precision or "fp32", format=format_, **options,
+    )  # fmt: skip
+    report.note(
+        f"{result['latency_ms']:.3f} ms for 40 ms of audio, real-time factor {result['rtf']:.4f}"
+    )
     return result
 
 

@@ -85,6 +85,15 @@ def failures_in_one_line(ctx: click.Context, *, debug: bool) -> Iterator[None]:
         if is_main_process():
             print_error(str(error) or "interrupted", is_failure=False)
         ctx.exit(EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if debug or extra_of(error) is None:
+            raise
+        verb = ctx.invoked_subcommand or ctx.info_name
+        print_error(
+            f"{verb} needs {error.name}, which is not installed: "
+            f"pip install 'omnisparse[{extra_of(error)}]'"
+        )
+        ctx.exit(EXIT_FAILED)
     except (OmnisparseError, ValueError, OSError, MemoryError) as error:
         if debug:
             raise
@@ -92,6 +101,20 @@ def failures_in_one_line(ctx: click.Context, *, debug: bool) -> Iterator[None]:
         if is_main_process() or not getattr(error, "on_every_process", False):
             print_error(describe(error), is_failure=code < FIRST_SIGNAL_CODE)
         ctx.exit(code)
+
+
+EXTRAS = {
+    "train": "torch torchaudio accelerate espeakng_loader jiwer lhotse matplotlib optuna psutil "
+    "rapidfuzz wandb",
+    "deploy": "onnx onnxruntime sherpa_onnx",
+}
+"""What a light install has not: packages by the extra that brings them."""
+
+
+def extra_of(error: ModuleNotFoundError) -> str | None:
+    """The extra that brings a module that is missing; None if none does."""
+    root = (error.name or "").partition(".")[0]
+    return next((extra for extra, roots in EXTRAS.items() if root in roots.split()), None)
 
 
 def describe(error: Exception) -> str:
@@ -103,7 +126,8 @@ def describe(error: Exception) -> str:
     if "libtorchaudio" in str(error):
         from importlib.metadata import requires
 
-        pair = [item for item in requires("omnisparse") or () if item.startswith("torch")]
+        needed = requires("omnisparse") or ()
+        pair = [item.partition(";")[0].strip() for item in needed if item.startswith("torch")]
         return f"torchaudio does not fit this torch: pip install {' '.join(pair)} ({error})"
     return str(error) or type(error).__name__
 

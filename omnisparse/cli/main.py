@@ -9,6 +9,7 @@ import os
 
 import click
 
+from omnisparse.cli.bench import bench
 from omnisparse.cli.data import prepare
 from omnisparse.cli.demo import demo
 from omnisparse.cli.evaluate import compare, evaluate
@@ -31,6 +32,7 @@ SECTIONS = {
     "Train once, extract every size": ("train", "search", "extract", "grow"),
     "Measure and use": ("runs", "evaluate", "inspect", "transcribe", "export", "serve"),
     "Compare methods": ("sweep", "compare"),
+    "Compare runtimes": ("bench",),
 }
 
 
@@ -63,6 +65,7 @@ for _verb in (
     search,
     runs,
     evaluate,
+    bench,
     inspect,
     transcribe,
     export,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,9 @@ def transcribe(
                 "audio_seconds": transcript.audio_seconds,
                 "seconds": transcript.seconds,
                 "rtf": transcript.rtf,
+                "words": None
+                if transcript.words is None
+                else [asdict(word) for word in transcript.words],
             }
         )
     return {"results": results}

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from einops import rearrange
 
+from omnisparse.data.fbank import log_mel_frames
 from omnisparse.errors import PositiveInt, Range, check_ranges
 
 FloatArray = npt.NDArray[np.float32]
@@ -22,7 +23,7 @@ FloatArray = npt.NDArray[np.float32]
 _CHUNK_FRAMES = 500
 # A frame reaches 7.5 ms before and after its own shift; one neighbour on each side is enough.
 _MARGIN_FRAMES = 1
-# Below this many samples lhotse mirrors more audio than there is.
+# Below this many samples the edges would mirror more audio than there is.
 _MIN_SAMPLES_SECONDS = 0.025
 
 
@@ -84,7 +85,6 @@ class FeatureExtractor:
             raise ValueError("mean and std must be given together")
         if self.std is not None and float(self.std.min()) <= 0:
             raise ValueError(f"std must be above 0 for every bin, got {float(self.std.min())}")
-        self._fbank: Any = None
 
     @property
     def input_dim(self) -> int:
@@ -125,24 +125,11 @@ class FeatureExtractor:
         return frames
 
     def _extract(self, samples: FloatArray) -> FloatArray:
-        if self._fbank is None:
-            from lhotse import Fbank, FbankConfig
-
-            self._fbank = Fbank(
-                FbankConfig(
-                    sampling_rate=self.sampling_rate,
-                    num_filters=self.num_bins,
-                    dither=0.0,
-                    snip_edges=False,
-                    high_freq=-400.0,
-                )
-            )
         count = self.num_frames(len(samples))
         smallest = round(_MIN_SAMPLES_SECONDS * self.sampling_rate)
         if len(samples) < smallest:
             samples = np.pad(samples, (0, smallest - len(samples)))
-        contiguous = np.ascontiguousarray(samples, dtype=np.float32)
-        frames: FloatArray = self._fbank.extract(contiguous, self.sampling_rate)
+        frames = log_mel_frames(samples, sampling_rate=self.sampling_rate, num_bins=self.num_bins)
         return frames[:count]
 
     def normalise(self, frames: FloatArray) -> FloatArray:

@@ -7,11 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 FloatArray = npt.NDArray[np.float32]
 
-# torchaudio's defaults: zero crossings of the sinc kernel, and its cutoff below Nyquist.
+# Zero crossings of the sinc kernel, and its cutoff below Nyquist, as torchaudio has them.
 _KERNEL_CROSSINGS = 6
 _ROLLOFF = 0.99
 
@@ -31,15 +30,12 @@ class StreamingResampler:
     """
 
     def __init__(self, rate: int, target: int) -> None:
-        from torchaudio.transforms import Resample
-
         self._step, self._new_step = resampling_ratio(rate, target)
         width = _KERNEL_CROSSINGS * self._step / (min(self._step, self._new_step) * _ROLLOFF)
         # Counted in steps, of which the pattern of the kernels repeats.
         self._margin = math.ceil(width / self._step)
-        self._resample = Resample(
-            self._step, self._new_step, lowpass_filter_width=_KERNEL_CROSSINGS, rolloff=_ROLLOFF
-        )
+        same = self._step == self._new_step
+        self._kernels = None if same else _kernels(self._step, self._new_step)
         self._samples = np.zeros(0, dtype=np.float32)
         self._num_dropped = 0  # steps let go from the front of the buffer
         self._num_done = 0  # steps already given out
@@ -61,7 +57,7 @@ class StreamingResampler:
         num_ready = len(self._samples) // self._step + self._num_dropped - self._margin
         if (num_ready <= self._num_done and not final) or len(self._samples) == 0:
             return self._samples[:0]
-        resampled: FloatArray = self._resample(torch.from_numpy(self._samples)).numpy()
+        resampled = self._resample(self._samples)
         first = (self._num_done - self._num_dropped) * self._new_step
         if final:
             return resampled[first:]
@@ -71,6 +67,38 @@ class StreamingResampler:
         self._samples = self._samples[(keep_from - self._num_dropped) * self._step :].copy()
         self._num_dropped = keep_from
         return ready
+
+    def _resample(self, samples: FloatArray) -> FloatArray:
+        """All of a buffer, silence before and after it: [N] to [ceil(N * new / old)]."""
+        assert self._kernels is not None
+        width = (self._kernels.shape[0] - self._step) // 2
+        padded = np.pad(samples, (width, width + self._step))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, len(self._kernels))
+        wanted = -(-len(samples) * self._new_step // self._step)
+        resampled: FloatArray = (windows[:: self._step] @ self._kernels).reshape(-1)[:wanted]
+        return np.asarray(resampled, np.float32)
+
+
+def _kernels(step: int, new_step: int) -> FloatArray:
+    """A windowed sinc for each sample that goes out in a repetition.
+
+    Args:
+        step: Samples in of one repetition.
+        new_step: Samples out.
+
+    Returns:
+        [step + 2 * width, new_step] float32.
+
+    Source: Julius O. Smith, "Digital audio resampling", https://ccrma.stanford.edu/~jos/resample/;
+    the window is that of torchaudio's ``sinc_interp_hann``.
+    """
+    base = min(step, new_step) * _ROLLOFF
+    width = math.ceil(_KERNEL_CROSSINGS * step / base)
+    inputs = np.arange(-width, width + step)[:, None] / step
+    times = (inputs - np.arange(new_step) / new_step) * base
+    times = np.clip(times, -_KERNEL_CROSSINGS, _KERNEL_CROSSINGS)
+    window = np.cos(times * (np.pi / _KERNEL_CROSSINGS / 2)) ** 2
+    return np.asarray(np.sinc(times) * window * (base / step), np.float32)
 
 
 def resampling_ratio(rate: int, target: int) -> tuple[int, int]:

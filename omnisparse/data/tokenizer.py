@@ -189,6 +189,10 @@ class Tokenizer:
             lambda found: _MEANT.get(found[1], found[1]), str(self._processor.decode(pieces))
         )
 
+    def starts_word(self, token: int) -> bool:
+        """Whether a word begins with this token."""
+        return str(self._processor.id_to_piece(int(token))).startswith("\u2581")
+
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
         return Tokenizer, (self._model,)
 

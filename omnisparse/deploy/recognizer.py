@@ -1,21 +1,32 @@
-"""Recognises one recording at a time with a loaded model, on the device the model is on."""
+"""Recognises one recording at a time: whole, or while it arrives.
+
+LSTM transducers and LAS run on packed weights without torch (:mod:`omnisparse.deploy.engine`);
+every other net runs in torch, on the device that it is on.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from omnisparse.data.decoding import BadAudioError, decode, read_header
+from omnisparse.artifact.packed import PackedModel
 from omnisparse.data.resampling import StreamingResampler
-from omnisparse.deploy.streaming import StreamingSession
-from omnisparse.errors import DataError
+from omnisparse.deploy.engine import build_engine, engine_of, needs_torch, require_torch
+from omnisparse.deploy.recording import (
+    audio_chunks,
+    check_duration,
+    check_samples,
+    read_audio,
+)
+from omnisparse.deploy.streaming import EndpointRules, StreamingSession
+from omnisparse.deploy.tokens import FoundToken, Word, words_of
+from omnisparse.errors import FormatError, OmnisparseError
 
 if TYPE_CHECKING:
     from omnisparse.data.features import FeatureExtractor
@@ -24,14 +35,10 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-MIN_SECONDS = 0.01
-"""One frame shift: what is shorter has no features."""
-
 CHUNK_SECONDS = 0.32
 """Audio handed over at once where a whole recording is streamed."""
 
-BLOCK_SECONDS = 30.0
-"""Audio decoded at once where a whole recording is wanted."""
+Runtime = Literal["auto", "sparse", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +53,10 @@ class Transcript:
 
     seconds: float
     """Wall time of features and decoding, without reading the file."""
+
+    words: tuple[Word, ...] | None = None
+    """The words with their times and confidences; None where the model runs in torch, which does
+    not tell them."""
 
     @property
     def rtf(self) -> float:
@@ -69,10 +80,14 @@ class RecognizerStream:
         self._tokenizer = recognizer.tokenizer
         self._rate = sampling_rate
         self._resampler = StreamingResampler(sampling_rate, self._extractor.sampling_rate)
-        self._session = StreamingSession(recognizer.model, self._extractor, beam=beam)
+        self._recognizer = recognizer
+        self._session = StreamingSession(recognizer.engine, self._extractor, beam=beam)
         self._tokens: list[int] = []
         self._num_samples = 0
         self._seconds = 0.0
+        self._utterance_frame = 0
+        self._utterance_token = 0
+        self._newest = (0, 0)  # tokens so far, and encoder frames when the newest came
 
     @property
     def text(self) -> str:
@@ -83,6 +98,42 @@ class RecognizerStream:
     def audio_seconds(self) -> float:
         """Audio taken so far."""
         return self._num_samples / self._rate
+
+    @property
+    def words(self) -> tuple[Word, ...] | None:
+        """The words so far; with a beam, later samples may change the newest."""
+        return self._recognizer.words(self._session.found)
+
+    def is_endpoint(self, rules: EndpointRules | None = None) -> bool:
+        """Whether the speaker has come to the end of an utterance.
+
+        Ask after each :meth:`accept`; where it says so, what was recognised since the endpoint
+        before is an utterance, and :meth:`next_utterance` starts another one in this stream.
+
+        Args:
+            rules: When an utterance ends; Kaldi's where None.
+        """
+        rules = rules or EndpointRules()
+        frames = self._session.num_frames
+        has_words = len(self._tokens) > self._utterance_token
+        since = self._newest[1] if has_words else self._utterance_frame
+        frame = self._recognizer.frame_seconds
+        return rules.ends(
+            seconds=(frames - self._utterance_frame) * frame,
+            silence=(frames - since) * frame,
+            has_words=has_words,
+        )
+
+    def next_utterance(self) -> str:
+        """Closes an utterance after :meth:`is_endpoint`; the stream goes on.
+
+        Returns:
+            The text since the utterance before.
+        """
+        text = self._tokenizer.decode(self._tokens[self._utterance_token :])
+        self._utterance_token = len(self._tokens)
+        self._utterance_frame = self._session.num_frames
+        return text
 
     def accept(self, samples: FloatArray) -> str:
         """Takes the next samples, as many as there are.
@@ -98,7 +149,7 @@ class RecognizerStream:
                 is.
             ValueError: If the recording has ended.
         """
-        _check_samples(samples, "samples")
+        check_samples(samples, "samples")
         self._take(samples.astype(np.float32), final=False)
         return self.text
 
@@ -112,7 +163,12 @@ class RecognizerStream:
             ValueError: If the recording has already ended.
         """
         self._take(np.zeros(0, dtype=np.float32), final=True)
-        return Transcript(text=self.text, audio_seconds=self.audio_seconds, seconds=self._seconds)
+        return Transcript(
+            text=self.text,
+            audio_seconds=self.audio_seconds,
+            seconds=self._seconds,
+            words=self.words,
+        )
 
     def _take(self, samples: FloatArray, *, final: bool) -> None:
         self._session.check_open()
@@ -120,6 +176,8 @@ class RecognizerStream:
         self._num_samples += len(samples)
         resampled = self._resampler.accept(samples, final=final)
         self._tokens = self._session.accept(resampled, final=final)
+        if len(self._tokens) != self._newest[0]:
+            self._newest = (len(self._tokens), self._session.num_frames)
         self._seconds += time.perf_counter() - start
 
 
@@ -127,34 +185,91 @@ class Recognizer:
     """A model with its tokens and features, ready to transcribe.
 
     Args:
-        model: A speech model with ``decode``; put into eval mode.
+        model: An engine, or a speech model of training, which is put into eval mode.
         tokenizer: Its tokens.
         extractor: Its features.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, extractor: FeatureExtractor) -> None:
-        self.model = model.eval()
+        self.model = model
+        self.engine = engine_of(model)
         self.tokenizer = tokenizer
         self.extractor = extractor
 
     @classmethod
-    def from_path(cls, path: str | Path, *, size: str | None = None) -> Recognizer:
+    def from_path(
+        cls, path: str | Path, *, size: str | None = None, runtime: Runtime = "auto"
+    ) -> Recognizer:
         """Loads an artifact directory, a run directory (its dense net), or a nested file.
+
+        LSTM transducers and LAS are run on packed weights, without torch.
 
         Args:
             path: The directory, or the nested file or its ``http(s)://`` address.
             size: Which model of a nested file, as ``25%`` or ``16M``; the largest where None.
+            runtime: ``sparse`` for packed weights, ``torch`` for the net of training, ``auto`` for
+                packed weights where the kernels know the net.
 
         Raises:
-            OmnisparseError: If the directory is not a whole and valid model, or has no sizes.
+            OmnisparseError: If the directory is not a whole and valid model, or has no sizes, or
+                its net needs torch and that is not installed.
             ValueError: If the nested file has no model of ``size``.
             OSError: If its files cannot be read.
         """
         # Through the public API: this room stands below the one that knows what a run is.
         import omnisparse
 
+        if runtime != "torch":
+            files = omnisparse.open_model(path, size=size)
+            why = needs_torch(files.model)
+            if why is None:
+                return cls.from_files(files)
+            if runtime == "sparse":
+                raise OmnisparseError(f"{path}: {why} has no sparse kernels; take runtime torch")
+            require_torch(f"{path}: {why}")
+        require_torch(f"{path}: runtime torch")
         loaded = omnisparse.load_model(path, size=size)
         return cls(loaded.model, loaded.tokenizer, loaded.extractor)
+
+    @classmethod
+    def from_files(cls, files: PackedModel) -> Recognizer:
+        """Packs the weights of an LSTM transducer or LAS.
+
+        Raises:
+            FormatError: If its parts do not fit together.
+        """
+        from omnisparse.data.features import FeatureExtractor
+        from omnisparse.data.tokenizer import Tokenizer
+
+        try:
+            extractor = FeatureExtractor.from_dict(files.features)
+        except (TypeError, ValueError, KeyError) as error:
+            raise FormatError(f"{files.place}: its features cannot be used ({error})") from error
+        tokenizer, model = Tokenizer.from_bytes(files.tokenizer), files.model
+        if extractor.input_dim != model.get("input_dim"):
+            raise FormatError(
+                f"{files.place}: its features have {extractor.input_dim} values a frame, its model "
+                f"reads {model.get('input_dim')}"
+            )
+        if not isinstance(model.get("vocab_size"), int) or (
+            tokenizer.vocab_size < model["vocab_size"]
+        ):
+            raise FormatError(
+                f"{files.place}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
+                f"{model.get('vocab_size')}"
+            )
+        return cls(build_engine(files), tokenizer, extractor)
+
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds of audio of an encoder frame."""
+        return 0.01 * self.extractor.stack * self.engine.time_reduction
+
+    def words(self, found: Sequence[FoundToken]) -> tuple[Word, ...] | None:
+        """The words of tokens; None where the engine does not tell their times."""
+        if not self.engine.tells_times:
+            return None
+        return tuple(words_of(found, self.tokenizer, self.frame_seconds))
 
     def stream(self, *, beam: int = 1, sampling_rate: int | None = None) -> RecognizerStream:
         """Starts a recording that arrives piece by piece.
@@ -204,11 +319,13 @@ class Recognizer:
             return self._transcribe_stream(audio, sampling_rate, beam, on_partial)
         samples = self.load_samples(audio, sampling_rate)
         start = time.perf_counter()
-        tokens = self._decode(samples, beam)
+        found = self.engine.recognise(self.extractor(samples), beam=beam)
+        text = self.tokenizer.decode([item.token for item in found])
         return Transcript(
-            text=self.tokenizer.decode(tokens),
+            text=text,
             audio_seconds=len(samples) / self.extractor.sampling_rate,
             seconds=time.perf_counter() - start,
+            words=self.words(found),
         )
 
     def _transcribe_stream(
@@ -221,7 +338,7 @@ class Recognizer:
         """Recognises one recording chunk by chunk."""
         if isinstance(audio, np.ndarray):
             name, rate = "samples", self._rate_of(sampling_rate)
-            _check_samples(audio, name)
+            check_samples(audio, name)
             step = max(1, round(CHUNK_SECONDS * rate))
             chunks: Iterator[FloatArray] = (
                 audio[start : start + step] for start in range(0, len(audio), step)
@@ -231,12 +348,12 @@ class Recognizer:
             rate, chunks = audio_chunks(Path(audio), CHUNK_SECONDS)
         stream = self.stream(beam=beam, sampling_rate=rate)
         for chunk in chunks:
-            _check_samples(chunk, name)
+            check_samples(chunk, name)
             text = stream.accept(chunk)
             if on_partial is not None:
                 on_partial(text)
         transcript = stream.finish()
-        _check_duration(transcript.audio_seconds, name)
+        check_duration(transcript.audio_seconds, name)
         return transcript
 
     def _rate_of(self, sampling_rate: int | None) -> int:
@@ -245,15 +362,6 @@ class Recognizer:
         if rate < 1:
             raise ValueError(f"sampling_rate: expected at least 1 Hz, got {rate}")
         return rate
-
-    def _decode(self, samples: FloatArray, beam: int) -> list[int]:
-        """Token ids of a whole recording."""
-        features = torch.from_numpy(self.extractor(samples))[None]
-        device = next(self.model.parameters()).device
-        lengths = torch.tensor([features.shape[1]], device=device)
-        with torch.inference_mode():
-            (tokens,) = self.model.decode(features.to(device), lengths, beam=beam)
-        return list(tokens)
 
     def load_samples(
         self, audio: str | Path | FloatArray, sampling_rate: int | None = None
@@ -274,79 +382,6 @@ class Recognizer:
         else:
             name = str(audio)
             samples, rate = read_audio(Path(audio))
-        _check_samples(samples, name)
-        _check_duration(len(samples) / rate, name)
+        check_samples(samples, name)
+        check_duration(len(samples) / rate, name)
         return StreamingResampler(rate, target).accept(samples.astype(np.float32), final=True)
-
-
-def read_audio(path: Path) -> tuple[FloatArray, int]:
-    """Reads a sound file.
-
-    Returns:
-        Samples [N] float32 in [-1, 1] with the channels averaged, and their rate in Hz.
-
-    Raises:
-        DataError: If the file is missing or is not audio that can be read.
-    """
-    rate, chunks = audio_chunks(path, None)
-    return np.concatenate([np.zeros(0, dtype=np.float32), *chunks]), rate
-
-
-def audio_chunks(path: Path, seconds: float | None) -> tuple[int, Iterator[FloatArray]]:
-    """Reads a sound file piece by piece.
-
-    Args:
-        path: The file.
-        seconds: Duration of a piece; None for any.
-
-    Returns:
-        The rate in Hz, and the pieces: [N] float32 in [-1, 1] with the channels averaged.
-
-    Raises:
-        DataError: If the file is missing or is not audio that can be read, at once or while its
-            pieces are taken.
-    """
-    seconds = BLOCK_SECONDS if seconds is None else seconds
-    try:
-        header = read_header(path)
-    except BadAudioError as error:
-        raise _unreadable(path, error) from error
-
-    def pieces() -> Iterator[FloatArray]:
-        try:
-            for block in decode(path, max(1, round(seconds * header.sampling_rate))):
-                yield block.mean(axis=1)
-        except BadAudioError as error:
-            raise _unreadable(path, error) from error
-
-    return header.sampling_rate, pieces()
-
-
-def _unreadable(path: Path, error: BadAudioError) -> DataError:
-    """What a user is told of a file that is no recording."""
-    if error.reason == "unreadable":
-        return DataError(f"{path}: cannot be read as audio ({error.detail})")
-    return DataError(f"{path}: {error.detail}")
-
-
-def _check_samples(samples: FloatArray, name: str) -> None:
-    """Refuses what no features can be computed of."""
-    if samples.ndim != 1:
-        raise DataError(f"{name}: expected samples of shape [N], got {list(samples.shape)}")
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise DataError(
-            f"{name}: expected float samples in [-1, 1], got {samples.dtype}; "
-            "divide int16 samples by 32768"
-        )
-    with np.errstate(over="ignore"):  # 1e300 is a float64, and infinity to the features
-        finite = np.isfinite(samples.astype(np.float32, copy=False)).all()
-    if not finite:
-        raise DataError(f"{name}: holds samples that are not finite (NaN or infinity)")
-
-
-def _check_duration(seconds: float, name: str) -> None:
-    """Refuses recordings without a single frame."""
-    if seconds == 0:
-        raise DataError(f"{name}: holds no audio (zero samples)")
-    if seconds < MIN_SECONDS:
-        raise DataError(f"{name}: too short to recognise ({1000 * seconds:.1f} ms)")

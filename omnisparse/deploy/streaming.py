@@ -7,23 +7,52 @@ recording, but for the tokens found.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from omnisparse.models.transducer import TransducerModel
-from omnisparse.models.transducer_decoding import (
-    GreedyState,
-    advance_beam,
-    ranked_hypotheses,
-    settle_beam,
-    start_beam,
-    transducer_greedy_search,
-)
+from omnisparse.deploy.engine import engine_of
+from omnisparse.deploy.tokens import FoundToken
+from omnisparse.errors import UsageError
 
 if TYPE_CHECKING:
     from omnisparse.data.features import FeatureExtractor, FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointRules:
+    """When a stream has come to the end of an utterance; the rules of Kaldi and sherpa.
+
+    Silence is the time since the newest token: a model that hears a word late sees less of it.
+    """
+
+    silence: float = 2.4
+    """Seconds of silence that end an utterance of which nothing was recognised."""
+
+    silence_after_words: float = 1.2
+    """Seconds of silence that end an utterance after its words."""
+
+    longest: float = 20.0
+    """Seconds after which any utterance ends."""
+
+    def __post_init__(self) -> None:
+        """Check the range of every field."""
+        for name in ("silence", "silence_after_words", "longest"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"{name}: expected seconds above 0, got {getattr(self, name)}")
+
+    def ends(self, *, seconds: float, silence: float, has_words: bool) -> bool:
+        """Whether an utterance ends.
+
+        Args:
+            seconds: Its duration so far.
+            silence: Seconds since its newest token, or since its start.
+            has_words: Whether it has a token.
+        """
+        enough = self.silence_after_words if has_words else self.silence
+        return silence >= enough or seconds >= self.longest
 
 
 class StreamingFeatures:
@@ -76,7 +105,7 @@ class StreamingSession:
     """One stream through a transducer; make a new one for each recording.
 
     Args:
-        model: A transducer in eval mode.
+        model: An engine, or a transducer of training in eval mode.
         extractor: Its features.
         beam: Hypotheses kept while decoding; 1 is greedy.
 
@@ -85,22 +114,27 @@ class StreamingSession:
     """
 
     def __init__(self, model: Any, extractor: FeatureExtractor, *, beam: int = 1) -> None:
-        if not isinstance(model, TransducerModel):
+        engine = engine_of(model)
+        if engine.kind != "transducer":
             raise ValueError(
-                f"a {model.kind} model cannot stream: its attention needs the whole utterance; "
+                f"a {engine.kind} model cannot stream: its attention needs the whole utterance; "
                 "recognise offline, or use a transducer"
             )
         if beam < 1:
             raise ValueError(f"beam: expected at least 1, got {beam}")
-        self.model = model
         self.features = StreamingFeatures(extractor)
         self._has_ended = False
-        self._device = next(model.parameters()).device
-        self._encoder_state = model.initial_state(1)
-        with torch.inference_mode():
-            self._search: _BeamSearch | _GreedySearch = (
-                _BeamSearch(model, beam) if beam > 1 else _GreedySearch(model)
-            )
+        self._stream = engine.stream(beam=beam)
+
+    @property
+    def found(self) -> Sequence[FoundToken]:
+        """All tokens found so far; with a beam, later samples may change the newest."""
+        return self._stream.found
+
+    @property
+    def num_frames(self) -> int:
+        """Encoder frames searched so far."""
+        return self._stream.num_frames
 
     def check_open(self) -> None:
         """Refuses to go on after the end.
@@ -127,46 +161,6 @@ class StreamingSession:
         self.check_open()
         self._has_ended = final
         frames = self.features.accept(samples, final=final)
-        if len(frames) == 0 and not final:
-            return self._search.tokens
-        with torch.inference_mode():
-            chunk = torch.from_numpy(frames)[None].to(self._device)
-            encoded, self._encoder_state = self.model.encode_chunk(
-                chunk, self._encoder_state, final=final
-            )
-            if encoded.size(1) > 0:
-                self._search.advance(encoded)
-        return self._search.tokens
-
-
-class _GreedySearch:
-    """Greedy search of one stream."""
-
-    def __init__(self, model: TransducerModel) -> None:
-        self.model = model
-        self.tokens: list[int] = []
-        self._state: GreedyState | None = None
-
-    def advance(self, encoded: torch.Tensor) -> None:
-        """Searches ``[1, T', D]`` frames."""
-        lengths = torch.tensor([encoded.size(1)], device=encoded.device)
-        (found,), self._state = transducer_greedy_search(self.model, encoded, lengths, self._state)
-        self.tokens = self.tokens + found
-
-
-class _BeamSearch:
-    """Beam search of one stream."""
-
-    def __init__(self, model: TransducerModel, beam: int) -> None:
-        self.model = model
-        self.tokens: list[int] = []
-        self._settled: list[int] = []
-        self._state = start_beam(model, 1, beam)
-
-    def advance(self, encoded: torch.Tensor) -> None:
-        """Searches ``[1, T', D]`` frames."""
-        lengths = torch.tensor([encoded.size(1)], device=encoded.device)
-        found = advance_beam(self.model, encoded, lengths, self._state)
-        settled, self._state = settle_beam(found)
-        self._settled = self._settled + settled
-        self.tokens = self._settled + ranked_hypotheses(self._state)[0].tokens
+        if len(frames) or final:
+            self._stream.accept(frames, final=final)
+        return [found.token for found in self._stream.found]

@@ -194,10 +194,7 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
     path = Path(path)
     require_directory(path)
     if size is not None:
-        raise OmnisparseError(
-            f"{path}: size {size} goes with a nested file; of a run, "
-            f"`omnisparse extract --size {size}` makes that model"
-        )
+        raise no_sizes(path, size)
     if is_artifact(path):
         return _from_artifact(read_artifact(path), "artifact", path)
     if is_checkpoint(path):
@@ -216,6 +213,14 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
         _extractor(FeatureExtractor, description.features, path),
         "run",
         path,
+    )
+
+
+def no_sizes(path: Path, size: str) -> OmnisparseError:
+    """What is said of a size of a MODEL that has one only."""
+    return OmnisparseError(
+        f"{path}: size {size} goes with a nested file; of a run, "
+        f"`omnisparse extract --size {size}` makes that model"
     )
 
 

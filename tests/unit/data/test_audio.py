@@ -16,7 +16,7 @@ from omnisparse.data.corpora import load_manifest, perturb_speed
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.deploy.recognizer import read_audio
+from omnisparse.deploy.recording import read_audio
 from omnisparse.errors import DataError
 
 RATE = 16000

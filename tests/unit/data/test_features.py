@@ -42,6 +42,18 @@ def test_fbank_is_that_of_kaldi(num_samples: int) -> None:
     np.testing.assert_allclose(frames, expected, atol=2e-3)
 
 
+def test_fbank_is_that_of_lhotse() -> None:
+    """Runs of earlier versions were trained on its features; float32 rounds in another order."""
+    from lhotse import Fbank, FbankConfig
+
+    options = {"dither": 0.0, "snip_edges": False, "high_freq": -400.0}
+    for rate, bins in ((16000, 80), (8000, 40)):
+        config = FbankConfig(sampling_rate=rate, num_filters=bins, **options)
+        samples = noise(3 * rate + 17)
+        frames = FeatureExtractor(sampling_rate=rate, num_bins=bins).fbank(samples)
+        np.testing.assert_allclose(frames, Fbank(config).extract(samples, rate), atol=1e-4)
+
+
 def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = noise(50000)
     monkeypatch.setattr(module, "_CHUNK_FRAMES", 7)

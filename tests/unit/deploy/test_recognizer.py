@@ -10,7 +10,8 @@ import pytest
 import soundfile
 import torch
 
-from omnisparse.deploy.recognizer import Recognizer, Transcript, audio_chunks, read_audio
+from omnisparse.deploy.recognizer import Recognizer, Transcript
+from omnisparse.deploy.recording import audio_chunks, read_audio
 from omnisparse.errors import DataError
 
 RATE = 16000

@@ -1,0 +1,242 @@
+"""The layers of a recogniser on packed weights, without torch.
+
+Legend: N sequences or hypotheses, T frames, I input width, H cells, P output width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from omnisparse.artifact.packed import PackedModel, PackedTensor
+from omnisparse.deploy.native import kernels
+from omnisparse.deploy.sparse_kernels import LANES, PackedMatrix, pack
+from omnisparse.errors import FormatError
+
+FloatArray = npt.NDArray[np.float32]
+
+State = tuple[FloatArray, FloatArray]
+"""Output ``[N, P]`` and cell ``[N, H]`` of an LSTM; never changed in place."""
+
+_NORM_EPSILON = np.float32(1e-5)
+
+
+class WeightReader:
+    """Hands out the tensors of a net, each checked for its shape; the kernels check nothing.
+
+    Args:
+        files: The net.
+    """
+
+    def __init__(self, files: PackedModel) -> None:
+        self._files = files
+        self._left = set(files.names)
+        self.num_bytes = 0
+        self.kinds: dict[str, str] = {}
+
+    def matrix(self, fqn: str, rows: int, columns: int) -> PackedMatrix:
+        """A matrix [rows, columns], packed for the kernels."""
+        matrix = pack(self._read(fqn, (rows, columns)))
+        self.num_bytes += matrix.num_bytes
+        self.kinds[fqn] = matrix.kind
+        return matrix
+
+    def vector(self, fqn: str, size: int) -> FloatArray:
+        """A vector [size]."""
+        vector = self._read(fqn, (size,)).floats()
+        self.num_bytes += vector.nbytes
+        return vector
+
+    def table(self, fqn: str, rows: int, columns: int) -> Embedding:
+        """Rows to look up, in their stored type."""
+        tensor = self._read(fqn, (rows, columns))
+        if tensor.packing != "dense":
+            raise FormatError(f"{self._files.place}: {fqn} is packed, but an embedding is never")
+        self.num_bytes += tensor.values.nbytes
+        return Embedding(tensor)
+
+    def has(self, fqn: str) -> bool:
+        """Whether the net has such a tensor."""
+        return fqn in self._left
+
+    def skip(self, prefix: str) -> None:
+        """Leaves out what recognition does not use."""
+        self._left = {name for name in self._left if not name.startswith(prefix)}
+
+    def finish(self) -> None:
+        """Demands that every tensor was used.
+
+        Raises:
+            FormatError: Naming one that no layer here knows.
+        """
+        if self._left:
+            raise FormatError(
+                f"{self._files.place}: no kernel knows what to do with {min(self._left)}"
+            )
+
+    def _read(self, fqn: str, shape: tuple[int, ...]) -> PackedTensor:
+        if fqn not in self._left:
+            raise FormatError(f"{self._files.place}: its weights do not fit its model (no {fqn})")
+        tensor = self._files.read(fqn)
+        if tensor.shape != shape or tensor.dtype not in ("F32", "F16", "BF16", "I8"):
+            raise FormatError(
+                f"{self._files.place}: its weights do not fit its model "
+                f"({fqn} is {tensor.dtype} {list(tensor.shape)}, expected {list(shape)})"
+            )
+        if tensor.dtype == "I8" and tensor.scale is None:
+            raise FormatError(f"{self._files.place}: {fqn} is int8 without a scale")
+        self._left.discard(fqn)
+        return tensor
+
+
+class Embedding:
+    """Rows of a table.
+
+    Args:
+        tensor: The table [V, E].
+    """
+
+    def __init__(self, tensor: PackedTensor) -> None:
+        self._tensor = PackedTensor(
+            tensor.fqn, tensor.shape, "dense", tensor.dtype, np.array(tensor.values),
+            scale=tensor.scale,
+        )  # fmt: skip
+
+    def __call__(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
+        """``[..., E]`` rows of the given tokens."""
+        table = self._tensor
+        flat = tokens.reshape(-1)
+        rows = PackedTensor(
+            table.fqn, (len(flat), table.shape[1]), "dense", table.dtype, table.values[flat],
+            scale=None if table.scale is None else table.scale[flat],
+        )  # fmt: skip
+        return rows.floats().reshape(*tokens.shape, -1)
+
+
+class Linear:
+    """``y = W x + b``.
+
+    Args:
+        reader: Has the weights.
+        prefix: Their name before ``.weight`` and ``.bias``.
+        input_dim: Width of x.
+        output_dim: Width of y.
+        bias: Whether there is a b.
+    """
+
+    def __init__(
+        self, reader: WeightReader, prefix: str, input_dim: int, output_dim: int, *, bias: bool
+    ) -> None:
+        self.matrix = reader.matrix(f"{prefix}.weight", output_dim, input_dim)
+        self.bias = reader.vector(f"{prefix}.bias", output_dim) if bias else None
+
+    def __call__(self, inputs: FloatArray) -> FloatArray:
+        """``[N, output_dim]`` of ``[N, input_dim]``."""
+        return self.matrix.products(inputs, self.bias)
+
+
+class LayerNorm:
+    """Normalises rows.
+
+    Args:
+        reader: Has the weights.
+        prefix: Their name before ``.weight`` and ``.bias``.
+        dim: Width of a row.
+    """
+
+    def __init__(self, reader: WeightReader, prefix: str, dim: int) -> None:
+        self.gain = reader.vector(f"{prefix}.weight", dim)
+        self.bias = reader.vector(f"{prefix}.bias", dim)
+
+    def __call__(self, inputs: FloatArray) -> FloatArray:
+        """``[N, dim]`` of ``[N, dim]``."""
+        library, _ = kernels()
+        if library is None:
+            centred = inputs - inputs.mean(axis=1, keepdims=True)
+            variance = np.square(centred).mean(axis=1, keepdims=True)
+            normed = centred / np.sqrt(variance + _NORM_EPSILON)
+            return np.asarray(normed * self.gain + self.bias, np.float32)
+        inputs = np.ascontiguousarray(inputs)
+        outputs = np.empty_like(inputs)
+        library.omni_norm(
+            *inputs.shape, inputs.ctypes.data, self.gain.ctypes.data, self.bias.ctypes.data,
+            outputs.ctypes.data,
+        )  # fmt: skip
+        return outputs
+
+
+class Lstm:
+    """A unidirectional LSTM layer, or LSTMP with a projection.
+
+    Args:
+        reader: Has the weights.
+        prefix: Their name before ``.weight_ih_l0`` and the others.
+        input_dim: Width I of the input.
+        dim: Cells H.
+        projection: Output width P below H; None for H.
+    """
+
+    def __init__(
+        self, reader: WeightReader, prefix: str, input_dim: int, dim: int, projection: int | None
+    ) -> None:
+        self.dim, self.output_dim = dim, projection or dim
+        self.input = reader.matrix(f"{prefix}.weight_ih_l0", 4 * dim, input_dim)
+        self.recurrent = reader.matrix(f"{prefix}.weight_hh_l0", 4 * dim, self.output_dim)
+        self.projection = (
+            reader.matrix(f"{prefix}.weight_hr_l0", projection, dim) if projection else None
+        )
+        biases = (reader.vector(f"{prefix}.bias_{kind}_l0", 4 * dim) for kind in ("ih", "hh"))
+        self.bias: FloatArray = np.add(*biases)
+
+    def zero_state(self, count: int) -> State:
+        """The state before the first frame of ``count`` sequences."""
+        return (
+            np.zeros((count, self.output_dim), np.float32),
+            np.zeros((count, self.dim), np.float32),
+        )
+
+    def run(self, frames: FloatArray, state: State) -> tuple[FloatArray, State]:
+        """One sequence of ``[T, I]`` frames: ``[T, P]``, and the state after it."""
+        library, _ = kernels()
+        steps = len(frames)
+        outputs = np.empty((steps, self.output_dim), np.float32)
+        if library is None:
+            for index in range(steps):
+                output, state = self.step(frames[index : index + 1], state)
+                outputs[index] = output[0]
+            return outputs, state
+        frames = np.ascontiguousarray(frames, dtype=np.float32)
+        hidden, cell = state[0].copy(), state[1].copy()
+        gates = np.empty((steps, 4 * self.dim), np.float32)
+        size = LANES * (self.input.rows + self.input.columns) if steps > 3 else self.dim
+        work = np.empty(max(size, self.dim), np.float32)
+        library.omni_lstm(
+            self.input.pointer, self.recurrent.pointer,
+            None if self.projection is None else self.projection.pointer,
+            self.bias.ctypes.data, steps, frames.ctypes.data, hidden.ctypes.data, cell.ctypes.data,
+            outputs.ctypes.data, gates.ctypes.data, work.ctypes.data,
+        )  # fmt: skip
+        return outputs, (hidden, cell)
+
+    def step(self, inputs: FloatArray, state: State) -> tuple[FloatArray, State]:
+        """One frame of N sequences: ``[N, I]`` to ``[N, P]``, and their state after it."""
+        gates = self.input.products(inputs, self.bias) + self.recurrent.products(state[0])
+        library, level = kernels()
+        cell = state[1].copy()
+        if library is None:
+            admit, forget, candidate, emit = np.split(gates, 4, axis=1)
+            cell = _sigmoid(forget) * cell + _sigmoid(admit) * np.tanh(candidate)
+            output = _sigmoid(emit) * np.tanh(cell)
+        else:
+            output = np.empty_like(cell)
+            library.omni_gates(
+                level, len(cell), self.dim, gates.ctypes.data, cell.ctypes.data, output.ctypes.data
+            )
+        if self.projection is not None:
+            output = self.projection.products(output)
+        return output, (output, cell)
+
+
+def _sigmoid(values: FloatArray) -> FloatArray:
+    """The logistic function, by tanh, which overflows nowhere."""
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * values), np.float32)

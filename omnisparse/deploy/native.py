@@ -1,0 +1,89 @@
+"""The compiled kernels of ``sparse_kernels.c``: which there are, and how they are called."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+from omnisparse.console import Console
+
+LIBRARY = "_sparse_kernels.so"
+"""The compiled file, beside this one."""
+
+LEVELS = ("plain", "avx2", "avx512", "neon")
+"""Instruction sets, by their number in C."""
+
+CHOICE = "OMNISPARSE_KERNELS"
+"""Environment variable: one of LEVELS to take no better ones, or numpy to use none."""
+
+
+class MatrixStruct(ctypes.Structure):
+    """``matrix`` of ``sparse_kernels.c``."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int32)
+            for name in ("rows", "columns", "kind", "type", "height", "level")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("offsets", "indices", "counts", "places", "values", "scale")
+        ),
+    )
+
+
+@cache
+def kernels() -> tuple[ctypes.CDLL | None, int]:
+    """The library and the level to use; ``(None, 0)`` where only numpy is there.
+
+    What is missing is said on stderr, once.
+    """
+    wanted = os.environ.get(CHOICE, "").strip().lower()
+    if wanted == "numpy":
+        return None, 0
+    library = _load()
+    if library is None:
+        _say("no compiled kernels (was there a C compiler at install?): numpy does it, slower")
+        return None, 0
+    best = int(library.omni_level())
+    legal = ["plain", "neon"] if LEVELS[best] == "neon" else list(LEVELS[: best + 1])
+    if wanted in legal:
+        return library, LEVELS.index(wanted)
+    if wanted:
+        _say(
+            f"{CHOICE} is {wanted!r}, which this processor cannot run: {LEVELS[best]} is used "
+            f"(legal here: {', '.join(['numpy', *legal])})"
+        )
+    elif best == 0:
+        _say("this processor has neither AVX2 nor NEON: plain kernels are used instead")
+    return library, best
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library with the types of its functions; None where it is absent or cannot be loaded."""
+    path = Path(__file__).with_name(LIBRARY)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    signatures: dict[str, tuple[type, ...]] = {
+        "product": (pointer,) * 3,
+        "products": (pointer, integer, pointer, pointer, pointer),
+        "gates": (integer, integer, integer, pointer, pointer, pointer),
+        "lstm": (*(pointer,) * 4, integer, *(pointer,) * 6),
+        "norm": (integer, integer, *(pointer,) * 4),
+        "columns": (integer, integer, *(pointer,) * 3),
+        "panels": (*(integer,) * 4, *(pointer,) * 6),
+    }
+    try:
+        library = ctypes.CDLL(str(path))
+        library.omni_level.restype = ctypes.c_int
+        for name, types in signatures.items():
+            function = getattr(library, f"omni_{name}")
+            function.argtypes, function.restype = types, None
+    except (OSError, AttributeError):  # absent, of another processor, or of an older version
+        return None
+    return library
+
+
+def _say(line: str) -> None:
+    Console().warn(f"omnisparse: {line}")

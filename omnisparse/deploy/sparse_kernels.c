@@ -1,0 +1,743 @@
+/* Products of a packed matrix with one vector or sixteen, and LSTM layers made of them.
+ *
+ * A matrix is packed in one of three ways (enum kind):
+ *   BLOCK  bands of `height` rows (8 or 16); a band is a list of columns, each with `height` values.
+ *          Without columns (NULL) every column is there: a dense matrix.
+ *   CSR    rows; a row is a list of columns, each with a value.
+ *   PANEL  four rows at a time, cut into panels of `height` columns (16, 32 or 64): for each panel
+ *          the four counts, and for each value its place in the panel, so that x is looked up in
+ *          registers. Values lie panel by panel, in a panel row by row.
+ * Values are float32, IEEE half, bfloat16 or int8 with a scale for each row.
+ *
+ * The second half of this file is compiled once for each instruction set and type of value (it
+ * includes itself); `omni_level` says what the processor has. All products ADD to y.
+ * Rows, columns and places are checked by whoever packs: nothing is checked here.
+ * Every array of values and places must have 64 readable bytes behind its end.
+ */
+#ifndef OMNI_TYPE
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16 /* vectors of a tile */
+
+enum kind { BLOCK = 0, CSR = 1, PANEL = 2 };
+enum type { F32 = 0, F16 = 1, BF16 = 2, I8 = 3 };
+enum level { PLAIN = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
+
+typedef struct {
+    int32_t rows, columns, kind, type, height, level;
+    const int32_t *offsets;  /* BLOCK: of bands, in blocks; CSR, PANEL: of (four) rows, in values */
+    const uint16_t *indices; /* BLOCK, CSR: columns */
+    const uint8_t *counts;   /* PANEL: values of [rows / 4, panels, 4] */
+    const uint8_t *places;   /* PANEL: column of each value within its panel */
+    const void *values;
+    const float *scale; /* I8: of each row */
+} matrix;
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v16 __attribute__((vector_size(64)));
+typedef int32_t i8x __attribute__((vector_size(32)));
+
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+/* ---- one value of each type ---- */
+
+INLINE float one_f32(const float *p) { return *p; }
+INLINE float one_bf16(const uint16_t *p) {
+    uint32_t bits = (uint32_t)*p << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+INLINE float one_i8(const int8_t *p) { return (float)*p; }
+INLINE float one_f16(const uint16_t *p) {
+    uint32_t half = *p, sign = (half & 0x8000u) << 16, rest = half & 0x7fffu, bits;
+    float value;
+    if (rest >= 0x400u) {
+        bits = sign | ((rest << 13) + (112u << 23)); /* finite: checked when it was read */
+        memcpy(&value, &bits, 4);
+    } else {
+        value = (float)rest * 0x1p-24f; /* subnormal */
+        if (sign) value = -value;
+    }
+    return value;
+}
+
+INLINE v8 splat(float x) { return (v8){x, x, x, x, x, x, x, x}; }
+INLINE v8 get8(const float *p) {
+    v8 v;
+    memcpy(&v, p, 32);
+    return v;
+}
+INLINE v16 get16(const float *p) {
+    v16 v;
+    memcpy(&v, p, 64);
+    return v;
+}
+INLINE void put8(float *p, v8 v) { memcpy(p, &v, 32); }
+INLINE float sum8(v8 v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+/* ---- sigmoid and tanh, to two units in the last place of 1 ---- */
+
+INLINE v8 choose(i8x where, v8 yes, v8 no) {
+    return (v8)((where & (i8x)yes) | (~where & (i8x)no));
+}
+INLINE v8 exp8(v8 x) {
+    const v8 magic = splat(12582912.0f);
+    v8 n, r, p;
+    i8x bits;
+    x = choose(x > splat(87.0f), splat(87.0f), x);
+    x = choose(x < splat(-87.0f), splat(-87.0f), x);
+    n = (x * splat(1.44269504f) + magic) - magic;
+    r = (x - n * splat(0.693359375f)) + n * splat(2.12194440e-4f);
+    p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * r * r + r + splat(1.0f);
+    bits = (__builtin_convertvector(n, i8x) + 127) << 23;
+    return p * (v8)bits;
+}
+INLINE v8 sigmoid8(v8 x) { return splat(1.0f) / (splat(1.0f) + exp8(-x)); }
+INLINE v8 tanh8(v8 x) { return splat(1.0f) - splat(2.0f) / (exp8(x + x) + splat(1.0f)); }
+
+INLINE void gates_any(int64_t cells, const float *gates, float *cell, float *out) {
+    int64_t at, lane, left;
+    for (at = 0; at < cells; at += 8) {
+        float part[5][8] = {{0}};
+        v8 admit, forget, candidate, emit, c, o;
+        left = cells - at < 8 ? cells - at : 8;
+        if (left == 8) {
+            admit = get8(gates + at), forget = get8(gates + cells + at);
+            candidate = get8(gates + 2 * cells + at), emit = get8(gates + 3 * cells + at);
+            c = get8(cell + at);
+        } else {
+            for (lane = 0; lane < left; lane++) {
+                int64_t gate;
+                for (gate = 0; gate < 4; gate++) part[gate][lane] = gates[gate * cells + at + lane];
+                part[4][lane] = cell[at + lane];
+            }
+            admit = get8(part[0]), forget = get8(part[1]), candidate = get8(part[2]);
+            emit = get8(part[3]), c = get8(part[4]);
+        }
+        c = sigmoid8(forget) * c + sigmoid8(admit) * tanh8(candidate);
+        o = sigmoid8(emit) * tanh8(c);
+        if (left == 8) {
+            put8(cell + at, c);
+            put8(out + at, o);
+        } else {
+            for (lane = 0; lane < left; lane++) cell[at + lane] = c[lane], out[at + lane] = o[lane];
+        }
+    }
+}
+
+INLINE void norm_any(int64_t dim, const float *x, const float *gain, const float *bias, float *y) {
+    v8 total = splat(0.0f), square = splat(0.0f);
+    float sum = 0.0f, squares = 0.0f, mean, scale;
+    int64_t at;
+    for (at = 0; at + 8 <= dim; at += 8) total += get8(x + at);
+    sum = sum8(total);
+    for (; at < dim; at++) sum += x[at];
+    mean = sum / (float)dim;
+    for (at = 0; at + 8 <= dim; at += 8) {
+        v8 d = get8(x + at) - splat(mean);
+        square += d * d;
+    }
+    squares = sum8(square);
+    for (; at < dim; at++) squares += (x[at] - mean) * (x[at] - mean);
+    scale = 1.0f / __builtin_sqrtf(squares / (float)dim + 1e-5f);
+    for (at = 0; at < dim; at++) y[at] = (x[at] - mean) * scale * gain[at] + bias[at];
+}
+
+/* ---- the same code for each instruction set and type of value ---- */
+
+#define JOIN3(a, b, c) a##_##b##_##c
+#define NAME3(a, b, c) JOIN3(a, b, c)
+#define NAME(a) NAME3(a, OMNI_SET, OMNI_TYPE)
+
+#define OMNI_SET plain
+#define TARGET
+#define OMNI_TYPE f32
+#include "sparse_kernels.c"
+#define OMNI_TYPE f16
+#include "sparse_kernels.c"
+#define OMNI_TYPE bf16
+#include "sparse_kernels.c"
+#define OMNI_TYPE i8
+#include "sparse_kernels.c"
+#undef OMNI_SET
+#undef TARGET
+
+#if defined(__x86_64__)
+#define OMNI_SET avx2
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define HAS_AVX2
+TARGET INLINE v8 load8_avx2_f32(const float *p) { return get8(p); }
+TARGET INLINE v8 load8_avx2_f16(const uint16_t *p) {
+    return (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+TARGET INLINE v8 load8_avx2_bf16(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (v8)_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+TARGET INLINE v8 load8_avx2_i8(const int8_t *p) {
+    return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+#define OMNI_TYPE f32
+#include "sparse_kernels.c"
+#define OMNI_TYPE f16
+#include "sparse_kernels.c"
+#define OMNI_TYPE bf16
+#include "sparse_kernels.c"
+#define OMNI_TYPE i8
+#include "sparse_kernels.c"
+#undef OMNI_SET
+#undef TARGET
+#undef HAS_AVX2
+
+#define OMNI_SET avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")))
+#define HAS_AVX512
+TARGET INLINE v8 load8_avx512_f32(const float *p) { return get8(p); }
+TARGET INLINE v8 load8_avx512_f16(const uint16_t *p) {
+    return (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+TARGET INLINE v8 load8_avx512_bf16(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (v8)_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+TARGET INLINE v8 load8_avx512_i8(const int8_t *p) {
+    return (v8)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+/* Sixteen values, those beyond the mask zero and never read. */
+TARGET INLINE __m512 some_f32(__mmask16 mask, const float *p) {
+    return _mm512_maskz_loadu_ps(mask, p);
+}
+TARGET INLINE __m512 some_f16(__mmask16 mask, const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+}
+TARGET INLINE __m512 some_bf16(__mmask16 mask, const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+TARGET INLINE __m512 some_i8(__mmask16 mask, const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, p)));
+}
+#define OMNI_TYPE f32
+#include "sparse_kernels.c"
+#define OMNI_TYPE f16
+#include "sparse_kernels.c"
+#define OMNI_TYPE bf16
+#include "sparse_kernels.c"
+#define OMNI_TYPE i8
+#include "sparse_kernels.c"
+#undef OMNI_SET
+#undef TARGET
+#undef HAS_AVX512
+#endif
+
+#if defined(__aarch64__)
+#define OMNI_SET neon
+#define TARGET
+#define HAS_NEON
+INLINE v8 both(float32x4_t low, float32x4_t high) {
+    v8 v;
+    memcpy(&v, &low, 16);
+    memcpy((char *)&v + 16, &high, 16);
+    return v;
+}
+INLINE v8 load8_neon_f32(const float *p) { return get8(p); }
+INLINE v8 load8_neon_f16(const uint16_t *p) {
+    float16x8_t half = vreinterpretq_f16_u16(vld1q_u16(p));
+    return both(vcvt_f32_f16(vget_low_f16(half)), vcvt_f32_f16(vget_high_f16(half)));
+}
+INLINE v8 load8_neon_bf16(const uint16_t *p) {
+    uint16x8_t half = vld1q_u16(p);
+    return both(vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(half), 16)),
+                vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(half), 16)));
+}
+INLINE v8 load8_neon_i8(const int8_t *p) {
+    int16x8_t wide = vmovl_s8(vld1_s8(p));
+    return both(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))));
+}
+#define OMNI_TYPE f32
+#include "sparse_kernels.c"
+#define OMNI_TYPE f16
+#include "sparse_kernels.c"
+#define OMNI_TYPE bf16
+#include "sparse_kernels.c"
+#define OMNI_TYPE i8
+#include "sparse_kernels.c"
+#undef OMNI_SET
+#undef TARGET
+#undef HAS_NEON
+#endif
+
+/* ---- which of them ---- */
+
+int omni_level(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("bmi2"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return AVX2;
+#elif defined(__aarch64__)
+    return NEON;
+#endif
+    return PLAIN;
+}
+
+typedef void (*product)(const matrix *, const float *, float *, int64_t);
+
+#define TYPES(function, set) \
+    {function##_##set##_f32, function##_##set##_f16, function##_##set##_bf16, function##_##set##_i8}
+#define KINDS(set, panel, panels)                              \
+    {{TYPES(block, set), TYPES(csr, set), TYPES(panel, set)}, \
+     {TYPES(blocks, set), TYPES(csrs, set), TYPES(panels, set)}}
+
+/* [level][one vector, a tile][kind][type]; panels need AVX-512 and are not packed without. */
+static const product products[4][2][3][4] = {
+    [PLAIN] = KINDS(plain, csr, csrs),
+#if defined(__x86_64__)
+    [AVX2] = KINDS(avx2, csr, csrs),
+    [AVX512] = KINDS(avx512, panel, panels),
+#elif defined(__aarch64__)
+    [NEON] = KINDS(neon, csr, csrs),
+#endif
+};
+
+/* y[row] += W x, for one vector. */
+void omni_product(const matrix *w, const float *x, float *y) {
+    products[w->level][0][w->kind][w->type](w, x, y, 1);
+}
+
+/* y[n, rows] += W x[n], for `count` vectors; `work` holds LANES * (rows + columns) floats. */
+void omni_products(const matrix *w, int64_t count, const float *x, float *y, float *work) {
+    int64_t start, rows = w->rows, columns = w->columns, i, lane;
+    float *inputs = work, *outputs = work + LANES * columns;
+    for (start = 0; start < count; start += LANES) {
+        int64_t lanes = count - start < LANES ? count - start : LANES;
+        if (lanes < 4) { /* the tile would be mostly empty */
+            for (lane = 0; lane < lanes; lane++)
+                omni_product(w, x + (start + lane) * columns, y + (start + lane) * rows);
+            continue;
+        }
+        memset(inputs, 0, sizeof(float) * (size_t)(LANES * columns));
+        memset(outputs, 0, sizeof(float) * (size_t)(LANES * rows));
+        for (lane = 0; lane < lanes; lane++) {
+            const float *from = x + (start + lane) * columns;
+            for (i = 0; i < columns; i++) inputs[i * LANES + lane] = from[i];
+        }
+        products[w->level][1][w->kind][w->type](w, inputs, outputs, lanes);
+        for (lane = 0; lane < lanes; lane++) {
+            float *to = y + (start + lane) * rows;
+            for (i = 0; i < rows; i++) to[i] += outputs[i * LANES + lane];
+        }
+    }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static void gates_avx2(int64_t n, const float *g, float *c,
+                                                            float *out) {
+    gates_any(n, g, c, out);
+}
+#endif
+
+/* One step of `count` LSTMs: gates [count, 4 H], cell [count, H] (updated), out [count, H]. */
+void omni_gates(int64_t level, int64_t count, int64_t cells, const float *gates, float *cell,
+                float *out) {
+    int64_t row;
+    for (row = 0; row < count; row++) {
+        const float *gate = gates + row * 4 * cells;
+#if defined(__x86_64__)
+        if (level != PLAIN)
+            gates_avx2(cells, gate, cell + row * cells, out + row * cells);
+        else
+#endif
+            gates_any(cells, gate, cell + row * cells, out + row * cells);
+    }
+    (void)level;
+}
+
+/* An LSTM layer, or LSTMP where `projection` is given, over `steps` frames.
+ *
+ * x [steps, columns of input], hidden [P] and cell [H] (both updated), y [steps, P], gates
+ * [steps, 4 H], work as of omni_products for the input, and H more floats.
+ */
+void omni_lstm(const matrix *input, const matrix *recurrent, const matrix *projection,
+               const float *bias, int64_t steps, const float *x, float *hidden, float *cell,
+               float *y, float *gates, float *work) {
+    int64_t wide = input->rows, cells = wide / 4, step;
+    int64_t out = projection ? projection->rows : cells;
+    for (step = 0; step < steps; step++)
+        memcpy(gates + step * wide, bias, sizeof(float) * (size_t)wide);
+    omni_products(input, steps, x, gates, work);
+    for (step = 0; step < steps; step++) {
+        float *gate = gates + step * wide, *to = projection ? work : y + step * out;
+        omni_product(recurrent, hidden, gate);
+        omni_gates(recurrent->level, 1, cells, gate, cell, to);
+        if (projection) {
+            memset(y + step * out, 0, sizeof(float) * (size_t)out);
+            omni_product(projection, work, y + step * out);
+        }
+        memcpy(hidden, y + step * out, sizeof(float) * (size_t)out);
+    }
+}
+
+/* Each of `count` rows of x [count, dim] less its mean, over its deviation; y may be x. */
+void omni_norm(int64_t count, int64_t dim, const float *x, const float *gain, const float *bias,
+               float *y) {
+    int64_t row;
+    for (row = 0; row < count; row++) norm_any(dim, x + row * dim, gain, bias, y + row * dim);
+}
+
+/* Columns of the set bits of [rows, ceil(columns / 8)]; offsets [rows + 1]. */
+void omni_columns(int64_t rows, int64_t columns, const uint8_t *bits, int32_t *offsets,
+                  uint16_t *indices) {
+    int64_t bytes = (columns + 7) / 8, row, byte, found = 0;
+    for (row = 0; row < rows; row++) {
+        offsets[row] = (int32_t)found;
+        for (byte = 0; byte < bytes; byte++) {
+            unsigned set = bits[row * bytes + byte];
+            for (; set; set &= set - 1) indices[found++] = (uint16_t)(byte * 8 + __builtin_ctz(set));
+        }
+    }
+    offsets[rows] = (int32_t)found;
+}
+
+/* Panels of `width` columns of set bits and their values of `item` bytes, row by row. */
+void omni_panels(int64_t rows, int64_t columns, int64_t width, int64_t item, const uint8_t *bits,
+                 const char *values, int32_t *offsets, uint8_t *counts, uint8_t *places,
+                 char *packed) {
+    int64_t bytes = (columns + 7) / 8, panels = (columns + width - 1) / width, step = width / 8;
+    int64_t row, panel, r, byte, found = 0, read = 0, at[4];
+    for (row = 0; row < rows; row += 4) {
+        offsets[row / 4] = (int32_t)found;
+        for (r = 0; r < 4; r++) {
+            at[r] = read;
+            for (byte = 0; byte < bytes && row + r < rows; byte++)
+                read += __builtin_popcount(bits[(row + r) * bytes + byte]);
+        }
+        for (panel = 0; panel < panels; panel++)
+            for (r = 0; r < 4; r++) {
+                int64_t start = found, end = (panel + 1) * step < bytes ? (panel + 1) * step : bytes;
+                for (byte = panel * step; byte < end && row + r < rows; byte++) {
+                    unsigned set = bits[(row + r) * bytes + byte];
+                    for (; set; set &= set - 1)
+                        places[found++] = (uint8_t)((byte - panel * step) * 8 + __builtin_ctz(set));
+                }
+                *counts++ = (uint8_t)(found - start);
+                memcpy(packed + start * item, values + at[r] * item, (size_t)((found - start) * item));
+                at[r] += found - start;
+            }
+    }
+    offsets[(rows + 3) / 4] = (int32_t)found;
+}
+
+#else /* OMNI_TYPE: compiled for each instruction set and type of value */
+
+#define ONE NAME3(one, OMNI_TYPE, of)
+#define one_f32_of one_f32
+#define one_f16_of one_f16
+#define one_bf16_of one_bf16
+#define one_i8_of one_i8
+#define some_f32_of some_f32
+#define some_f16_of some_f16
+#define some_bf16_of some_bf16
+#define some_i8_of some_i8
+#define VALUE_f32 float
+#define VALUE_f16 uint16_t
+#define VALUE_bf16 uint16_t
+#define VALUE_i8 int8_t
+#define JOIN2(a, b) a##_##b
+#define NAME2(a, b) JOIN2(a, b)
+#define VALUE NAME2(VALUE, OMNI_TYPE)
+
+#define LOAD8 NAME(load8)
+#if !defined(HAS_AVX2) && !defined(HAS_AVX512) && !defined(HAS_NEON)
+INLINE v8 LOAD8(const VALUE *p) {
+    return (v8){ONE(p),     ONE(p + 1), ONE(p + 2), ONE(p + 3),
+                ONE(p + 4), ONE(p + 5), ONE(p + 6), ONE(p + 7)};
+}
+#endif
+
+TARGET INLINE void NAME(add)(const matrix *w, int64_t row, int64_t count, v8 sum, float *y) {
+    int64_t lane;
+    for (lane = 0; lane < count; lane++)
+        y[row + lane] += w->scale ? w->scale[row + lane] * sum[lane] : sum[lane];
+}
+
+/* A band of 8 rows at `values` with a stride of `height` values per block. */
+TARGET INLINE v8 NAME(band)(int64_t blocks, int64_t height, const uint16_t *indices,
+                            const VALUE *values, const float *x) {
+    v8 a = splat(0.0f), b = a, c = a, d = a;
+    int64_t i = 0;
+    if (indices) {
+        for (; i + 4 <= blocks; i += 4) {
+            const VALUE *v = values + i * height;
+            a += LOAD8(v) * x[indices[i]];
+            b += LOAD8(v + height) * x[indices[i + 1]];
+            c += LOAD8(v + 2 * height) * x[indices[i + 2]];
+            d += LOAD8(v + 3 * height) * x[indices[i + 3]];
+        }
+        for (; i < blocks; i++) a += LOAD8(values + i * height) * x[indices[i]];
+    } else {
+        for (; i + 4 <= blocks; i += 4) {
+            const VALUE *v = values + i * height;
+            a += LOAD8(v) * x[i];
+            b += LOAD8(v + height) * x[i + 1];
+            c += LOAD8(v + 2 * height) * x[i + 2];
+            d += LOAD8(v + 3 * height) * x[i + 3];
+        }
+        for (; i < blocks; i++) a += LOAD8(values + i * height) * x[i];
+    }
+    return (a + b) + (c + d);
+}
+
+#ifdef HAS_AVX512
+/* A band of 16 rows. */
+TARGET INLINE v16 NAME(band16)(int64_t blocks, const uint16_t *indices, const VALUE *values,
+                               const float *x) {
+    v16 a = {0}, b = a, c = a, d = a;
+    int64_t i = 0;
+#define SIXTEEN(p) ((v16)NAME3(some, OMNI_TYPE, of)(0xffff, p))
+    for (; i + 4 <= blocks; i += 4) {
+        const VALUE *v = values + i * 16;
+        a += SIXTEEN(v) * x[indices ? indices[i] : i];
+        b += SIXTEEN(v + 16) * x[indices ? indices[i + 1] : i + 1];
+        c += SIXTEEN(v + 32) * x[indices ? indices[i + 2] : i + 2];
+        d += SIXTEEN(v + 48) * x[indices ? indices[i + 3] : i + 3];
+    }
+    for (; i < blocks; i++) a += SIXTEEN(values + i * 16) * x[indices ? indices[i] : i];
+#undef SIXTEEN
+    return (a + b) + (c + d);
+}
+#endif
+
+TARGET static void NAME(block)(const matrix *w, const float *x, float *y, int64_t count) {
+    int64_t height = w->height, bands = (w->rows + height - 1) / height, band, half;
+    (void)count;
+    for (band = 0; band < bands; band++) {
+        int64_t start = w->offsets[band], blocks = w->offsets[band + 1] - start;
+        const VALUE *values = (const VALUE *)w->values + start * height;
+        const uint16_t *indices = w->indices ? w->indices + start : 0;
+#ifdef HAS_AVX512
+        if (height == 16) {
+            int64_t row = band * 16, lane;
+            v16 sum = indices ? NAME(band16)(blocks, indices, values, x)
+                              : NAME(band16)(blocks, 0, values, x);
+            for (lane = 0; lane < 16 && row + lane < w->rows; lane++)
+                y[row + lane] += w->scale ? w->scale[row + lane] * sum[lane] : sum[lane];
+            continue;
+        }
+#endif
+        for (half = 0; half < height; half += 8) {
+            int64_t row = band * height + half, left = w->rows - row;
+            if (left <= 0) break;
+            NAME(add)(w, row, left < 8 ? left : 8,
+                      NAME(band)(blocks, height, indices, values + half, x), y);
+        }
+    }
+}
+
+/* A tile: x [columns, LANES], y [rows, LANES], of which `count` lanes are used. */
+TARGET static void NAME(blocks)(const matrix *w, const float *x, float *y, int64_t count) {
+    int64_t height = w->height, bands = (w->rows + height - 1) / height, band, i, r, half, part;
+    for (band = 0; band < bands; band++) {
+        int64_t start = w->offsets[band], blocks = w->offsets[band + 1] - start;
+        const uint16_t *indices = w->indices ? w->indices + start : 0;
+        for (half = 0; half < height; half += 8) {
+            const VALUE *values = (const VALUE *)w->values + start * height + half;
+            int64_t row = band * height + half;
+            for (part = 0; part < count && row < w->rows; part += 8) {
+                v8 sum[8];
+                for (r = 0; r < 8; r++) sum[r] = splat(0.0f);
+                for (i = 0; i < blocks; i++) {
+                    v8 v = LOAD8(values + i * height);
+                    const float *in = x + (indices ? indices[i] : i) * LANES + part;
+                    for (r = 0; r < 8; r++) sum[r] += v * in[r]; /* r: a vector */
+                }
+                for (r = 0; r < 8; r++) {
+                    int64_t lane, left = w->rows - row < 8 ? w->rows - row : 8;
+                    for (lane = 0; lane < left; lane++) {
+                        float scale = w->scale ? w->scale[row + lane] : 1.0f;
+                        y[(row + lane) * LANES + part + r] += scale * sum[r][lane];
+                    }
+                }
+            }
+        }
+    }
+}
+
+TARGET static void NAME(csr)(const matrix *w, const float *x, float *y, int64_t count) {
+    int64_t row, i;
+    (void)count;
+    for (row = 0; row < w->rows; row++) {
+        int64_t end = w->offsets[row + 1];
+        const VALUE *values = (const VALUE *)w->values;
+        float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
+        i = w->offsets[row];
+#if defined(HAS_AVX2) || defined(HAS_AVX512)
+        {
+            v8 s = splat(0.0f), t = s;
+            for (; i + 16 <= end; i += 16) {
+                __m256i p = _mm256_cvtepu16_epi32(_mm_loadu_si128((void *)(w->indices + i)));
+                __m256i q = _mm256_cvtepu16_epi32(_mm_loadu_si128((void *)(w->indices + i + 8)));
+                s += LOAD8(values + i) * (v8)_mm256_i32gather_ps(x, p, 4);
+                t += LOAD8(values + i + 8) * (v8)_mm256_i32gather_ps(x, q, 4);
+            }
+            a = sum8(s + t);
+        }
+#endif
+        for (; i + 4 <= end; i += 4) {
+            a += ONE(values + i) * x[w->indices[i]];
+            b += ONE(values + i + 1) * x[w->indices[i + 1]];
+            c += ONE(values + i + 2) * x[w->indices[i + 2]];
+            d += ONE(values + i + 3) * x[w->indices[i + 3]];
+        }
+        for (; i < end; i++) a += ONE(values + i) * x[w->indices[i]];
+        a = (a + b) + (c + d);
+        y[row] += w->scale ? w->scale[row] * a : a;
+    }
+}
+
+TARGET static void NAME(csrs)(const matrix *w, const float *x, float *y, int64_t count) {
+    int64_t row, i;
+    (void)count;
+    for (row = 0; row < w->rows; row++) {
+        v16 sum = {0};
+        for (i = w->offsets[row]; i < w->offsets[row + 1]; i++)
+            sum += ONE((const VALUE *)w->values + i) * get16(x + w->indices[i] * LANES);
+        if (w->scale) sum *= w->scale[row];
+        sum += get16(y + row * LANES);
+        memcpy(y + row * LANES, &sum, 64);
+    }
+}
+
+#ifdef HAS_AVX512
+/* The values of one row in a panel, from `at` on, times what x holds there. */
+#define LOOKUP(left_, sum)                                                                         \
+    do {                                                                                           \
+        int32_t left = (left_);                                                                    \
+        do {                                                                                       \
+            __mmask16 mask = (__mmask16)_bzhi_u32(0xffff, (uint32_t)left);                         \
+            __m512i place = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)places));           \
+            __m512 in = width == 16 ? _mm512_permutexvar_ps(place, x0)                             \
+                                    : _mm512_permutex2var_ps(x0, place, x1);                       \
+            int64_t taken = left < 16 ? left : 16;                                                 \
+            if (width == 64)                                                                       \
+                in = _mm512_mask_mov_ps(in, _mm512_test_epi32_mask(place, high),                   \
+                                        _mm512_permutex2var_ps(x2, place, x3));                    \
+            sum = _mm512_fmadd_ps(NAME3(some, OMNI_TYPE, of)(mask, values), in, sum);              \
+            values += taken, places += taken;                                                      \
+            left -= 16;                                                                            \
+        } while (__builtin_expect(left > 0, 0));                                                   \
+    } while (0)
+
+TARGET INLINE __m512 NAME(part)(const float *x, int64_t left) {
+    return _mm512_maskz_loadu_ps(left > 0 ? (__mmask16)_bzhi_u32(0xffff, (uint32_t)left) : 0, x);
+}
+
+TARGET INLINE void NAME(panels_of)(const matrix *w, const float *x, float *y, const int width) {
+    int64_t whole = w->columns / width, panels = (w->columns + width - 1) / width, row, panel, r;
+    const uint8_t *places = w->places, *counts = w->counts;
+    const VALUE *values = (const VALUE *)w->values;
+    const __m512i high = _mm512_set1_epi32(32);
+    for (row = 0; row < w->rows; row += 4) {
+        __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0, x0, x1 = s0, x2 = s0, x3 = s0;
+        float sums[4];
+        for (panel = 0; panel < panels; panel++, counts += 4) {
+            const float *in = x + panel * width;
+            if (panel < whole) {
+                x0 = _mm512_loadu_ps(in);
+                if (width > 16) x1 = _mm512_loadu_ps(in + 16);
+                if (width > 32) x2 = _mm512_loadu_ps(in + 32), x3 = _mm512_loadu_ps(in + 48);
+            } else {
+                int64_t left = w->columns - panel * width;
+                x0 = NAME(part)(in, left);
+                if (width > 16) x1 = NAME(part)(in + 16, left - 16);
+                if (width > 32) x2 = NAME(part)(in + 32, left - 32);
+                if (width > 32) x3 = NAME(part)(in + 48, left - 48);
+            }
+            LOOKUP(counts[0], s0);
+            LOOKUP(counts[1], s1);
+            LOOKUP(counts[2], s2);
+            LOOKUP(counts[3], s3);
+        }
+        sums[0] = _mm512_reduce_add_ps(s0), sums[1] = _mm512_reduce_add_ps(s1);
+        sums[2] = _mm512_reduce_add_ps(s2), sums[3] = _mm512_reduce_add_ps(s3);
+        for (r = 0; r < 4 && row + r < w->rows; r++)
+            y[row + r] += w->scale ? w->scale[row + r] * sums[r] : sums[r];
+    }
+}
+#undef LOOKUP
+
+TARGET static void NAME(panel)(const matrix *w, const float *x, float *y, int64_t count) {
+    (void)count;
+    if (w->height == 16)
+        NAME(panels_of)(w, x, y, 16);
+    else if (w->height == 32)
+        NAME(panels_of)(w, x, y, 32);
+    else
+        NAME(panels_of)(w, x, y, 64);
+}
+
+TARGET static void NAME(panels)(const matrix *w, const float *x, float *y, int64_t count) {
+    int64_t panels = (w->columns + w->height - 1) / w->height, row, panel, i = 0, end, r;
+    const uint8_t *counts = w->counts;
+    (void)count;
+    for (row = 0; row < w->rows; row += 4) {
+        v16 sum[4] = {{0}};
+        for (panel = 0; panel < panels; panel++) {
+            const float *in = x + panel * w->height * LANES;
+#pragma GCC unroll 4
+            for (r = 0; r < 4; r++)
+                for (end = i + *counts++; i < end; i++)
+                    sum[r] += ONE((const VALUE *)w->values + i) * get16(in + w->places[i] * LANES);
+        }
+        for (r = 0; r < 4 && row + r < w->rows; r++) {
+            v16 total = sum[r];
+            if (w->scale) total *= w->scale[row + r];
+            total += get16(y + (row + r) * LANES);
+            memcpy(y + (row + r) * LANES, &total, 64);
+        }
+    }
+}
+#endif
+
+#undef OMNI_TYPE
+#undef ONE
+#undef LOAD8
+#undef VALUE
+#undef one_f32_of
+#undef one_f16_of
+#undef one_bf16_of
+#undef one_i8_of
+#undef some_f32_of
+#undef some_f16_of
+#undef some_bf16_of
+#undef some_i8_of
+#undef VALUE_f32
+#undef VALUE_f16
+#undef VALUE_bf16
+#undef VALUE_i8
+#undef JOIN2
+#undef NAME2
+#endif

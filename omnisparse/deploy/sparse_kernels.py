@@ -1,0 +1,285 @@
+"""Matrices packed for products with one vector or a few; a thinned one has no dense copy.
+
+The kernels are in ``sparse_kernels.c``; without them numpy does the same, slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from omnisparse.artifact.bitmask import count_bits, pack_mask
+from omnisparse.artifact.packed import PackedTensor
+from omnisparse.artifact.precision import restore_values
+from omnisparse.artifact.tensorfile import Array
+from omnisparse.deploy.cost import Kind, fastest, panel_width
+from omnisparse.deploy.native import LEVELS, MatrixStruct, kernels
+from omnisparse.sparsity.arrays import dtype_name
+
+FloatArray = npt.NDArray[np.float32]
+
+LANES = 16
+"""Vectors that a kernel multiplies at once."""
+
+MAX_COLUMNS = 1 << 16
+"""Columns that 16 bits can tell apart; wider matrices are kept dense."""
+
+_PADDING = 64
+"""Bytes that a kernel may read beyond the end."""
+
+_KINDS: dict[Kind, int] = {"dense": 0, "block": 0, "csr": 1, "panel": 2}
+_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
+_TAGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
+
+DENSE_HEIGHT = 16
+
+
+def padded_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """An array at a multiple of 64 bytes, with 64 readable bytes behind its end."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + 2 * _PADDING, np.uint8)
+    room[-2 * _PADDING :] = 0
+    start = -room.ctypes.data % _PADDING
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMatrix:
+    """A matrix [R, C] as the kernels read it; from :func:`pack`.
+
+    Attributes:
+        kind: ``dense`` and ``block``: bands of ``height`` rows, of each column ``height`` values;
+            ``csr``: a column for each value; ``panel``: a place within ``height`` columns, of
+            four rows at a time.
+        values: Kept weights in their stored type.
+        offsets: Where each band (in blocks), row or four rows (in values) start, and the end.
+        indices: Columns of blocks or values; None where all columns are there, and for panels.
+        counts: [R / 4, panels, 4] values of each row in each panel.
+        places: Column of each value within its panel.
+        scale: [R] factors of int8 values.
+    """
+
+    rows: int
+    columns: int
+    kind: Kind
+    height: int
+    values: Array
+    offsets: npt.NDArray[np.int32]
+    indices: npt.NDArray[np.uint16] | None = None
+    counts: npt.NDArray[np.uint8] | None = None
+    places: npt.NDArray[np.uint8] | None = None
+    scale: FloatArray | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that stay in memory, and that a product reads."""
+        parts = (self.values, self.offsets, self.indices, self.counts, self.places, self.scale)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    @cached_property
+    def struct(self) -> MatrixStruct:
+        """The matrix as C sees it."""
+        _, level = kernels()
+
+        def address(array: Array | None) -> int | None:
+            return None if array is None else array.ctypes.data
+
+        return MatrixStruct(
+            self.rows, self.columns, _KINDS[self.kind], _TYPES[dtype_name(self.values)],
+            self.height, level, address(self.offsets), address(self.indices),
+            address(self.counts), address(self.places), address(self.values), address(self.scale),
+        )  # fmt: skip
+
+    @cached_property
+    def pointer(self) -> int:
+        """Address of :attr:`struct`."""
+        return ctypes.addressof(self.struct)
+
+    def products(self, vectors: FloatArray, bias: FloatArray | None = None) -> FloatArray:
+        """The product with each vector.
+
+        Args:
+            vectors: [N, C] float32.
+            bias: [R], added to each product.
+
+        Returns:
+            [N, R] float32.
+        """
+        library, _ = kernels()
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        count = len(vectors)
+        result = np.zeros((count, self.rows), np.float32)
+        if bias is not None:
+            result += bias
+        if library is None:
+            for vector, row in zip(vectors, result, strict=True):
+                row += self._numpy_product(vector)
+        elif count == 1:
+            library.omni_product(self.pointer, vectors.ctypes.data, result.ctypes.data)
+        elif count:
+            work = np.empty(LANES * (self.rows + self.columns), np.float32)
+            library.omni_products(
+                self.pointer, count, vectors.ctypes.data, result.ctypes.data, work.ctypes.data
+            )
+        return result
+
+    def _numpy_product(self, vector: FloatArray) -> FloatArray:
+        """One product by numpy alone."""
+        values = restore_values(self.values, _TAGS[dtype_name(self.values)])
+        if self.kind == "csr":
+            assert self.indices is not None
+            total = _segment_sums(values * vector[self.indices], self.offsets)
+        else:
+            chosen = vector if self.indices is None else vector[self.indices]
+            bands = len(self.offsets) - 1
+            if self.indices is None:
+                total = np.matmul(vector, values.reshape(bands, self.columns, self.height))
+            else:
+                products = values.reshape(-1, self.height) * chosen[:, None]
+                total = _segment_sums(products, self.offsets)
+            total = total.reshape(-1)[: self.rows]
+        return total if self.scale is None else total * self.scale
+
+
+def _segment_sums(values: FloatArray, offsets: npt.NDArray[np.int32]) -> FloatArray:
+    """Sums of the parts of ``values`` between offsets, zero where a part is empty."""
+    sums = np.zeros((len(offsets) - 1, *values.shape[1:]), np.float32)
+    filled = np.flatnonzero(np.diff(offsets))
+    if len(filled):
+        sums[filled] = np.add.reduceat(values, offsets[filled], axis=0)
+    return sums
+
+
+def pack(tensor: PackedTensor, kind: Kind | None = None) -> PackedMatrix:
+    """A stored matrix as the kernels read it.
+
+    Args:
+        tensor: A matrix of an artifact.
+        kind: How to pack it, for tests and measurements; None for what is fastest here.
+
+    Raises:
+        ValueError: If the matrix cannot be packed so.
+    """
+    library, level = kernels()
+    if tensor.packing == "block" and tensor.block in ((8, 1), (16, 1)):
+        height, kept = tensor.block[0], int(count_bits(_bits(tensor)).sum())
+    else:
+        tensor = _masked(tensor)
+        height, kept = 0, tensor.values.size
+    on = None if library is None else level
+    chosen = kind or fastest(tensor.shape, kept, height, tensor.values.itemsize, on)
+    if chosen == "dense":
+        return _pack_dense(tensor)
+    if tensor.shape[1] > MAX_COLUMNS or (chosen == "block") != bool(height):
+        raise ValueError(f"{tensor.fqn}: a {tensor.packing} matrix cannot be packed as {chosen}")
+    if chosen == "block":
+        return _pack_blocks(tensor)
+    return _pack_panels(tensor) if chosen == "panel" else _pack_rows(tensor)
+
+
+def _bits(tensor: PackedTensor) -> npt.NDArray[np.uint8]:
+    assert tensor.bits is not None
+    return tensor.bits
+
+
+def _masked(tensor: PackedTensor) -> PackedTensor:
+    """The matrix with a bit for each weight."""
+    if tensor.packing == "bitmask":
+        return tensor
+    bits, values = [], []
+    for rows in tensor.row_chunks():
+        # Of bfloat16, minus zero is no zero bits: its sign does not count.
+        mask = (rows & 0x7FFF if rows.dtype == np.uint16 else rows) != 0
+        bits.append(pack_mask(mask))
+        values.append(rows[mask])
+    return replace(
+        tensor,
+        packing="bitmask",
+        block=(1, 1),
+        bits=np.concatenate(bits),
+        values=np.concatenate(values),
+    )
+
+
+def _pack_dense(tensor: PackedTensor) -> PackedMatrix:
+    rows, columns = tensor.shape
+    bands = -(-rows // DENSE_HEIGHT)
+    values = padded_empty((bands, columns, DENSE_HEIGHT), tensor.values.dtype)
+    at = 0
+    for chunk in tensor.row_chunks(DENSE_HEIGHT):
+        count = -(-len(chunk) // DENSE_HEIGHT)
+        if len(chunk) % DENSE_HEIGHT:
+            chunk = np.pad(chunk, ((0, -len(chunk) % DENSE_HEIGHT), (0, 0)))
+        bandwise = chunk.reshape(count, DENSE_HEIGHT, columns).swapaxes(1, 2)
+        values[at : at + count] = bandwise
+        at += count
+    offsets = np.arange(bands + 1, dtype=np.int32) * columns
+    return PackedMatrix(rows, columns, "dense", DENSE_HEIGHT, values, offsets, scale=tensor.scale)
+
+
+def _pack_blocks(tensor: PackedTensor) -> PackedMatrix:
+    (rows, columns), height = tensor.shape, tensor.block[0]
+    bits, stored = _bits(tensor), tensor.values
+    offsets, indices = _columns(bits, columns)
+    values = padded_empty((int(offsets[-1]), height), stored.dtype)
+    cut = rows % height
+    whole = int(offsets[-2] if cut else offsets[-1])
+    values[:whole].reshape(-1)[:] = stored[: whole * height]
+    if cut:
+        values[whole:] = 0
+        values[whole:, :cut] = stored[whole * height :].reshape(-1, cut)
+    return PackedMatrix(
+        rows, columns, "block", height, values, offsets, indices, scale=tensor.scale
+    )
+
+
+def _pack_rows(tensor: PackedTensor) -> PackedMatrix:
+    rows, columns = tensor.shape
+    offsets, indices = _columns(_bits(tensor), columns)
+    values = padded_empty(tensor.values.shape, tensor.values.dtype)
+    values[:] = tensor.values
+    return PackedMatrix(rows, columns, "csr", 0, values, offsets, indices, scale=tensor.scale)
+
+
+def _columns(
+    bits: npt.NDArray[np.uint8], columns: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint16]]:
+    """Where each row starts among the set bits, and their columns."""
+    library, _ = kernels()
+    if library is None:
+        kept = np.unpackbits(bits, axis=1, count=columns, bitorder="little").view(np.bool_)
+        sums = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+        return sums.astype(np.int32), kept.nonzero()[1].astype(np.uint16)
+    bits = np.ascontiguousarray(bits)
+    offsets = np.empty(len(bits) + 1, np.int32)
+    indices = padded_empty((int(count_bits(bits).sum()),), np.uint16)
+    library.omni_columns(
+        len(bits), columns, bits.ctypes.data, offsets.ctypes.data, indices.ctypes.data
+    )
+    return offsets, indices
+
+
+def _pack_panels(tensor: PackedTensor) -> PackedMatrix:
+    library, level = kernels()
+    if library is None or LEVELS[level] != "avx512":
+        raise ValueError(f"{tensor.fqn}: panels need AVX-512")
+    (rows, columns), stored = tensor.shape, np.ascontiguousarray(tensor.values)
+    width = panel_width(stored.size / math.prod(tensor.shape))
+    groups, bits = -(-rows // 4), np.ascontiguousarray(_bits(tensor))
+    offsets = np.empty(groups + 1, np.int32)
+    counts = np.empty((groups, -(-columns // width), 4), np.uint8)
+    places = padded_empty(stored.shape, np.uint8)
+    values = padded_empty(stored.shape, stored.dtype)
+    arrays = (bits, stored, offsets, counts, places, values)
+    library.omni_panels(
+        rows, columns, width, stored.itemsize, *(array.ctypes.data for array in arrays)
+    )
+    return PackedMatrix(
+        rows, columns, "panel", width, values, offsets,
+        counts=counts, places=places, scale=tensor.scale,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+/* Every kernel of this processor against sums in double, on random shapes; arrays end where the
+ * kernels may read last, so that a sanitizer sees more. Exits with 1 at the first difference. */
+#include "sparse_kernels.c"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static uint64_t seed = 1;
+static uint32_t draw(uint32_t below) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(seed >> 33) % below;
+}
+static float number(void) { return ((float)draw(2001) - 1000.0f) / 1000.0f; }
+
+/* Sixteenths from -127/16 to 127/16: exact in every type. */
+static void store(int type, void *values, int64_t at, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (type == F32) ((float *)values)[at] = value;
+    if (type == BF16) ((uint16_t *)values)[at] = (uint16_t)(bits >> 16);
+    if (type == I8) ((int8_t *)values)[at] = (int8_t)(value * 16.0f);
+    if (type == F16)
+        ((uint16_t *)values)[at] =
+            value == 0.0f ? 0
+                          : (uint16_t)(((bits >> 16) & 0x8000u) |
+                                       (((bits >> 13) & 0x3ffffu) - (112u << 10)));
+}
+
+static void fail(const matrix *w, const char *what, double found, double expected) {
+    printf("%s: level %d kind %d type %d height %d, %d x %d: %g, expected %g\n", what, w->level,
+           w->kind, w->type, w->height, w->rows, w->columns, found, expected);
+    exit(1);
+}
+
+static void check(const matrix *w, const float *dense) {
+    int64_t count, n, r, c, rows = w->rows, columns = w->columns;
+    for (count = 1; count <= 19; count += 6) {
+        float *x = malloc(sizeof(float) * (size_t)(count * columns));
+        float *y = malloc(sizeof(float) * (size_t)(count * rows));
+        float *work = malloc(sizeof(float) * (size_t)(LANES * (rows + columns)));
+        for (n = 0; n < count * columns; n++) x[n] = number();
+        for (n = 0; n < count * rows; n++) y[n] = 1.0f;
+        if (count == 1)
+            omni_product(w, x, y);
+        else
+            omni_products(w, count, x, y, work);
+        for (n = 0; n < count; n++)
+            for (r = 0; r < rows; r++) {
+                double sum = 1.0, size = 1.0;
+                for (c = 0; c < columns; c++) {
+                    double term = (double)dense[r * columns + c] * x[n * columns + c];
+                    sum += term, size += fabs(term);
+                }
+                if (!(fabs(y[n * rows + r] - sum) <= 1e-6 * size))
+                    fail(w, count == 1 ? "product" : "products", y[n * rows + r], sum);
+            }
+        free(x), free(y), free(work);
+    }
+}
+
+static const size_t items[] = {4, 2, 2, 1};
+
+static void check_shape(int level, int type, int kind, int height) {
+    int32_t rows = 1 + (int32_t)draw(40), columns = 1 + (int32_t)draw(150), r, c, i;
+    int32_t high = kind == BLOCK ? height : 1, bands = (rows + high - 1) / high;
+    uint32_t keep = draw(5) * draw(30);
+    int whole = kind == BLOCK && draw(4) == 0;
+    int64_t bytes = (columns + 7) / 8, kept = 0;
+    float *dense = calloc((size_t)(rows * columns), sizeof(float));
+    float *scale = malloc(sizeof(float) * (size_t)rows);
+    uint8_t *bits = calloc((size_t)(bands * bytes), 1);
+    size_t room = (size_t)(bands * high * columns) * items[type] + 64;
+    void *values = calloc(room, 1), *packed = calloc(room, 1);
+    int32_t *offsets = malloc(sizeof(int32_t) * (size_t)(rows + 2));
+    uint16_t *indices = calloc((size_t)(rows * columns) * 2 + 64, 1);
+    uint8_t *places = calloc((size_t)(rows * columns) + 64, 1);
+    int32_t panels = kind == PANEL ? (columns + height - 1) / height : 0;
+    uint8_t *counts = malloc((size_t)((rows + 3) / 4 * panels * 4 + 1));
+    matrix w = {rows, columns, kind, type, height, level, offsets, whole ? 0 : indices,
+                counts, places, values, type == I8 ? scale : 0};
+    for (r = 0; r < bands; r++)
+        for (c = 0; c < columns; c++)
+            if (whole || draw(100) < keep) {
+                bits[r * bytes + c / 8] |= (uint8_t)(1u << (c % 8));
+                for (i = 0; i < high; i++) {
+                    float value = (float)(1 + (int)draw(127)) / (draw(2) ? 16.0f : -16.0f);
+                    if (r * high + i < rows) dense[(r * high + i) * columns + c] = value;
+                    store(type, values, kept++, r * high + i < rows ? value : 0.0f);
+                }
+            }
+    for (r = 0; r < rows; r++) scale[r] = 1.0f / 16.0f;
+    if (kind == PANEL) {
+        omni_panels(rows, columns, height, (int64_t)items[type], bits, values, offsets, counts,
+                    places, packed);
+        w.values = packed;
+    } else {
+        omni_columns(bands, columns, bits, offsets, indices);
+    }
+    check(&w, dense);
+    free(dense), free(scale), free(bits), free(values), free(packed), free(offsets);
+    free(indices), free(places), free(counts);
+}
+
+static double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+
+static void check_gates(int level) {
+    enum { CELLS = 21, ROWS = 3 };
+    float gates[ROWS * 4 * CELLS], cell[ROWS * CELLS], before[ROWS * CELLS], out[ROWS * CELLS];
+    int i, n;
+    for (i = 0; i < ROWS * 4 * CELLS; i++) gates[i] = number() * (draw(9) ? 8.0f : 300.0f);
+    for (i = 0; i < ROWS * CELLS; i++) before[i] = cell[i] = 3.0f * number();
+    omni_gates(level, ROWS, CELLS, gates, cell, out);
+    for (n = 0; n < ROWS; n++)
+        for (i = 0; i < CELLS; i++) {
+            const float *g = gates + n * 4 * CELLS + i;
+            double c = sigmoid(g[CELLS]) * before[n * CELLS + i] + sigmoid(g[0]) * tanh(g[2 * CELLS]);
+            double o = sigmoid(g[3 * CELLS]) * tanh(c);
+            if (!(fabs(c - cell[n * CELLS + i]) < 2e-6) || !(fabs(o - out[n * CELLS + i]) < 2e-6)) {
+                printf("gates: level %d: %g %g, expected %g %g\n", level, cell[n * CELLS + i],
+                       out[n * CELLS + i], c, o);
+                exit(1);
+            }
+        }
+}
+
+int main(int argc, char **argv) {
+    int rounds = argc > 1 ? atoi(argv[1]) : 20, best = omni_level(), level, type, round, checks = 0;
+    for (level = 0; level <= best; level++) {
+        if (best == NEON && level != PLAIN && level != NEON) continue;
+        for (round = 0; round < rounds; round++) {
+            check_gates(level);
+            for (type = F32; type <= I8; type++, checks += 3) {
+                check_shape(level, type, BLOCK, draw(2) ? 8 : 16);
+                check_shape(level, type, CSR, 0);
+                if (level == AVX512) check_shape(level, type, PANEL, 16 << draw(3));
+            }
+        }
+    }
+    printf("%d checks at levels up to %d\n", checks, best);
+    return 0;
+}
