@@ -15,7 +15,7 @@ from omnisparse.artifact.contents import WEIGHTS
 from omnisparse.artifact.decoding import keys_of, read_block, read_scale
 from omnisparse.artifact.layout import Packing, prefix_of
 from omnisparse.artifact.precision import FLOAT_DTYPES, FloatArray, restore_values
-from omnisparse.artifact.reading import check_files, check_names, read_config
+from omnisparse.artifact.reading import check_files, check_names, read_config, trained_seconds_of
 from omnisparse.artifact.tensorfile import Array, TensorFile
 from omnisparse.artifact.tensors import tag_of
 from omnisparse.errors import FormatError
@@ -194,6 +194,7 @@ class PackedModel:
         names: Names of all tensors.
         read: Reads a tensor; raises FormatError if it is damaged.
         place: What messages call it.
+        trained_seconds: Longest utterance that the net was trained on; None if unknown.
     """
 
     model: Mapping[str, Any]
@@ -202,6 +203,7 @@ class PackedModel:
     names: Sequence[str]
     read: Callable[[str], PackedTensor]
     place: str
+    trained_seconds: float | None = None
 
 
 def read_packed_artifact(path: Path) -> PackedModel:
@@ -226,7 +228,15 @@ def read_packed_artifact(path: Path) -> PackedModel:
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
 
-    return PackedModel(ours["model"], ours["features"], tokenizer, ours["fqns"], read, str(path))
+    return PackedModel(
+        ours["model"],
+        ours["features"],
+        tokenizer,
+        ours["fqns"],
+        read,
+        str(path),
+        trained_seconds_of(ours),
+    )
 
 
 def dense_tensor(fqn: str, array: Array) -> PackedTensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from omnisparse.version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+TRAINED_SECONDS = "trained_seconds"
+"""Where a source says how long the longest training utterance was."""
 MAX_CONFIG_BYTES = 16_000_000
 MAX_TOKENIZER_BYTES = 256_000_000
 
@@ -192,3 +195,16 @@ def read_artifact(path: Path) -> Artifact:
     except UnicodeDecodeError:
         raise FormatError(f"{path}: {TOKENS} is not UTF-8 text") from None
     return Artifact(ours, arrays, tokenizer, tokens_txt, ours["features"], ours["model"])
+
+
+def trained_seconds_of(config: Mapping[str, Any]) -> float | None:
+    """Longest utterance that a net was trained on, as its files say; None if they do not.
+
+    Args:
+        config: Our block of the description, which may come from anyone.
+    """
+    source = config.get("source")
+    found = source.get(TRAINED_SECONDS) if isinstance(source, Mapping) else None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    return float(found) if 0 < found < math.inf else None

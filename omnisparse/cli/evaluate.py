@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.cli.group import CUT_HELP, PATH, Report, reports
 from omnisparse.console import format_difference, format_interval
 
 MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
@@ -30,10 +30,11 @@ _SHOWN = 10
     "--transcripts", type=PATH, metavar="FILE",
     help="Write every utterance, worst first: FILE.txt for people, FILE.jsonl for programs.",
 )  # fmt: skip
+@click.option("--cut-above", type=click.FloatRange(min=0), metavar="SECONDS", help=CUT_HELP)
 @reports
 def evaluate(
     report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool,
-    against: Path | None, transcripts: Path | None,
+    against: Path | None, transcripts: Path | None, cut_above: float | None,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Measure the word and character error rate of MODEL, with a 95 % interval.
 
@@ -43,7 +44,7 @@ def evaluate(
 
     row = evaluate_model(
         model, manifest, beam=beam, streaming=streaming, card=card, against=against,
-        transcripts=transcripts, progress=report.progress,
+        transcripts=transcripts, cut_above=cut_above, progress=report.progress,
     )  # fmt: skip
     report.note(
         f"WER {_rate_text(row, 'wer')}, {row['words']:,} words in {row['utterances']:,} "

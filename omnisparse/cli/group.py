@@ -33,6 +33,10 @@ class PlaceType(click.Path):
 
 
 PLACE = PlaceType()
+CUT_HELP = (
+    "Cut longer audio at pauses; 0 for never. If unset: for a LAS the longest utterance that it "
+    "was trained on, for a transducer never."
+)
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 FIRST_SIGNAL_CODE = 129

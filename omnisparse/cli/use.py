@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from omnisparse.cli.extract import show_bands, show_model
-from omnisparse.cli.group import PATH, PLACE, Report, describe, reports
+from omnisparse.cli.group import CUT_HELP, PATH, PLACE, Report, describe, reports
 from omnisparse.console import format_seconds, print_error
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import OmnisparseError, UsageError
 
 
 @click.command()
@@ -62,6 +62,7 @@ def inspect(report: Report, model: Path | str) -> Mapping[str, Any]:
 )
 @click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
+@click.option("--cut-above", type=click.FloatRange(min=0), metavar="SECONDS", help=CUT_HELP)
 @reports
 def transcribe(
     report: Report,
@@ -70,6 +71,7 @@ def transcribe(
     size: str | None,
     beam: int,
     streaming: bool,
+    cut_above: float | None,
 ) -> Mapping[str, Any]:
     """Recognise recordings: text on stdout, the real-time factor on stderr.
 
@@ -79,8 +81,11 @@ def transcribe(
     named, the others are recognised, and the exit code is 1.
     """
     from omnisparse.deploy.recognizer import Recognizer
+    from omnisparse.evaluation.notes import length_note
 
-    recognizer = Recognizer.from_path(model, size=size)
+    if streaming and cut_above is not None:
+        raise UsageError("cut-above goes without streaming: a stream is not cut")
+    recognizer = Recognizer.from_path(model, size=size, cut_above=cut_above)
     results: list[dict[str, Any]] = []
     for file in files:
         try:
@@ -93,11 +98,20 @@ def transcribe(
             report.has_failed = True
             continue
         report.result(transcript.text if len(files) == 1 else f"{file}: {transcript.text}")
+        in_pieces = f", {transcript.pieces} pieces" if transcript.pieces != 1 else ""
         report.note(
             f"{file}: {transcript.audio_seconds:.1f} s in {format_seconds(transcript.seconds)}, "
-            f"real-time factor {transcript.rtf:.3f}",
+            f"real-time factor {transcript.rtf:.3f}{in_pieces}",
             style="dim",
         )
+        long = length_note(
+            [transcript.audio_seconds],
+            recognizer.trained_seconds,
+            cut_above=recognizer.cut_above,
+            streams=recognizer.streams,
+        )
+        if long:
+            report.warn(f"{file}: {long}")
         results.append(
             {
                 "file": file,
@@ -108,6 +122,8 @@ def transcribe(
                 "words": None
                 if transcript.words is None
                 else [asdict(word) for word in transcript.words],
+                "pieces": transcript.pieces,
+                "warnings": [long] if long else [],
             }
         )
     return {"results": results}

@@ -25,9 +25,9 @@ from omnisparse.data.corpora import load_manifest, manifest_name
 from omnisparse.data.identity import identify
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import OmnisparseError
-from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.evaluation.notes import corpus_notes
 from omnisparse.evaluation.wer import character_errors, word_errors
+from omnisparse.pipeline.evaluate import recognise, recognizer_of
 from omnisparse.pipeline.extract import extract
 from omnisparse.pipeline.splits import Corpus, describe_corpora, list_test_manifests
 from omnisparse.runs import directory as runs
@@ -270,9 +270,11 @@ def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[s
         "manifest": digest,
         "beam": beam,
     }
-    block = runs.read_description(model.candidate.path).block
-    if block != "1x1":
-        key["ranking"] = ranking_of(parse_block(block))
+    description = runs.read_description(model.candidate.path)
+    if description.block != "1x1":
+        key["ranking"] = ranking_of(parse_block(description.block))
+    if description.trained_seconds is not None:  # longer utterances may be cut at pauses
+        key["trained_seconds"] = description.trained_seconds
     short = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     name = f"{(model.request or 'own').replace('%', 'pct')}-{test.replace('/', '-')}-{short}.json"
     return model.candidate.path / _FOLDER / name, key
@@ -315,15 +317,8 @@ def _recognise(
     beam: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    loaded = runs.load_model(artifact["path"])
-    result = evaluate(
-        loaded.model,
-        cuts,
-        extractor=loaded.extractor,
-        tokenizer=loaded.tokenizer,
-        beam=beam,
-        progress=progress,
-    )
+    recognizer = recognizer_of(runs.load_model(artifact["path"]))
+    result = recognise(recognizer, cuts, beam=beam, progress=progress)
     return {
         "key": key,
         **{name: artifact[name] for name in ("parameters", "nonzero", "bytes")},

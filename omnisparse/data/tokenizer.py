@@ -25,7 +25,7 @@ UNKNOWN_TEXT = "\u2047"
 _SPECIAL = ("<blk>", "<sos/eos>", "<unk>")
 _ESCAPE = "\ue000"
 """Of Unicode's private use area: no writing has it."""
-_ESCAPED = {"\u2581": "s", "\u2585": "u", "\0": "0", _ESCAPE: "e", "<": "<"}
+_ESCAPED = {"\u2581": "s", "\u2585": "u", "\0": "0", _ESCAPE: "e", "<": "l"}
 """Characters that sentencepiece keeps for itself, and the letter that follows the escape."""
 _MEANT = {letter: character for character, letter in _ESCAPED.items()}
 _NAMES = "|".join(re.escape(name[1:]) for name in _SPECIAL)

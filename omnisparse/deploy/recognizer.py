@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,16 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from omnisparse.artifact.packed import PackedModel
+from omnisparse.data.pauses import MIN_PIECE_SECONDS, cut_at_pauses, cut_length
 from omnisparse.data.resampling import StreamingResampler
 from omnisparse.deploy.engine import build_engine, engine_of, needs_torch, require_torch
+from omnisparse.deploy.recognizer_stream import RecognizerStream
 from omnisparse.deploy.recording import (
     audio_chunks,
     check_duration,
     check_samples,
     read_audio,
 )
-from omnisparse.deploy.streaming import EndpointRules, StreamingSession
 from omnisparse.deploy.tokens import FoundToken, Word, words_of
+from omnisparse.deploy.transcript import Transcript
 from omnisparse.errors import FormatError, OmnisparseError
 
 if TYPE_CHECKING:
@@ -40,145 +42,10 @@ CHUNK_SECONDS = 0.32
 
 Runtime = Literal["auto", "sparse", "torch"]
 
+LONG_SECONDS = 60.0
+"""A net that streams hears longer recordings in parts: the same words, and memory does not grow."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Transcript:
-    """The words of one recording, and what it took to find them."""
-
-    text: str
-    """The recognised words."""
-
-    audio_seconds: float
-    """Duration of the recording."""
-
-    seconds: float
-    """Wall time of features and decoding, without reading the file."""
-
-    words: tuple[Word, ...] | None = None
-    """The words with their times and confidences; None where the model runs in torch, which does
-    not tell them."""
-
-    @property
-    def rtf(self) -> float:
-        """Real-time factor; below 1 is faster than real time."""
-        return self.seconds / self.audio_seconds if self.audio_seconds > 0 else 0.0
-
-
-class RecognizerStream:
-    """One recording on its way through a recogniser; from :meth:`Recognizer.stream`.
-
-    Memory does not grow with the recording, but for its text.
-
-    Args:
-        recognizer: The recogniser.
-        beam: Hypotheses kept while decoding; 1 is greedy.
-        sampling_rate: Rate of the samples in Hz.
-    """
-
-    def __init__(self, recognizer: Recognizer, *, beam: int, sampling_rate: int) -> None:
-        self._extractor = recognizer.extractor
-        self._tokenizer = recognizer.tokenizer
-        self._rate = sampling_rate
-        self._resampler = StreamingResampler(sampling_rate, self._extractor.sampling_rate)
-        self._recognizer = recognizer
-        self._session = StreamingSession(recognizer.engine, self._extractor, beam=beam)
-        self._tokens: list[int] = []
-        self._num_samples = 0
-        self._seconds = 0.0
-        self._utterance_frame = 0
-        self._utterance_token = 0
-        self._newest = (0, 0)  # tokens so far, and encoder frames when the newest came
-
-    @property
-    def text(self) -> str:
-        """What is recognised so far."""
-        return self._tokenizer.decode(self._tokens)
-
-    @property
-    def audio_seconds(self) -> float:
-        """Audio taken so far."""
-        return self._num_samples / self._rate
-
-    @property
-    def words(self) -> tuple[Word, ...] | None:
-        """The words so far; with a beam, later samples may change the newest."""
-        return self._recognizer.words(self._session.found)
-
-    def is_endpoint(self, rules: EndpointRules | None = None) -> bool:
-        """Whether the speaker has come to the end of an utterance.
-
-        Ask after each :meth:`accept`; where it says so, what was recognised since the endpoint
-        before is an utterance, and :meth:`next_utterance` starts another one in this stream.
-
-        Args:
-            rules: When an utterance ends; Kaldi's where None.
-        """
-        rules = rules or EndpointRules()
-        frames = self._session.num_frames
-        has_words = len(self._tokens) > self._utterance_token
-        since = self._newest[1] if has_words else self._utterance_frame
-        frame = self._recognizer.frame_seconds
-        return rules.ends(
-            seconds=(frames - self._utterance_frame) * frame,
-            silence=(frames - since) * frame,
-            has_words=has_words,
-        )
-
-    def next_utterance(self) -> str:
-        """Closes an utterance after :meth:`is_endpoint`; the stream goes on.
-
-        Returns:
-            The text since the utterance before.
-        """
-        text = self._tokenizer.decode(self._tokens[self._utterance_token :])
-        self._utterance_token = len(self._tokens)
-        self._utterance_frame = self._session.num_frames
-        return text
-
-    def accept(self, samples: FloatArray) -> str:
-        """Takes the next samples, as many as there are.
-
-        Args:
-            samples: [N] float in [-1, 1], N may be 0.
-
-        Returns:
-            What is recognised so far; with a beam, later samples may change the newest words.
-
-        Raises:
-            DataError: If the samples are not [N], not float or not finite; the stream stays as it
-                is.
-            ValueError: If the recording has ended.
-        """
-        check_samples(samples, "samples")
-        self._take(samples.astype(np.float32), final=False)
-        return self.text
-
-    def finish(self) -> Transcript:
-        """Ends the recording.
-
-        Returns:
-            All of it: the text of offline recognition.
-
-        Raises:
-            ValueError: If the recording has already ended.
-        """
-        self._take(np.zeros(0, dtype=np.float32), final=True)
-        return Transcript(
-            text=self.text,
-            audio_seconds=self.audio_seconds,
-            seconds=self._seconds,
-            words=self.words,
-        )
-
-    def _take(self, samples: FloatArray, *, final: bool) -> None:
-        self._session.check_open()
-        start = time.perf_counter()
-        self._num_samples += len(samples)
-        resampled = self._resampler.accept(samples, final=final)
-        self._tokens = self._session.accept(resampled, final=final)
-        if len(self._tokens) != self._newest[0]:
-            self._newest = (len(self._tokens), self._session.num_frames)
-        self._seconds += time.perf_counter() - start
+_LONG_CHUNK_SECONDS = 10.0
 
 
 class Recognizer:
@@ -188,17 +55,43 @@ class Recognizer:
         model: An engine, or a speech model of training, which is put into eval mode.
         tokenizer: Its tokens.
         extractor: Its features.
+        cut_above: Length in seconds above which a recording is cut at pauses, as a net whose
+            attention needs the whole of it must have; None for never.
+        trained_seconds: Longest utterance that the net was trained on, for whoever wants to tell;
+            None where nobody knows.
+
+    Raises:
+        ValueError: If ``cut_above`` is below :data:`omnisparse.data.pauses.MIN_PIECE_SECONDS`.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, extractor: FeatureExtractor) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        extractor: FeatureExtractor,
+        *,
+        cut_above: float | None = None,
+        trained_seconds: float | None = None,
+    ) -> None:
+        if cut_above is not None and not cut_above >= MIN_PIECE_SECONDS:
+            raise ValueError(
+                f"cut_above is {cut_above:g}; at least {MIN_PIECE_SECONDS:g} second, or never"
+            )
         self.model = model
         self.engine = engine_of(model)
         self.tokenizer = tokenizer
         self.extractor = extractor
+        self.cut_above = cut_above
+        self.trained_seconds = trained_seconds
 
     @classmethod
     def from_path(
-        cls, path: str | Path, *, size: str | None = None, runtime: Runtime = "auto"
+        cls,
+        path: str | Path,
+        *,
+        size: str | None = None,
+        runtime: Runtime = "auto",
+        cut_above: float | None = None,
     ) -> Recognizer:
         """Loads an artifact directory, a run directory (its dense net), or a nested file.
 
@@ -207,6 +100,8 @@ class Recognizer:
         Args:
             path: The directory, or the nested file or its ``http(s)://`` address.
             size: Which model of a nested file, as ``25%`` or ``16M``; the largest where None.
+            cut_above: Length in seconds above which a recording is cut, 0 for never; None for the
+                longest utterance that the net was trained on, if it is one that must be cut.
             runtime: ``sparse`` for packed weights, ``torch`` for the net of training, ``auto`` for
                 packed weights where the kernels know the net.
 
@@ -223,17 +118,27 @@ class Recognizer:
             files = omnisparse.open_model(path, size=size)
             why = needs_torch(files.model)
             if why is None:
-                return cls.from_files(files)
+                return cls.from_files(files, cut_above=cut_above)
             if runtime == "sparse":
                 raise OmnisparseError(f"{path}: {why} has no sparse kernels; take runtime torch")
             require_torch(f"{path}: {why}")
         require_torch(f"{path}: runtime torch")
         loaded = omnisparse.load_model(path, size=size)
-        return cls(loaded.model, loaded.tokenizer, loaded.extractor)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.extractor,
+            cut_above=loaded.cut_above if cut_above is None else cut_above or None,
+            trained_seconds=loaded.trained_seconds,
+        )
 
     @classmethod
-    def from_files(cls, files: PackedModel) -> Recognizer:
+    def from_files(cls, files: PackedModel, *, cut_above: float | None = None) -> Recognizer:
         """Packs the weights of an LSTM transducer or LAS.
+
+        Args:
+            files: The model.
+            cut_above: As of :meth:`from_path`.
 
         Raises:
             FormatError: If its parts do not fit together.
@@ -258,7 +163,20 @@ class Recognizer:
                 f"{files.place}: its tokenizer has {tokenizer.vocab_size} tokens, its model "
                 f"{model.get('vocab_size')}"
             )
-        return cls(build_engine(files), tokenizer, extractor)
+        if cut_above is None:
+            cut_above = cut_length(files.trained_seconds, streams=model["kind"] == "transducer")
+        return cls(
+            build_engine(files),
+            tokenizer,
+            extractor,
+            cut_above=cut_above or None,
+            trained_seconds=files.trained_seconds,
+        )
+
+    @property
+    def streams(self) -> bool:
+        """Whether it recognises audio while it arrives, and so audio of any length."""
+        return self.engine.kind == "transducer"
 
     @property
     def frame_seconds(self) -> float:
@@ -299,6 +217,9 @@ class Recognizer:
     ) -> Transcript:
         """Recognises one recording.
 
+        One longer than ``cut_above`` is cut at pauses first, by the rule of
+        :mod:`omnisparse.data.pauses`, and the words of its pieces are joined.
+
         Args:
             audio: Path of a sound file (WAV, FLAC, OGG, ...), or samples: [N] float in [-1, 1].
             sampling_rate: Rate of the samples in Hz, the extractor's where None. A file knows
@@ -318,14 +239,34 @@ class Recognizer:
         if streaming:
             return self._transcribe_stream(audio, sampling_rate, beam, on_partial)
         samples = self.load_samples(audio, sampling_rate)
+        rate = self.extractor.sampling_rate
+        seconds = len(samples) / rate
+        if seconds > LONG_SECONDS and self.streams and self.cut_above is None:
+            stream = self.stream(beam=beam)
+            step = round(_LONG_CHUNK_SECONDS * rate)
+            for first in range(0, len(samples), step):
+                stream.accept(samples[first : first + step])
+            return stream.finish()
         start = time.perf_counter()
-        found = self.engine.recognise(self.extractor(samples), beam=beam)
-        text = self.tokenizer.decode([item.token for item in found])
+        pieces = [(0, len(samples))]
+        if self.cut_above is not None:
+            pieces = cut_at_pauses(samples, rate, self.cut_above)
+        texts: list[str] = []
+        words: list[Word] = []
+        for first, last in pieces:
+            found = self.engine.recognise(self.extractor(samples[first:last]), beam=beam)
+            texts.append(self.tokenizer.decode([item.token for item in found]))
+            late = first / rate
+            words += [
+                replace(word, start=word.start + late, end=word.end + late)
+                for word in self.words(found) or ()
+            ]
         return Transcript(
-            text=text,
-            audio_seconds=len(samples) / self.extractor.sampling_rate,
+            text=" ".join(text for text in texts if text),
+            audio_seconds=seconds,
             seconds=time.perf_counter() - start,
-            words=self.words(found),
+            words=tuple(words) if self.engine.tells_times else None,
+            pieces=len(pieces),
         )
 
     def _transcribe_stream(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from omnisparse.deploy.recognizer import Recognizer, RecognizerStream
+from omnisparse.deploy.recognizer import Recognizer
+from omnisparse.deploy.recognizer_stream import RecognizerStream
 from omnisparse.errors import DataError
 
 FloatArray = npt.NDArray[np.float32]

@@ -15,7 +15,8 @@ import torch
 from omnisparse.data.audio import read_samples
 from omnisparse.data.batch import Batch, collate, text_of
 from omnisparse.errors import DataError
-from omnisparse.evaluation.evaluate import features_of
+from omnisparse.evaluation.evaluate import features_of, features_of_pieces
+from omnisparse.evaluation.notes import corpus_notes, length_note
 from omnisparse.evaluation.wer import ErrorCounts, word_errors
 
 if TYPE_CHECKING:
@@ -29,10 +30,13 @@ class _Item:
 
     spoken: Batch
     """Those with words: what the label loss is of."""
-    silent: Batch | None
-    """Those without: a model may hear words there."""
     references: list[str]
     """Of all, those with words first."""
+    heard: list[tuple[list[int], Batch]]
+    """What is decoded: batches, with the place among ``references`` of each row. An utterance that
+    is too long has several rows, one a piece."""
+    ids: tuple[str, ...]
+    """Names, in the order of ``references``."""
 
 
 class DevSet:
@@ -47,6 +51,8 @@ class DevSet:
         tokenizer: The models' tokens.
         utterances_per_item: Utterances with words that are computed, and chosen, together; those
             without are spread evenly over the items.
+        cut_above: Length in seconds above which an utterance is recognised in pieces, cut at
+            pauses; None for never. Its label loss is of the whole.
         progress: Called with (utterances read, utterances in all).
 
     Raises:
@@ -60,15 +66,17 @@ class DevSet:
         extractor: FeatureExtractor,
         tokenizer: Tokenizer,
         utterances_per_item: int = 8,
+        cut_above: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         every = sorted(cuts, key=lambda cut: (float(cut.duration), cut.id))
+        self._seconds = [float(cut.duration) for cut in every]
         spoken = [cut for cut in every if text_of(cut).split()]
         silent = [cut for cut in every if not text_of(cut).split()]
         if not spoken:
             raise DataError("the manifest holds no utterance with words: nothing to search on")
         self.tokenizer = tokenizer
-        self._extractor = extractor
+        self._extractor, self._cut_above = extractor, cut_above
         self._audio = hashlib.sha256()
         self._items: list[_Item] = []
         starts = range(0, len(spoken), utterances_per_item)
@@ -76,26 +84,38 @@ class DevSet:
         for number, start in enumerate(starts):
             chosen = spoken[start : start + utterances_per_item]
             quiet = silent[number :: len(starts)]
-            self._items.append(
-                _Item(
-                    spoken=self._batch(chosen),
-                    silent=self._batch(quiet) if quiet else None,
-                    references=[text_of(cut) for cut in (*chosen, *quiet)],
-                )
-            )
+            self._items.append(self._item(chosen, quiet))
             done += len(chosen) + len(quiet)
             if progress is not None:
                 progress(done, len(every))
 
-    def _batch(self, cuts: Sequence[Any]) -> Batch:
-        """Reads utterances."""
-        features = []
-        for cut in cuts:
-            samples = read_samples(cut, self._extractor.sampling_rate)
+    def _item(self, chosen: Sequence[Any], quiet: Sequence[Any]) -> _Item:
+        """Reads utterances with words, and such without."""
+        every = [*chosen, *quiet]
+        audio = [read_samples(cut, self._extractor.sampling_rate) for cut in every]
+        for samples in audio:
             self._audio.update(hashlib.sha256(samples.tobytes()).digest())
-            features.append(features_of(self._extractor, samples, cut))
-        tokens = [self.tokenizer.encode(text_of(cut)) for cut in cuts]
-        return collate(cuts, features, tokens, range(len(cuts)))
+        features = [
+            features_of(self._extractor, s, cut) for s, cut in zip(audio, every, strict=True)
+        ]
+        tokens = [self.tokenizer.encode(text_of(cut)) for cut in every]
+        count, limit = len(chosen), self._cut_above or float("inf")
+        spoken = collate(chosen, features[:count], tokens[:count], range(count))
+        heard: list[tuple[list[int], Batch]] = []
+        for places in (range(count), range(count, len(every))):
+            short = [place for place in places if every[place].duration <= limit]
+            if len(short) == count and places.start == 0:
+                heard.append((short, spoken))
+            elif short:
+                parts = ([every[i] for i in short], [features[i] for i in short])
+                heard.append((short, collate(*parts, [[]] * len(short), short)))
+        for place, cut in enumerate(every):
+            if cut.duration > limit:
+                pieces = features_of_pieces(self._extractor, audio[place], cut, limit)
+                rows = [place] * len(pieces)
+                if rows:
+                    heard.append((rows, collate([cut] * len(rows), pieces, [[]] * len(rows), rows)))
+        return _Item(spoken, [text_of(cut) for cut in every], heard, tuple(cut.id for cut in every))
 
     @property
     def references(self) -> list[list[str]]:
@@ -116,9 +136,22 @@ class DevSet:
         """Utterances of some items."""
         return sum(len(self._items[item].references) for item in items)
 
+    def notes(self, trained_seconds: float | None, *, streams: bool) -> list[str]:
+        """What may spoil rates on these utterances, a line each.
+
+        Args:
+            trained_seconds: Longest utterance that the models were trained on; None if unknown.
+            streams: Whether they recognise audio while it arrives.
+        """
+        references = [text for item in self.references for text in item]
+        long = length_note(
+            self._seconds, trained_seconds, cut_above=self._cut_above, streams=streams
+        )
+        return [*corpus_notes(references, [self.tokenizer]), *([long] if long else [])]
+
     def digest(self) -> str:
         """A name of the utterances: their order, their words and their audio, wherever it lies."""
-        pairs = [(_ids_of(item), item.references) for item in self._items]
+        pairs = [(list(item.ids), item.references) for item in self._items]
         text = repr((pairs, self._audio.hexdigest()))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -146,12 +179,13 @@ class DevSet:
         device = next(model.parameters()).device
         texts = []
         for item in map(self._items.__getitem__, items):
-            found: list[str] = []
-            for part in filter(None, (item.spoken, item.silent)):
+            found: list[list[str]] = [[] for _ in item.references]
+            for places, part in item.heard:
                 batch = part.to(device)
                 ids = model.decode(batch.features, batch.feature_lengths)
-                found += map(self.tokenizer.decode, ids)
-            texts.append(found)
+                for place, text in zip(places, map(self.tokenizer.decode, ids), strict=True):
+                    found[place] += [text] if text else []
+            texts.append([" ".join(parts) for parts in found])
         return texts
 
     def errors(self, model: Any, items: Sequence[int]) -> list[list[ErrorCounts]]:
@@ -161,7 +195,3 @@ class DevSet:
             word_errors(self.references[item], texts)
             for item, texts in zip(items, found, strict=True)
         ]
-
-
-def _ids_of(item: _Item) -> list[str]:
-    return [*item.spoken.ids, *(item.silent.ids if item.silent is not None else ())]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from omnisparse.console import show_faults
 from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.batch import text_of
+from omnisparse.data.pauses import cut_at_pauses
 from omnisparse.errors import DataError
 from omnisparse.evaluation.result import EvaluationResult, Said, score
 
@@ -28,6 +30,9 @@ Transcribe = Callable[[FloatArray], str]
 """Samples [N] of one utterance at the extractor's rate -> its text."""
 
 MAX_BATCH_UTTERANCES = 64
+
+LONG_SECONDS = 60.0
+"""Utterances that are longer are recognised one by one where the caller knows how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ def evaluate(
     beam: int = 1,
     batch_seconds: float = 120.0,
     transcribe: Transcribe | None = None,
+    cut_above: float | None = None,
+    transcribe_long: Transcribe | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Measures the word error rate of ``model`` on ``cuts``.
@@ -62,7 +69,12 @@ def evaluate(
         beam: Hypotheses kept while decoding; 1 is greedy.
         batch_seconds: Audio decoded together, in seconds, padding included.
         transcribe: Recognises one utterance in place of the model's batched decoding (streaming,
-            another runtime); ``beam`` and ``batch_seconds`` then mean nothing.
+            another runtime); ``beam`` and ``batch_seconds`` then mean nothing, nor does what
+            follows.
+        cut_above: Length in seconds above which an utterance is cut at pauses, by the rule of
+            :mod:`omnisparse.data.pauses`; None for never.
+        transcribe_long: Recognises an utterance of more than :data:`LONG_SECONDS` in place of the
+            model's batched decoding, whose memory may grow with the square of the length.
         progress: Called with (utterances done, utterances in all).
 
     Raises:
@@ -82,7 +94,17 @@ def evaluate(
     if transcribe is not None:
         found = _one_by_one(ordered, transcribe, extractor.sampling_rate)
     else:
-        found = _batched(model, ordered, extractor, tokenizer, beam, batch_seconds)
+        long = {
+            index
+            for index, cut in enumerate(ordered)
+            if (cut_above is not None and cut.duration > cut_above)
+            or (transcribe_long is not None and cut.duration > LONG_SECONDS)
+        }
+        decoder = _Decoder(model, extractor, tokenizer, beam, batch_seconds)
+        found = chain(
+            decoder.batched(ordered, [i for i in range(len(ordered)) if i not in long]),
+            decoder.long_ones(ordered, sorted(long), cut_above, transcribe_long),
+        )
     texts = [""] * len(ordered)
     try:
         with torch.inference_mode():
@@ -96,20 +118,51 @@ def evaluate(
     return score([said_in(cut) for cut in ordered], texts, seconds=seconds)
 
 
-def _batched(
-    model: Any,
-    cuts: Sequence[Any],
-    extractor: FeatureExtractor,
-    tokenizer: Tokenizer,
-    beam: int,
-    batch_seconds: float,
-) -> Iterator[tuple[int, str]]:
-    """Yields (index of the cut, its text), utterances of similar length decoded together."""
-    device = next(model.parameters()).device
-    for batch in _batches(cuts, extractor, batch_seconds):
-        features, lengths = _pad([utterance.features for utterance in batch], device)
-        for utterance, ids in zip(batch, model.decode(features, lengths, beam=beam), strict=True):
-            yield utterance.index, tokenizer.decode(ids)
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """Batched decoding of utterances."""
+
+    model: Any
+    extractor: FeatureExtractor
+    tokenizer: Tokenizer
+    beam: int
+    batch_seconds: float
+
+    def batched(self, cuts: Sequence[Any], chosen: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Yields (index of the cut, its text), utterances of similar length decoded together."""
+        for batch in _batches(cuts, chosen, self.extractor, self.batch_seconds):
+            texts = self.decode([utterance.features for utterance in batch])
+            yield from zip((utterance.index for utterance in batch), texts, strict=True)
+
+    def long_ones(
+        self,
+        cuts: Sequence[Any],
+        chosen: Sequence[int],
+        cut_above: float | None,
+        transcribe: Transcribe | None,
+    ) -> Iterator[tuple[int, str]]:
+        """Yields (index of the cut, its text) of utterances that are too long to batch."""
+        for index in chosen:
+            samples = read_samples(cuts[index], self.extractor.sampling_rate)
+            if transcribe is not None and cuts[index].duration > LONG_SECONDS:
+                yield index, transcribe(samples)
+                continue
+            assert cut_above is not None
+            features = features_of_pieces(self.extractor, samples, cuts[index], cut_above)
+            count = max(1, int(self.batch_seconds / cut_above))
+            texts = [
+                text
+                for first in range(0, len(features), count)
+                for text in self.decode(features[first : first + count])
+            ]
+            yield index, " ".join(text for text in texts if text)
+
+    def decode(self, features: Sequence[FloatArray]) -> list[str]:
+        """Texts of [T_b, F] arrays."""
+        device = next(self.model.parameters()).device
+        padded, lengths = _pad(features, device)
+        found = self.model.decode(padded, lengths, beam=self.beam)
+        return [self.tokenizer.decode(ids) for ids in found]
 
 
 def _one_by_one(
@@ -144,10 +197,10 @@ def said_in(cut: Any) -> Said:
 
 
 def _batches(
-    cuts: Sequence[Any], extractor: FeatureExtractor, batch_seconds: float
+    cuts: Sequence[Any], chosen: Sequence[int], extractor: FeatureExtractor, batch_seconds: float
 ) -> Iterator[list[_Utterance]]:
-    """Groups utterances of similar length, short ones first."""
-    by_length = sorted(range(len(cuts)), key=lambda index: (cuts[index].duration, index))
+    """Groups the chosen utterances by similar length, short ones first."""
+    by_length = sorted(chosen, key=lambda index: (cuts[index].duration, index))
     batch: list[_Utterance] = []
     for index in by_length:
         padded_seconds = (len(batch) + 1) * float(cuts[index].duration)
@@ -166,6 +219,14 @@ def features_of(extractor: FeatureExtractor, samples: FloatArray, cut: Any) -> F
         return extractor(samples)
     except ValueError as error:
         raise DataError(f"{cut.id}: {error}") from error
+
+
+def features_of_pieces(
+    extractor: FeatureExtractor, samples: FloatArray, cut: Any, cut_above: float
+) -> list[FloatArray]:
+    """Features of the pieces of one utterance that is too long; none where it has no voice."""
+    pieces = cut_at_pauses(samples, extractor.sampling_rate, cut_above)
+    return [features_of(extractor, samples[first:last], cut) for first, last in pieces]
 
 
 def _pad(features: Sequence[FloatArray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

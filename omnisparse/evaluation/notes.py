@@ -85,6 +85,32 @@ def unspaced_note(texts: Iterable[str]) -> str | None:
     )
 
 
+def length_note(
+    seconds: Sequence[float], trained: float | None, *, cut_above: float | None, streams: bool
+) -> str | None:
+    """A line where audio is longer than what a net was trained on; None elsewhere.
+
+    Args:
+        seconds: Durations of the utterances or recordings.
+        trained: Longest utterance that the net was trained on, in seconds; None where nobody knows.
+        cut_above: Length above which audio is cut at pauses; None for never.
+        streams: Whether the net recognises audio while it arrives, so that it need not be cut.
+    """
+    # A length may be rounded: half a frame is no difference.
+    long = [one for one in seconds if trained is not None and one > trained + 0.005]
+    if not long:
+        return None
+    if cut_above is not None:
+        happens = f"above {cut_above:.1f} s, audio is cut at pauses and recognised in pieces"
+    elif streams:
+        happens = "a net that streams hears any length, but was not trained on such"
+    else:
+        happens = "recognised as a whole, words may be lost"
+    what = "it is" if len(seconds) == 1 else f"{len(long):,} of {len(seconds):,} utterances are"
+    longest = "" if len(seconds) == 1 else f" (longest: {max(long):.1f} s)"
+    return f"{what} longer than the {trained:.1f} s that the net was trained on{longest}: {happens}"
+
+
 def corpus_notes(references: Sequence[str], tokenizers: Iterable[Tokenizer]) -> list[str]:
     """What may spoil rates on a test set, known before anything is recognised; a line each.
 

@@ -68,6 +68,8 @@ class SpeechModel(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    streams: ClassVar[bool] = False
+    """Whether it recognises audio while it arrives, so that audio may be of any length."""
     encoder: Encoder
     vocab_size: int
     input_dim: int

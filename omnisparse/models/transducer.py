@@ -183,6 +183,7 @@ class TransducerModel(SpeechModel):
     """
 
     kind: ClassVar[str] = "transducer"
+    streams: ClassVar[bool] = True
 
     def __init__(
         self,

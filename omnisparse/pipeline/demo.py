@@ -18,11 +18,11 @@ from omnisparse.data.corpora import load_manifest
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.durable import replacing
 from omnisparse.errors import UsageError
-from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.evaluation.pareto import ResultRow, format_count, plot_pareto, write_csv
 from omnisparse.evaluation.result import EvaluationResult
 from omnisparse.methods import DenseConfig, SandwichConfig
 from omnisparse.pipeline import train as pipeline
+from omnisparse.pipeline.evaluate import recognise, recognizer_of
 from omnisparse.pipeline.extract import extract
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
@@ -223,15 +223,9 @@ def _measure_sizes(
 
 def _evaluate(path: Path, test: CutSet, console: Console, name: str) -> EvaluationResult:
     """Measures a model from its files."""
-    loaded = runs.load_model(path)
+    recognizer = recognizer_of(runs.load_model(path))
     with console.progress(f"recognising ({name})") as progress:
-        return evaluate(
-            loaded.model,
-            test,
-            extractor=loaded.extractor,
-            tokenizer=loaded.tokenizer,
-            progress=progress,
-        )
+        return recognise(recognizer, test, progress=progress)
 
 
 def _transcribe_one(rows: Sequence[ResultRow], models: Path, test: CutSet) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +12,12 @@ from omnisparse.artifact import update_card
 from omnisparse.data.corpora import manifest_name, read_manifest
 from omnisparse.data.unseen import find_unseen
 from omnisparse.deploy.recognizer import Recognizer
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.evaluation.alignment import count_confusions
 from omnisparse.evaluation.breakdown import by_length, by_speaker
 from omnisparse.evaluation.confidence import paired_bootstrap
 from omnisparse.evaluation.evaluate import evaluate
+from omnisparse.evaluation.notes import length_note
 from omnisparse.evaluation.result import EvaluationResult
 from omnisparse.evaluation.transcripts import check_transcripts_path, write_transcripts
 from omnisparse.runs import directory as runs
@@ -29,6 +30,66 @@ Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """Gives a progress callback for a piece of work of this name."""
 
 
+def recognizer_of(loaded: runs.LoadedModel, *, cut_above: float | None = None) -> Recognizer:
+    """The recogniser of a model.
+
+    Args:
+        loaded: The model.
+        cut_above: Length in seconds above which audio is cut at pauses, 0 for never; None for the
+            longest utterance that the net was trained on, where it is one that must be cut.
+
+    Raises:
+        ValueError: If ``cut_above`` is too small.
+    """
+    chosen = loaded.cut_above if cut_above is None else cut_above or None
+    return Recognizer(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.extractor,
+        cut_above=chosen,
+        trained_seconds=loaded.trained_seconds,
+    )
+
+
+def recognise(
+    recognizer: Recognizer,
+    cuts: Iterable[Any],
+    *,
+    beam: int = 1,
+    streaming: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Recognises a test set as a user of the model would, long recordings too.
+
+    Args:
+        recognizer: The model.
+        cuts: The utterances.
+        beam: Hypotheses kept while decoding; 1 is greedy.
+        streaming: Recognise chunk by chunk.
+        progress: Called with (utterances done, utterances in all).
+
+    Raises:
+        ValueError: If the model cannot stream, or ``beam`` is below 1.
+        DataError: As :func:`omnisparse.evaluation.evaluate.evaluate`.
+    """
+
+    def transcribe(samples: Any) -> str:
+        return recognizer.transcribe(samples, beam=beam, streaming=streaming).text
+
+    hears_any_length = recognizer.cut_above is None and recognizer.model.streams
+    return evaluate(
+        recognizer.model,
+        cuts,
+        extractor=recognizer.extractor,
+        tokenizer=recognizer.tokenizer,
+        beam=beam,
+        transcribe=transcribe if streaming else None,
+        cut_above=recognizer.cut_above,
+        transcribe_long=transcribe if hears_any_length else None,
+        progress=progress,
+    )
+
+
 def evaluate_model(
     model: Path,
     manifest: Path,
@@ -39,6 +100,7 @@ def evaluate_model(
     card: bool = False,
     against: Path | None = None,
     transcripts: Path | None = None,
+    cut_above: float | None = None,
 ) -> dict[str, Any]:
     """Recognises a test set and counts the errors.
 
@@ -50,6 +112,8 @@ def evaluate_model(
         streaming: Recognise chunk by chunk.
         card: Write the result into the artifact's card.
         against: A second model to recognise with, and to compare.
+        cut_above: Length in seconds above which an utterance is cut at pauses, 0 for never; None
+            for the longest utterance that the net was trained on, if it is one that must be cut.
         transcripts: File for every utterance with its errors, ``.txt`` or ``.jsonl``.
 
     Returns:
@@ -58,10 +122,12 @@ def evaluate_model(
         the bill of its training.
 
     Raises:
-        UsageError: If ``transcripts`` has an unknown suffix.
+        UsageError: If ``transcripts`` has an unknown suffix, or a stream is to be cut.
         ValueError: If the model cannot stream, or ``beam`` is below 1.
         OmnisparseError: If the model or the test set cannot be used.
     """
+    if streaming and cut_above is not None:
+        raise UsageError("cut-above goes without streaming: a stream is not cut")
     if transcripts is not None:
         check_transcripts_path(transcripts)
     models = {path: runs.load_model(path) for path in (model, against) if path is not None}
@@ -74,26 +140,17 @@ def evaluate_model(
         raise OmnisparseError(f"{model}: a run has no model card; `omnisparse extract` makes one")
     sizes, account = runs.inspect(model), read_account(model)
     recognizers = {
-        path: Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
-        for path, loaded in models.items()
+        path: recognizer_of(loaded, cut_above=cut_above) for path, loaded in models.items()
     }
     if streaming:
         for recognizer in recognizers.values():
             recognizer.stream(beam=beam)  # one that cannot is told before any time is spent
-
-    def recognise(path: Path, loaded: runs.LoadedModel) -> EvaluationResult:
-        recognizer = recognizers[path]
-
-        def transcribe_stream(samples: Any) -> str:
-            return recognizer.transcribe(samples, beam=beam, streaming=True).text
-
+    results = {}
+    for path, recognizer in recognizers.items():
         with progress("recognising") as callback:
-            return evaluate(
-                loaded.model, cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
-                beam=beam, transcribe=transcribe_stream if streaming else None, progress=callback,
-            )  # fmt: skip
-
-    results = {path: recognise(path, loaded) for path, loaded in models.items()}
+            results[path] = recognise(
+                recognizer, cuts, beam=beam, streaming=streaming, progress=callback
+            )
     result = results[model]
     row: dict[str, Any] = {**result.to_dict(), **_details(result)}
     if transcripts is not None:
@@ -107,7 +164,7 @@ def evaluate_model(
     if against is not None:
         row["against"] = _compared(against, results[against], result)
     row["skipped"] = split.num_bad
-    row["warnings"] = [*told, *result.notes(), *_unseen(models, result)]
+    row["warnings"] = [*told, *result.notes(), *_model_notes(recognizers, result)]
     return {
         **row,
         **{key: sizes[key] for key in ("parameters", "nonzero", "bytes")},
@@ -121,11 +178,21 @@ def _compared(path: Path, other: EvaluationResult, result: EvaluationResult) -> 
     return {"model": str(path), "wer": other.wer, **asdict(test)}
 
 
-def _unseen(models: Mapping[Path, runs.LoadedModel], result: EvaluationResult) -> list[str]:
-    """What the tokenizers of the models cannot write of the references."""
-    references = [utterance.reference for utterance in result.hypotheses]
-    found = {path: find_unseen(loaded.tokenizer, references) for path, loaded in models.items()}
-    return [f"{path}: {unseen.describe()}" for path, unseen in found.items() if unseen.unseen]
+def _model_notes(recognizers: Mapping[Path, Recognizer], result: EvaluationResult) -> list[str]:
+    """What the models cannot write of the references, or were not trained to hear."""
+    references = [one.reference for one in result.hypotheses]
+    seconds = [one.seconds for one in result.hypotheses]
+    notes = []
+    for path, recognizer in recognizers.items():
+        unseen = find_unseen(recognizer.tokenizer, references).describe()
+        long = length_note(
+            seconds,
+            recognizer.trained_seconds,
+            cut_above=recognizer.cut_above,
+            streams=recognizer.model.streams,
+        )
+        notes += [f"{path}: {note}" for note in (unseen, long) if note]
+    return notes
 
 
 def _details(result: EvaluationResult) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.evaluation.confidence import Interval, confidence_interval
 from omnisparse.evaluation.dev_set import DevSet
-from omnisparse.evaluation.notes import corpus_notes
 from omnisparse.evaluation.pareto import ResultRow, plot_pareto, write_csv
 from omnisparse.evaluation.wer import (
     character_errors,
@@ -91,11 +90,9 @@ def search_run(
     loaded = task.loaded
     dev = DevSet(
         cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
-        utterances_per_item=config.utterances_per_item,
+        utterances_per_item=config.utterances_per_item, cut_above=loaded.cut_above,
     )  # fmt: skip
-    for line in corpus_notes(
-        [text for item in dev.references for text in item], [loaded.tokenizer]
-    ):
+    for line in dev.notes(loaded.trained_seconds, streams=loaded.model.streams):
         on_stage(line)
     out = out or run / FOLDER
     journal = Journal(out, {**task.circumstances(), "utterances": dev.digest()})

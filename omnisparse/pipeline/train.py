@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from omnisparse.data.batching import TrainingBatches
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
+from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
 from omnisparse.evaluation.evaluate import evaluate
@@ -150,7 +152,7 @@ def _train(
     max_steps = config.training.max_steps
     if max_steps is None:
         max_steps = max(1, round(config.training.epochs * batches.steps_per_epoch))
-    _describe(run, config, model, extractor.to_dict(), tokenizer, accelerator)
+    _describe(run, config, model, extractor.to_dict(), tokenizer, cuts, accelerator)
     check_size(config, model, stage)
     student = Student(model, extractor, tokenizer, is_fresh=is_fresh)
     tracker = None
@@ -170,7 +172,7 @@ def _train(
         accelerator=accelerator,
         tracker=tracker,
         record={"max_steps": max_steps, **record},
-        evaluate=_evaluator(config, model, splits.dev, extractor, tokenizer),
+        evaluate=_evaluator(config, model, cuts, splits.dev, extractor, tokenizer),
         on_progress=on_progress,
         stage=stage,
     )
@@ -267,7 +269,9 @@ def _record_left_out(run: Path, items: list[Any], stage: Callable[[str], None]) 
         lines = [json.dumps(asdict(item)) + "\n" for item in items]
         with replacing(path) as partial:
             partial.write_text("".join(lines), encoding="utf-8")
-        stage(f"{len(items)} utterances left out: see {path}")
+        reasons = Counter(item.reason for item in items)
+        counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        stage(f"{len(items):,} utterances left out ({counted}): see {path}")
     else:
         path.unlink(missing_ok=True)
 
@@ -278,6 +282,7 @@ def _describe(
     model: SpeechModel,
     features: dict[str, Any],
     tokenizer: Tokenizer,
+    cuts: CutSet,
     accelerator: Accelerator,
 ) -> None:
     if not accelerator.is_main_process:
@@ -294,12 +299,23 @@ def _describe(
             parameters=[name for name, _ in model.named_parameters()],
             method=config.method.kind,
             block=getattr(config.method, "block", "1x1"),
+            trained_seconds=_longest(cuts),
         ),
     )
 
 
+def _longest(cuts: CutSet) -> float:
+    """Seconds of the longest utterance."""
+    return max(float(cut.duration) for cut in cuts)
+
+
 def _evaluator(
-    config: RunConfig, model: SpeechModel, dev: CutSet, extractor: Any, tokenizer: Tokenizer
+    config: RunConfig,
+    model: SpeechModel,
+    cuts: CutSet,
+    dev: CutSet,
+    extractor: Any,
+    tokenizer: Tokenizer,
 ) -> Callable[[int], Metrics] | None:
     if not config.training.evaluate_every or len(dev) == 0:
         return None
@@ -309,8 +325,13 @@ def _evaluator(
     listed = list(dev)
     subset = CutSet.from_cuts([listed[int(index * every)] for index in range(count)])
 
+    # As users of the trained model will have it: a net that cannot hear more is given pieces.
+    cut_above = cut_length(_longest(cuts), streams=model.streams)
+
     def dev_wer(step: int) -> Metrics:
-        result = evaluate(model, subset, extractor=extractor, tokenizer=tokenizer)
-        return {"dev/wer": result.wer}
+        result = evaluate(
+            model, subset, extractor=extractor, tokenizer=tokenizer, cut_above=cut_above
+        )
+        return {"dev/wer": result.wer, "dev/cer": result.cer}
 
     return dev_wer

@@ -48,6 +48,8 @@ class RunDescription:
     """Kind of the training method."""
     block: str = "1x1"
     """Weights that its masks kept or dropped together."""
+    trained_seconds: float | None = None
+    """Longest utterance that it was trained on; None in runs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class LoadedModel:
     extractor: FeatureExtractor
     kind: Literal["run", "artifact", "nested"]
     path: Path | str
+    trained_seconds: float | None = None
+    """Longest utterance that it was trained on; None where that is not recorded."""
+
+    @property
+    def cut_above(self) -> float | None:
+        """Length in seconds above which audio must be cut; None where none need be."""
+        from omnisparse.data.pauses import cut_length
+
+        return cut_length(self.trained_seconds, streams=self.model.streams)
 
 
 def write_description(run: Path, description: RunDescription) -> None:
@@ -213,6 +224,7 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
         _extractor(FeatureExtractor, description.features, path),
         "run",
         path,
+        description.trained_seconds,
     )
 
 
@@ -228,6 +240,7 @@ def _from_artifact(
     artifact: Artifact, kind: Literal["artifact", "nested"], path: Path | str
 ) -> LoadedModel:
     """Build what the files hold, or the model that was read from a nested file."""
+    from omnisparse.artifact.reading import trained_seconds_of
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
 
@@ -237,6 +250,7 @@ def _from_artifact(
         _extractor(FeatureExtractor, artifact.features, path),
         kind,
         path,
+        trained_seconds_of(artifact.config),
     )
 
 
@@ -264,6 +278,7 @@ def _fitting(
     extractor: FeatureExtractor,
     kind: Literal["run", "artifact", "nested"],
     path: Path | str,
+    trained_seconds: float | None,
 ) -> LoadedModel:
     """Put the parts together, if the net reads what the extractor makes and its tokens exist."""
     if extractor.input_dim != model.input_dim:
@@ -275,7 +290,7 @@ def _fitting(
         raise FormatError(
             f"{path}: its tokenizer has {tokenizer.vocab_size} tokens, its model {model.vocab_size}"
         )
-    return LoadedModel(model, tokenizer, extractor, kind, path)
+    return LoadedModel(model, tokenizer, extractor, kind, path, trained_seconds)
 
 
 def _extractor(owner: type[FeatureExtractor], document: Any, path: Path | str) -> FeatureExtractor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omnisparse.artifact import MappedState, is_artifact
 from omnisparse.artifact.packed import PackedModel, dense_tensor, read_packed_artifact
+from omnisparse.artifact.reading import trained_seconds_of
 from omnisparse.artifact.tensorfile import Array
 from omnisparse.nested import is_nested_place, read_nested
 from omnisparse.runs.directory import (
@@ -35,6 +36,7 @@ def open_model(path: Path | str, *, size: str | None = None) -> PackedModel:
         found = read_nested(path, size)
         arrays = found.arrays
         model, features, tokenizer = found.model, found.features, found.tokenizer
+        trained_seconds = trained_seconds_of(found.config)
     else:
         path = Path(path)
         require_directory(path)
@@ -47,6 +49,13 @@ def open_model(path: Path | str, *, size: str | None = None) -> PackedModel:
         description = read_description(run)
         model, features = description.model, description.features
         tokenizer = (run / "tokenizer.model").read_bytes()
+        trained_seconds = description.trained_seconds
     return PackedModel(
-        model, features, tokenizer, tuple(arrays), lambda n: dense_tensor(n, arrays[n]), str(path)
+        model,
+        features,
+        tokenizer,
+        tuple(arrays),
+        lambda n: dense_tensor(n, arrays[n]),
+        str(path),
+        trained_seconds,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from omnisparse.artifact import MAX_STEPS, SMALLEST
+from omnisparse.artifact.reading import TRAINED_SECONDS
 from omnisparse.runs import directory as runs
 from omnisparse.runs.corpora import told_in_card
 from omnisparse.runs.record import RunRecord
@@ -32,7 +33,10 @@ def source_of(
     Raises:
         OmnisparseError: If the run cannot be read.
     """
-    source = {**record.source_block, "method": runs.read_description(run).method}
+    description = runs.read_description(run)
+    source = {**record.source_block, "method": description.method}
+    if description.trained_seconds is not None:
+        source[TRAINED_SECONDS] = description.trained_seconds
     smallest = smallest_trained(run, shapes)
     if smallest is not None:
         source[SMALLEST] = smallest

@@ -109,6 +109,15 @@ def test_texts_with_reserved_characters_come_back(tmp_path: Path, model_type: st
     assert find_unseen(tokenizer, SPECIAL_TEXTS).unseen == 0
 
 
+@pytest.mark.parametrize("text", [*SPECIAL_TEXTS, "<unk>", "a<sos/eos>", "<blk><blk>", "\u2581"])
+def test_each_such_text_comes_back_where_no_other_has_its_characters(
+    tmp_path: Path, text: str
+) -> None:
+    """The names of special tokens take their own characters out of what is learned."""
+    tokenizer = Tokenizer.train([text, "some words"], len(set(text)) + 16, tmp_path)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_any_text_comes_back_or_is_counted(
