@@ -56,6 +56,16 @@ def test_each_sentence_is_a_piece_and_long_pauses_are_in_none(noise: float) -> N
     assert heard < 8.5 + 4 * 0.6
 
 
+def test_a_sentence_as_long_as_a_piece_is_not_cut_for_its_edges() -> None:
+    samples, places = recording([3.0, 2.9, 3.0], [1.5, 1.5, 1.5])
+    pieces = cut_at_pauses(samples, RATE, 3.1)
+    check(pieces, samples, 3.1)
+    assert len(pieces) == 3
+    for (first, last), (start, end) in zip(pieces, places, strict=True):
+        assert first <= start
+        assert end <= last
+
+
 def test_without_long_pauses_the_cuts_are_in_the_short_ones() -> None:
     samples, places = recording([2.0] * 20, [0.2] * 20)
     pieces = cut_at_pauses(samples, RATE, 5.0)
