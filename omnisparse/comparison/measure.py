@@ -23,10 +23,12 @@ from omnisparse.comparison.table import Measurement, RowCost
 from omnisparse.data.batch import text_of
 from omnisparse.data.corpora import load_manifest, manifest_name
 from omnisparse.data.identity import identify
+from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import OmnisparseError
-from omnisparse.evaluation.notes import corpus_notes
+from omnisparse.evaluation.notes import corpus_notes, length_note
 from omnisparse.evaluation.wer import character_errors, word_errors
+from omnisparse.models import TransducerModel
 from omnisparse.pipeline.evaluate import recognise, recognizer_of
 from omnisparse.pipeline.extract import extract
 from omnisparse.pipeline.splits import Corpus, describe_corpora, list_test_manifests
@@ -229,8 +231,17 @@ def measure(
         Tokenizer.load(path / "tokenizer.model")
         for path in dict.fromkeys(model.candidate.path for model in models)
     ]
+    paths = dict.fromkeys(model.candidate.path for model in models)
+    descriptions = [runs.read_description(path) for path in paths]
     for name, (cuts, _) in tests.items():
-        for line in corpus_notes([text_of(cut) for cut in cuts], tokenizers):
+        seconds = [float(cut.duration) for cut in cuts]
+        notes = corpus_notes([text_of(cut) for cut in cuts], tokenizers)
+        for description in descriptions:
+            streams = description.model["kind"] == TransducerModel.kind
+            trained = description.trained_seconds
+            cut_above = cut_length(trained, streams=streams)
+            notes.append(length_note(seconds, trained, cut_above=cut_above, streams=streams) or "")
+        for line in filter(None, dict.fromkeys(notes)):
             tell(f"{name}: {line}")
     measurements = []
     for model in models:

@@ -13,6 +13,7 @@ from omnisparse.artifact.card import _use_elsewhere, add_latency
 from omnisparse.errors import FormatError, OmnisparseError
 
 FIRST = {"wer": 8.614, "wer_low": 8.0, "wer_high": 9.25, "utterances": 1234}
+ALONE = {"wer": 12.5, "wer_low": None, "wer_high": None, "utterances": 1}
 SECOND = {"wer": 101.5, "wer_low": 99.0, "wer_high": 103.0, "utterances": 7}
 
 
@@ -44,6 +45,17 @@ def test_rates_gather_and_the_other_files_stay(tmp_path, net):
     assert card.read_text().count("books-test |") == 1
     assert others(folder) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_rate_of_one_utterance_has_no_interval(tmp_path, net):
+    folder = tmp_path / "a"
+    net.write(folder)
+    update_card(folder, "alone", ALONE)
+    update_card(folder, "books-test", FIRST)  # reads the card that is there
+    update_card(folder, "alone", ALONE)
+    lines = (folder / "README.md").read_text().splitlines()
+    assert "| WER alone | 12.50 (no interval, 1 utterance) |" in lines
+    assert "| WER books-test | 8.61 (95 % interval 8.00 to 9.25, 1,234 utterances) |" in lines
 
 
 def test_a_missing_card_is_made_and_an_edited_one_kept(tmp_path, net):

@@ -273,7 +273,7 @@ def test_long_recordings_are_cut_at_pauses(
 
 
 def test_long_utterances_are_cut_in_comparisons_and_searches(
-    world: World, run: Run, run_json: RunJson, tmp_path: Path
+    world: World, run: Run, tmp_path: Path
 ) -> None:
     world.learn(["piece"])
     world.describe(trained_seconds=3.0)
@@ -286,8 +286,11 @@ def test_long_utterances_are_cut_in_comparisons_and_searches(
     manifest = tmp_path / "long.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "c"
-    (cell,) = run_json("compare", world.run, "--manifest", manifest, "--out", out)["rows"]
+    compared = run("compare", world.run, "--manifest", manifest, "--out", out, "--json")
+    assert compared.exit_code == 0, compared.stderr
+    (cell,) = json.loads(compared.stdout)["rows"]
     assert cell["wer"] == 0.0
+    assert "1 of 2 utterances are longer than the 3.0 s" in compared.stderr
     options = ["--run", world.run, "--sizes", "60%", "--manifest", manifest, "--evaluations", "6"]
     searched = run("search", *options, "--out", tmp_path / "s", "--json")
     assert searched.exit_code == 0, searched.stderr

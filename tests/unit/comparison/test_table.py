@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from omnisparse.comparison import plot, report
 from omnisparse.comparison.markdown import difference_table, to_markdown, wer_table
 from omnisparse.comparison.plot import plot_comparison
 from omnisparse.comparison.reference import load_reference
+from omnisparse.comparison.report import write_comparison
 from omnisparse.comparison.rows import METHODS, ROWS, SUPERNETS, TableRows
 from omnisparse.comparison.table import (
     Measurement,
@@ -309,3 +311,24 @@ def test_the_papers_tables_agree_with_each_other_and_with_our_rows() -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match="legal: pang2018"):
         load_reference("pang2019")
+
+
+def test_one_utterance_gives_neither_intervals_nor_p(tmp_path: Path) -> None:
+    one = [
+        replace(item, counts=item.counts[:1], characters=item.characters[:1])
+        for item in (model("supernet", "25%", 250, 0.9), model("pruned", "25%", 250, 0.1),
+                     model("supernet", "50%", 500, 0.9), model("pruned", "50%", 500, 0.1))
+    ]  # fmt: skip
+    cells, means = make_cells(one), mean_differences(one)
+    for cell in cells:
+        assert (cell.wer_low, cell.wer_high, cell.interval, cell.p_value) == (None,) * 4
+        assert (cell.cer_low, cell.difference_low, cell.difference_high) == (None,) * 3
+    document = write_comparison(
+        tmp_path, one, [cost("supernet"), cost("pruned")], rows=METHODS, reference=None,
+        wandb="off", console=Console(quiet=True),
+    )  # fmt: skip
+    assert document["rows"][0]["p_value"] is None
+    assert all(mean.p_value is None for mean in means)
+    text = (tmp_path / "compare.md").read_text()
+    assert " (-) |" in text
+    assert "None" not in text
