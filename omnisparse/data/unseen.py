@@ -7,9 +7,11 @@ training and in every evaluation.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from omnisparse.data.normalization import normalize
 
 if TYPE_CHECKING:
     from omnisparse.data.tokenizer import Tokenizer
@@ -17,13 +19,18 @@ if TYPE_CHECKING:
 _SHOWN = 5
 """Characters, and words, that a message names."""
 
-_FORMS: dict[str, Callable[[str], str]] = {
-    "in Unicode form NFC": lambda text: unicodedata.normalize("NFC", text),
-    "in Unicode form NFD": lambda text: unicodedata.normalize("NFD", text),
-    "in lower case": str.lower,
-    "in capitals": str.upper,
-    "in Unicode form NFKC": lambda text: unicodedata.normalize("NFKC", text),
-}
+_RULES = (
+    ("nfc",),
+    ("lower",),
+    ("upper",),
+    ("punctuation",),
+    ("nfkc",),
+    ("nfc", "lower"),
+    ("lower", "punctuation"),
+    ("upper", "punctuation"),
+    ("nfc", "lower", "punctuation"),
+)
+"""Changes of transcripts that may help, the smallest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +47,9 @@ class UnseenWords:
     """Their characters that the tokenizer does not know, in order of first appearance."""
     examples: tuple[str, ...]
     """The first few different words."""
-    known_form: str | None
-    """How all of these words would be known, such as "in lower case"; None where no form helps."""
+    cure: str | None
+    """Rules of ``prepare import --normalize`` that make words of them that can be written, such as
+    ``nfc,lower``; None where none do."""
 
     @property
     def percent(self) -> float:
@@ -60,7 +68,9 @@ class UnseenWords:
             f"{shown}{f' and {more} more' if more > 0 else ''}; the first: "
             f"{', '.join(self.examples)}. No model with this tokenizer can write them"
         )
-        return f"{line}; {self.known_form} it could" if self.known_form else line
+        if self.cure is None:
+            return line
+        return f"{line}; after `omnisparse prepare import --normalize {self.cure}` it could"
 
 
 def find_unseen(tokenizer: Tokenizer, texts: Iterable[str]) -> UnseenWords:
@@ -91,15 +101,17 @@ def find_unseen(tokenizer: Tokenizer, texts: Iterable[str]) -> UnseenWords:
         transcripts=transcripts,
         characters=tuple(characters),
         examples=tuple(missing[:_SHOWN]),
-        known_form=next(
-            (
-                name
-                for name, form in _FORMS.items()
-                if missing and all(_can_write(tokenizer, form(word)) for word in missing)
-            ),
-            None,
-        ),
+        cure=_find_cure(tokenizer, missing),
     )
+
+
+def _find_cure(tokenizer: Tokenizer, words: Sequence[str]) -> str | None:
+    """The first rules after which all words can be written."""
+    for rules in _RULES if words else ():
+        changed = (normalize(word, rules) for word in words)
+        if all(_can_write(tokenizer, word) for word in changed):
+            return ",".join(rules)
+    return None
 
 
 def _can_write(tokenizer: Tokenizer, word: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -118,8 +119,8 @@ def evaluate_model(
 
     Returns:
         ``EvaluationResult.to_dict()``, ``confusions``, ``by_speaker``, ``by_length``, ``warnings``,
-        ``against``, ``transcripts``, ``skipped`` (bad items left out), the sizes of the model and
-        the bill of its training.
+        ``against``, ``transcripts``, ``skipped`` (bad items left out), ``left_out`` (how many by
+        reason), the sizes of the model and the bill of its training.
 
     Raises:
         UsageError: If ``transcripts`` has an unknown suffix, or a stream is to be cut.
@@ -164,6 +165,7 @@ def evaluate_model(
     if against is not None:
         row["against"] = _compared(against, results[against], result)
     row["skipped"] = split.num_bad
+    row["left_out"] = dict(Counter(item.reason for item in split.skipped[: split.num_bad]))
     row["warnings"] = [*told, *result.notes(), *_model_notes(recognizers, result)]
     return {
         **row,

@@ -214,6 +214,23 @@ def test_every_utterance_is_written_worst_first(
     assert f"every utterance, worst first: {path}" in shown
 
 
+def test_what_is_left_out_is_counted_by_reason(world: World, run: Run, run_json: RunJson) -> None:
+    world.learn(["abc"])
+    manifest = world.manifest(["abc"] * 60)
+    lines = manifest.read_text().splitlines()
+    missing = json.dumps({**json.loads(lines[0]), "id": "gone", "audio_filepath": "gone.wav"})
+    late = json.dumps({**json.loads(lines[0]), "id": "late", "offset": 500.0})
+    manifest.write_text("\n".join([*lines, missing, late]) + "\n")
+    result = run_json("evaluate", world.run, "--manifest", manifest)
+    assert (result["utterances"], result["skipped"]) == (60, 2)
+    assert sum(result["left_out"].values()) == 2
+    assert result["left_out"]["missing"] == 1
+    (line,) = [line for line in result["warnings"] if "left out" in line]
+    assert "2 of 62 utterances are bad" in line
+    assert all(f"{count}" in line and reason in line
+               for reason, count in result["left_out"].items())  # fmt: skip
+
+
 def test_a_transcript_file_of_another_kind_is_bad_usage(
     world: World, run: Run, tmp_path: Path
 ) -> None:

@@ -157,28 +157,33 @@ def test_unseen_characters_are_counted_and_named(tokenizer: Tokenizer) -> None:
     line = found.describe()
     assert line.startswith("2 of 7 words (28.6 %, in 1 transcripts) hold characters")
     assert "C (U+0043), \u00ef (U+00EF); the first: Close, se\u00efen." in line
-    assert found.known_form is None
+    assert found.cure is None
     assert find_unseen(tokenizer, texts[:1]).describe() == ""
 
 
 @pytest.mark.parametrize(
-    ("trained", "met", "form"),
+    ("trained", "met", "cure"),
     [
-        ("caf\u00e9", "cafe\u0301", "in Unicode form NFC"),
-        ("cafe\u0301", "caf\u00e9", "in Unicode form NFD"),
-        ("hello", "HELLO", "in lower case"),
-        ("HELLO", "hello", "in capitals"),
-        ("fish", "\ufb01sh", "in Unicode form NFKC"),
+        ("caf\u00e9", "cafe\u0301", "nfc"),
+        ("hello", "HELLO", "lower"),
+        ("HELLO", "hello", "upper"),
+        ("fish", "\ufb01sh", "nfkc"),
+        ("hello you", "hello-you!", "punctuation"),
+        ("caf\u00e9", "CAFE\u0301", "nfc,lower"),
+        ("it's here", "It\u2019s here.", "lower,punctuation"),
+        ("cafe\u0301", "caf\u00e9", None),
         ("fish", "\u9c7c", None),
     ],
 )
-def test_a_form_that_would_be_known_is_named(
-    tmp_path: Path, trained: str, met: str, form: str | None
+def test_a_change_of_the_transcripts_that_helps_is_named(
+    tmp_path: Path, trained: str, met: str, cure: str | None
 ) -> None:
-    tokenizer = Tokenizer.train([trained], len(set(trained)) + 4, tmp_path)
+    tokenizer = Tokenizer.train([trained], len(set(trained) | {" "}) + 3, tmp_path)
     found = find_unseen(tokenizer, [met])
-    assert (found.unseen, found.known_form) == (1, form)
-    assert (f"; {form} it could" in found.describe()) == (form is not None)
+    assert (found.unseen, found.cure) == (found.words if "here" not in met else 2, cure)
+    assert (
+        f"; after `omnisparse prepare import --normalize {cure}` it could" in found.describe()
+    ) == (cure is not None)
 
 
 def test_no_raw_text_of_the_library_is_told(tmp_path: Path) -> None:

@@ -39,4 +39,4 @@ def test_characters_that_training_never_saw_are_told_once_a_split(
     (line,) = lines
     assert line.startswith("dev set: 2 of 5 words (40.0 %, in 2 transcripts) hold characters")
     assert "U+0301" in line
-    assert line.endswith("in Unicode form NFC it could")
+    assert line.endswith("after `omnisparse prepare import --normalize nfc` it could")
