@@ -7,12 +7,13 @@ one object a line.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omnisparse.durable import replacing
-from omnisparse.errors import UsageError
+from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.evaluation.alignment import Edit, align
 from omnisparse.evaluation.result import UtteranceResult
 
@@ -24,6 +25,7 @@ def check_transcripts_path(path: Path) -> None:
 
     Raises:
         UsageError: If its suffix is not known, or it is a folder.
+        OmnisparseError: If its folder cannot be written in.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(
@@ -32,6 +34,9 @@ def check_transcripts_path(path: Path) -> None:
         )
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; a file is needed for the transcripts")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OmnisparseError(f"{path}: cannot be written, {folder} is no folder to write in")
 
 
 def write_transcripts(utterances: Sequence[UtteranceResult], path: Path) -> None:
@@ -42,7 +47,7 @@ def write_transcripts(utterances: Sequence[UtteranceResult], path: Path) -> None
         path: The file, in folders that are made if absent; ``.txt`` or ``.jsonl``.
 
     Raises:
-        UsageError: As :func:`check_transcripts_path`.
+        OmnisparseError: As :func:`check_transcripts_path`.
         OSError: If it cannot be written.
     """
     check_transcripts_path(path)

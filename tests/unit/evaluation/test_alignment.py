@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnisparse.errors import UsageError
+from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.evaluation.alignment import Confusion, align, count_confusions
 from omnisparse.evaluation.breakdown import by_length, by_speaker
 from omnisparse.evaluation.result import EvaluationResult, Said, score
@@ -100,6 +100,9 @@ def test_other_files_are_refused_before_anything_is_written(tmp_path: Path) -> N
         with pytest.raises(UsageError, match=reason):
             write_transcripts(result().hypotheses, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.txt"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OmnisparseError, match="file is no folder to write in"):
+        write_transcripts(result().hypotheses, tmp_path / "file" / "all.txt")
 
 
 def test_half_a_surrogate_pair_can_be_written(tmp_path: Path) -> None:
