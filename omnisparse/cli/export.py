@@ -21,7 +21,7 @@ from omnisparse.console import format_bytes
 )  # fmt: skip
 @click.option("--out", type=PATH, help="Folder to write; beside MODEL if unset.")
 @click.option(
-    "--packed", is_flag=True, help="A bit per weight, and those that are not zero: smallest files."
+    "--packed", is_flag=True, help="Only weights that are not zero, and where: smallest files."
 )
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "int8"]),

@@ -40,6 +40,7 @@ class GraphBuilder:
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._constants: dict[bytes, str] = {}
+        self._zeros: dict[int, str] = {}
         self._count = 0
 
     def fresh(self, hint: str) -> str:
@@ -81,6 +82,13 @@ class GraphBuilder:
     def scalar(self, value: int | float) -> str:
         """A constant without dimensions: int64, or float32."""
         return self.constant(np.asarray(value, np.int64 if isinstance(value, int) else np.float32))
+
+    def zeros(self, size: int) -> str:
+        """A vector of float32 zeros that takes no room in the file; one for each size."""
+        if size not in self._zeros:
+            value = numpy_helper.from_array(np.zeros(1, np.float32))
+            self._zeros[size] = self.op("ConstantOfShape", self.ints(size), value=value)
+        return self._zeros[size]
 
     def initializer(self, name: str, value: Array) -> str:
         """A stored array under a name of its own."""

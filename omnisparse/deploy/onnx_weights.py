@@ -4,16 +4,17 @@ Every layout restores the same float32 weights with standard operators of consta
 onnxruntime computes once while it loads a file ("constant folding"); what runs afterwards is the
 dense net.
 
-Packed: a bit per weight (least significant bit first) and the values that are not zero.
-``BitwiseAnd`` of each byte with 1, 2, 4, ... 128, then ``NonZero``, gives the places of the values;
-``MaxUnpool`` puts them there, zeros elsewhere.
+Packed: the values that are not zero, and the distance of each from the one before, in 4 or 8 bits.
+``CumSum`` of the distances is where the values belong; ``ScatterElements`` puts them there, zeros
+elsewhere. A bit mask would be as small, but the operator that finds its set bits (``NonZero``) is
+never folded: the number of places is not known from shapes, so it would run at every call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,11 @@ Layout = Literal["dense", "packed", "sparse"]
 DTYPES: dict[Precision, str] = {"fp32": "F32", "fp16": "F16", "int8": "I8"}
 """Precisions that an export may have, and the artifact's names for their numbers."""
 
-UNPACKED_AT_ONCE = 1 << 22
-"""Weights of a packed matrix that one chain of nodes unpacks: bounds the memory of loading."""
+GAP_BITS = (4, 8)
+"""Bits of a distance between two weights that are not zero; the smaller file is taken."""
+
+INT32 = 6
+"""ONNX's number for int32."""
 
 _NODE_BYTES = 1000
 """About what the nodes that unpack one piece take in a file: small matrices stay as they are."""
@@ -100,9 +104,10 @@ class WeightStore:
         kept = int(np.count_nonzero(values))
         if self.layout == "sparse" and kept * (8 + values.itemsize) < values.nbytes:
             return self._place_sparse(graph, label, values, scales)
-        packed = values.size // 8 + kept * values.itemsize + _NODE_BYTES
-        if self.layout == "packed" and packed < values.nbytes:
-            return _restored(graph, _unpacked(graph, label, values), scales)
+        if self.layout == "packed" and kept:
+            packed = min(_gap_bytes(values.reshape(-1), bits) for bits in GAP_BITS)
+            if packed + _NODE_BYTES < values.nbytes:
+                return _restored(graph, _unpacked(graph, label, values), scales)
         return self._place_values(graph, label, values, scales)
 
     def _place_values(
@@ -149,23 +154,45 @@ def _restored(graph: GraphBuilder, floats: str, scales: FloatArray | None) -> st
 
 def _unpacked(graph: GraphBuilder, label: str, values: Array) -> str:
     """A packed array, unpacked by nodes: float32 in the shape of ``values``."""
-    flat, pieces = values.reshape(-1), []
-    for start in range(0, flat.size, UNPACKED_AT_ONCE):
-        piece = flat[start : start + UNPACKED_AT_ONCE]
-        pieces.append(_unpacked_piece(graph, f"{label}/{start}", piece))
-    joined = pieces[0] if len(pieces) == 1 else graph.op("Concat", *pieces, axis=2)
-    return graph.op("Reshape", joined, graph.ints(*values.shape))
+    flat = values.reshape(-1)
+    bits = min(GAP_BITS, key=lambda bits: _gap_bytes(flat, bits))
+    gaps, kept = _gaps(flat, bits)
+    stored = graph.initializer(f"{label}/values", kept)
+    floats = stored if kept.dtype == np.float32 else graph.op("Cast", stored, to=FLOAT)
+    packed = gaps if bits == 8 else gaps[0::2] | gaps[1::2] << 4
+    steps = graph.initializer(f"{label}/gaps", packed)
+    if bits == 4:
+        shifts = graph.constant(np.array([[0, 4]], np.uint8))
+        pairs = graph.op("Unsqueeze", steps, graph.ints(1))
+        pairs = graph.op("BitShift", pairs, shifts, direction="RIGHT")
+        pairs = graph.op("BitwiseAnd", pairs, graph.constant(np.array(15, np.uint8)))
+        steps = graph.op("Reshape", pairs, graph.ints(-1))
+    places = graph.op("CumSum", graph.op("Cast", steps, to=INT32), graph.scalar(0))
+    dense = graph.op("ScatterElements", graph.zeros(flat.size), places, floats, axis=0)
+    return graph.op("Reshape", dense, graph.ints(*values.shape))
 
 
-def _unpacked_piece(graph: GraphBuilder, label: str, flat: Array) -> str:
-    """A packed vector, unpacked by nodes: ``[1, 1, N]`` float32."""
-    kept: npt.NDArray[np.bool_] = flat != 0
-    packed = np.packbits(kept, bitorder="little").reshape(-1, 1)
-    bits = graph.initializer(f"{label}/bits", packed)
-    stored: Any = graph.initializer(f"{label}/values", flat[kept].reshape(1, 1, -1))
-    powers = graph.constant((1 << np.arange(8)).astype(np.uint8).reshape(1, 8))
-    flags = graph.op("Reshape", graph.op("BitwiseAnd", bits, powers), graph.ints(-1))
-    places = graph.op("Unsqueeze", graph.op("NonZero", flags), graph.ints(0))
-    floats = stored if flat.dtype == np.float32 else graph.op("Cast", stored, to=FLOAT)
-    size = graph.ints(1, 1, flat.size)
-    return graph.op("MaxUnpool", floats, places, size, kernel_shape=[1], strides=[1])
+def _gap_bytes(flat: Array, bits: int) -> float:
+    """Bytes that the gaps and values of a vector take."""
+    gaps, kept = _gaps(flat, bits)
+    return gaps.size * bits / 8 + kept.nbytes
+
+
+def _gaps(flat: Array, bits: int) -> tuple[npt.NDArray[np.uint8], Array]:
+    """Distances between values that are not zero, and the values.
+
+    A distance that ``bits`` cannot hold is passed in steps, each with a value of zero. With 4 bits
+    the number of distances is even: the last value may be there twice.
+    """
+    longest = (1 << bits) - 1
+    places = np.flatnonzero(flat)
+    distances = np.diff(places, prepend=0)
+    steps = np.maximum(0, distances - 1) // longest  # that hold a zero
+    ends = np.cumsum(steps + 1) - 1
+    gaps = np.full(int(ends[-1]) + 1 if ends.size else 0, longest, np.uint8)
+    kept = np.zeros(gaps.size, flat.dtype)
+    gaps[ends] = distances - steps * longest
+    kept[ends] = flat[places]
+    if bits == 4 and gaps.size % 2:
+        gaps, kept = np.append(gaps, np.uint8(0)), np.append(kept, kept[-1:])
+    return gaps, kept
