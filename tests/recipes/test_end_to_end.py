@@ -216,7 +216,7 @@ def test_evaluation_agrees_with_transcription(world: World) -> None:
         "wer", "wer_low", "wer_high", "interval", "words", "substitutions", "deletions",
         "insertions", "cer", "cer_low", "cer_high", "characters", "utterances", "audio_seconds",
         "seconds", "rtf", "confusions", "by_speaker", "by_length", "warnings", "parameters",
-        "nonzero", "bytes", *ACCOUNT,
+        "nonzero", "bytes", "skipped", *ACCOUNT,
     }  # fmt: skip
     for key in ("parameters", "nonzero", "bytes"):
         assert result[key] == world.extracted[key]
