@@ -98,7 +98,7 @@ def _list_record(
         ValueError: If it cannot be used; and the others of `_NOT_A_CUT`.
     """
     identity = str(record.get("id", name))
-    for source in _audio_sources(record):
+    for source in _heard_sources(record):
         if source.get("type") != "file":
             detail = f"audio of the type {source.get('type')!r}, {_ADVICE}"
             listing.skipped.append(SkippedItem(identity, "unsupported", detail))
@@ -269,6 +269,18 @@ def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a number of seconds, got {str(value)[:40]!r}")
     return value
+
+
+def _heard_sources(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Audio sources that a cut is heard from; of a plain cut nothing else of the record is used."""
+    recording = record.get("recording")
+    if (
+        record.get("type") in _PLAIN
+        and isinstance(recording, dict)
+        and not recording.get("transforms")
+    ):
+        return list(recording["sources"])
+    return list(_audio_sources(record))
 
 
 def _audio_sources(record: Any) -> Iterator[dict[str, Any]]:

@@ -91,6 +91,18 @@ def test_sparsities_that_are_no_number_are_bad_usage(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_spec_may_begin_with_a_byte_order_mark(
+    run_json: Callable[..., Any], small_run: Path, tmp_path: Path
+) -> None:
+    names = [layer["name"] for layer in run_json("inspect", small_run)["layers"]]
+    prunable = read_description(small_run).prunable
+    spec = tmp_path / "spec.json"
+    sparsity = dict.fromkeys([name for name in names if name in prunable], 0.5)
+    spec.write_text("\ufeff" + json.dumps({"sparsity": sparsity}), encoding="utf-8")
+    found = run_json("extract", "--run", small_run, "--spec", spec, "--out", tmp_path / "m")
+    assert found["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_spec_of_unknown_layers_names_the_legal_ones(
     small_run: Path, tmp_path: Path, run: Run
 ) -> None:

@@ -128,9 +128,10 @@ def test_silence_of_no_length_has_no_rtf() -> None:
 
 def test_an_mp3_in_pieces_is_the_whole_file(tmp_path: Path) -> None:
     time = np.arange(4 * RATE) / RATE
-    samples = 0.2 * np.random.default_rng(0).standard_normal(4 * RATE) * (1 + np.sin(9 * time))
+    tone = np.sin(2 * np.pi * (200 + 100 * np.sin(time)) * time) * (np.sin(3 * time) > 0)
+    noise = np.random.default_rng(0).standard_normal(4 * RATE) * (np.cos(time) > 0)
     path = tmp_path / "a.mp3"
-    soundfile.write(path, np.clip(samples, -1, 1), RATE, bitrate_mode="VARIABLE")
+    soundfile.write(path, 0.3 * tone + 0.05 * noise, RATE, bitrate_mode="VARIABLE")
     whole, _ = soundfile.read(path, dtype="float32")
     rate, pieces = audio_chunks(path, 0.32)
     assert rate == RATE
