@@ -218,6 +218,7 @@ def write_plans(
     """
     plans = [{tensor.fqn: tensor for tensor in plan.tensors} for _, plan in jobs]
     sizes = {fqn: math.prod(tensor.shape) for fqn, tensor in plans[0].items()}
+    block = jobs[0][1].contents.block  # no chunk may end within one
     with ExitStack() as stack:
         places = [stack.enter_context(ExitStack()) for _ in jobs]
         folders = [
@@ -240,7 +241,7 @@ def write_plans(
                 TensorPacker(plan[fqn], writer) for plan, writer in zip(plans, writers, strict=True)
             ]
             array = as_array(state[fqn])
-            for rows in kept_rows(array) if select is None else select(fqn, array):
+            for rows in kept_rows(array, block=block) if select is None else select(fqn, array):
                 for index, packer in enumerate(packers):
                     packer.add(rows, index)
             for packer in packers:

@@ -18,6 +18,7 @@ from omnisparse.artifact import write_artifact
 from omnisparse.artifact.packed import PackedModel, dense_tensor, read_packed_artifact
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.deploy import native
 from omnisparse.deploy.engine import build_engine, needs_torch
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.deploy.streaming import EndpointRules
@@ -163,7 +164,8 @@ def test_scores_are_close(name: str, tmp_path: Path, tokenizer: Tokenizer) -> No
     found, _ = engine.encoder.advance(features, engine.encoder.initial_memory(), final=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     dense = sum(parameter.numel() for parameter in net.parameters()) * 4
-    assert engine.num_bytes < 0.8 * dense
+    if native.kernels()[0] is not None:  # numpy multiplies dense matrices of this size faster
+        assert engine.num_bytes < 0.8 * dense
 
 
 def test_a_beam_of_one_is_greedy(tmp_path: Path, tokenizer: Tokenizer) -> None:
