@@ -18,6 +18,7 @@ import psutil
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
 from omnisparse.errors import OmnisparseError
@@ -47,9 +48,12 @@ def make_accelerator(precision: Precision | None = None) -> Accelerator:
     wanted = choose_precision(precision, launcher_says())
     if wanted == "bf16" and not has_bf16("cuda" if on_cuda else "cpu"):
         wanted = "fp32"
+    mixed = "bf16" if wanted == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()  # of another training of this process
     accelerator = Accelerator(
         cpu=not on_cuda,
-        mixed_precision="bf16" if wanted == "bf16" else "no",
+        mixed_precision=mixed,
         kwargs_handlers=[patience],
     )
     _refuse_other_loops(accelerator)
