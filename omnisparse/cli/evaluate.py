@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_difference, format_interval
 
 MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
@@ -31,6 +32,7 @@ _SHOWN = 10
     help="Write every utterance, worst first: FILE.txt for people, FILE.jsonl for programs.",
 )  # fmt: skip
 @reports
+@takes_weights("model")
 def evaluate(
     report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool,
     against: Path | None, transcripts: Path | None,
@@ -130,6 +132,7 @@ def _group_line(group: Mapping[str, Any]) -> list[str]:
     show_default=True, help="Log table and plot; auto: if logged in.",
 )  # fmt: skip
 @reports
+@takes_weights("paths")
 def compare(
     report: Report, paths: tuple[Path, ...], by: Any, out: Path, manifests: tuple[Path, ...],
     sizes: str | None, beam: int, reference: str | None, wandb: Any,

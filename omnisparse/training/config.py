@@ -54,8 +54,15 @@ class TrainingConfig:
     """Steps between two checkpoints; one is always written at the end."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints to keep."""
+    ema: Probability = 0.0
+    """Decay of a moving average of the weights, such as 0.999, in [0, 1); 0 for none. It is written
+    to ``weights/ema`` of the run at the end."""
+    average_checkpoints: NonNegativeInt = 0
+    """Newest checkpoints whose mean is written to ``weights/average`` at the end; so many are kept.
+    0 or 1 for none."""
     evaluate_every: NonNegativeInt = 0
-    """Steps between two evaluations on the dev split; 0 for none."""
+    """Steps between two evaluations on the dev split; 0 for none. The weights of the lowest error
+    rate are written to ``weights/best``."""
     evaluate_utterances: PositiveInt = 100
     """Utterances of the dev split that such an evaluation decodes."""
     threads: PositiveInt | None = None

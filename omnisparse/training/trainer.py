@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from omnisparse.training.precision import check_resumed
 from omnisparse.training.schedule import learning_rate
 from omnisparse.training.stop_signals import InterruptedTrainingError, StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
+from omnisparse.training.variants import MovingAverage, mean_of_checkpoints, write_variant
 from omnisparse.training.window import Pending, Window
 
 _AGREE_EVERY = 4
@@ -97,6 +98,8 @@ class Trainer:
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
+        self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
+        self.best: float | None = None
         self.step = 0
         self.cost = dict.fromkeys(_SUMMED_COSTS, 0.0) | {"skipped_steps": 0.0}
         self._skipped_in_a_row = 0
@@ -156,6 +159,8 @@ class Trainer:
         if math.isfinite(norm):
             self.optimizer.step()
             self._skipped_in_a_row = 0
+            if self.average is not None:
+                self.average.update(self.parameters, step)
         else:
             self._skip(batch)
         self.method.on_step_end(step)
@@ -266,6 +271,10 @@ class Trainer:
             self.model.train()
             if self.tracker is not None:
                 self.tracker.log(self.step, metrics)
+            rate = metrics.get("dev/wer", math.inf)
+            if rate < (math.inf if self.best is None else self.best):
+                self.best = rate
+                self._write_variant("best", self.model.state_dict(), {"cost": dict(self.cost)})
         self.accelerator.wait_for_everyone()
 
     # -- checkpoints ------------------------------------------------------------------------
@@ -279,6 +288,7 @@ class Trainer:
             "record": self.record,
             "window": self._window.sums(),
             "precision": precision_of(self.accelerator),
+            "best": self.best,
         }
         folder = checkpoint_folder(self.run / "checkpoints", self.step)
         if self.accelerator.is_main_process:
@@ -289,14 +299,33 @@ class Trainer:
                     "model": self.model.state_dict(),
                     "optimizer": optimizer_tensors(self.optimizer, self.parameters),
                     "method": self.method.state_dict(),
+                    **({} if self.average is None else {"ema": self.average.averages}),
                 },
                 state=state,
-                keep=self.config.keep_checkpoints,
+                keep=max(self.config.keep_checkpoints, self.config.average_checkpoints),
             )
+            if self.step >= self.max_steps:
+                self._write_averages(state)
             if self.tracker is not None:
                 self.tracker.checkpointed(self.step)
         self.accelerator.wait_for_everyone()
         return folder
+
+    def _write_averages(self, state: dict[str, Any]) -> None:
+        """Weights that need the whole run; buffers are those of the net."""
+        whole = self.model.state_dict()
+        if self.average is not None:
+            self._write_variant("ema", {**whole, **self.average.averages}, state)
+        if self.config.average_checkpoints > 1:
+            mean = mean_of_checkpoints(self.run / "checkpoints", self.config.average_checkpoints)
+            self._write_variant("average", mean, state)
+
+    def _write_variant(
+        self, name: str, weights: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> None:
+        state = {"record": self.record, "processes": self.accelerator.num_processes, **state}
+        last = self.model.state_dict()
+        write_variant(self.run, name, weights, last=last, step=self.step, state=state)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from ``checkpoint``, on any number of processes.
@@ -309,6 +338,9 @@ class Trainer:
         load_optimizer(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.method.load_state_dict(checkpoint.tensors["method"])
         self.batches.load_state_dict(checkpoint.state["batches"])
+        if self.average is not None:
+            self.average.load(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
+        self.best = checkpoint.state.get("best")
         self.step = checkpoint.step
         # Absent in checkpoints of before: then the first line averages the steps since.
         self._window.restore(checkpoint.state.get("window", {}))

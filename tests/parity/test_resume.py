@@ -89,7 +89,7 @@ def test_two_interruptions_change_nothing(
     log_every: int,
     precision: str,
 ) -> None:
-    config = tiny_config(model, log_every=log_every, precision=precision)
+    config = tiny_config(model, log_every=log_every, precision=precision, ema=0.9)
     config = dataclasses.replace(config, method=dataclasses.replace(config.method, **options))
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train(config, out=straight)
