@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnisparse.data.batching import Batch
 from omnisparse.methods import Sandwich, SandwichConfig
@@ -26,6 +28,21 @@ MODELS = {
         predictor_warmup=0, ctc_weight=0.3,
     ),
 }  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """Counts what Python asks for. Step counters that AdamW's kernel reads itself are on the CPU or
+    stay on the device, and are no wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        self.counts[str(operation).rpartition(".")[0]] += 1
+        return operation(*arguments, **(options or {}))
 
 
 def make_batch(device: torch.device) -> Batch:
@@ -66,12 +83,10 @@ def make_trainer(name: str, tmp_path: Path, accelerator: Accelerator) -> Trainer
 def test_a_sandwich_step_reads_few_numbers(name: str, tmp_path: Path) -> None:
     trainer = make_trainer(name, tmp_path, Accelerator(cpu=True))
     batch = make_batch(torch.device("cpu"))
-    # With its events kept, or it warns that it does not keep them.
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
+    with Operations() as seen:
         trainer._train_step(batch)
-    counts = {event.key: event.count for event in profiled.key_averages()}
-    assert "aten::mm" in counts
-    assert counts.get("aten::_local_scalar_dense", 0) <= 5
+    assert seen.counts["aten.mm"] > 10
+    assert 1 <= seen.counts["aten._local_scalar_dense"] <= 5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
