@@ -37,7 +37,8 @@ def takes_weights(parameter: str) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def _chosen(given: Path | tuple[Path, ...] | None, weights: str) -> Path | tuple[Path, ...]:
-    from omnisparse.runs.directory import latest_run, weights_of
+    from omnisparse.runs.directory import latest_run
+    from omnisparse.runs.weights import weights_of
 
     if isinstance(given, tuple):
         return tuple(weights_of(path, weights) for path in given)

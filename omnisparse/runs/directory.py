@@ -112,28 +112,6 @@ def latest_run() -> Path:
     return link.resolve()
 
 
-def weights_of(path: Path, weights: str) -> Path:
-    """The run directory that holds the wanted weights of a run.
-
-    Args:
-        path: A run directory.
-        weights: ``last``, or what its training wrote beside: ``ema``, ``average``, ``best``.
-
-    Raises:
-        OmnisparseError: If the run has no such weights; names those that it has.
-    """
-    if weights == "last":
-        return path
-    folder = path / "weights" / weights
-    if not (folder / _DESCRIPTION).is_file():
-        found = sorted(other.parent.name for other in path.glob(f"weights/*/{_DESCRIPTION}"))
-        raise OmnisparseError(
-            f"{path}: the run has no weights {weights!r}; it has {', '.join(['last', *found])} "
-            "(training.ema, training.average_checkpoints and training.evaluate_every make others)"
-        )
-    return folder
-
-
 def link_latest(run: Path) -> None:
     """Let ``runs/latest`` point to ``run``, wherever that is, in one step."""
     link = RUNS / "latest"

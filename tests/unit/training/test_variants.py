@@ -14,7 +14,7 @@ from omnisparse.cli.main import verbs
 from omnisparse.config import RunConfig
 from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline.train import train
-from omnisparse.runs.directory import weights_of
+from omnisparse.runs.weights import weights_of
 from omnisparse.training.checkpoint import load_checkpoint, load_newest
 from omnisparse.training.variants import MovingAverage, write_variant
 
