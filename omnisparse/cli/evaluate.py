@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from omnisparse.cli.group import CUT_HELP, PATH, Report, reports
+from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_difference, format_interval
 
 MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
@@ -32,6 +33,7 @@ _SHOWN = 10
 )  # fmt: skip
 @click.option("--cut-above", type=click.FloatRange(min=0), metavar="SECONDS", help=CUT_HELP)
 @reports
+@takes_weights("model")
 def evaluate(
     report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool,
     against: Path | None, transcripts: Path | None, cut_above: float | None,
@@ -131,6 +133,7 @@ def _group_line(group: Mapping[str, Any]) -> list[str]:
     show_default=True, help="Log table and plot; auto: if logged in.",
 )  # fmt: skip
 @reports
+@takes_weights("paths")
 def compare(
     report: Report, paths: tuple[Path, ...], by: Any, out: Path, manifests: tuple[Path, ...],
     sizes: str | None, beam: int, reference: str | None, wandb: Any,

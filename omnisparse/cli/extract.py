@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ PREFIX_SIZE_HELP = (
     show_default=True, help="Store kept weights and a bit mask, or every weight.",
 )  # fmt: skip
 @reports
+@takes_weights("run")
 def extract(
     report: Report, latency: str | None, rtf: float | None, **options: Any
 ) -> Mapping[str, Any]:

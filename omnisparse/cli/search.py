@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_interval, format_seconds
 
 
@@ -43,6 +44,7 @@ from omnisparse.console import format_interval, format_seconds
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @reports
+@takes_weights("run")
 def search(
     report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
     **options: Any,

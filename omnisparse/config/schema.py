@@ -25,8 +25,8 @@ from omnisparse.methods import MethodConfig, SandwichConfig
 from omnisparse.models import LasConfig, TransducerConfig
 from omnisparse.sparsity.layer_limit import parse_layer_limit
 from omnisparse.synthetic.corpus import SyntheticConfig
+from omnisparse.training.config import TrainingConfig
 from omnisparse.training.tracking import TrackingConfig
-from omnisparse.training.trainer import TrainingConfig
 
 MAX_SEED = 2**63 - 1
 """Largest seed that torch's generators take as it is written."""

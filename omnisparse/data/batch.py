@@ -6,7 +6,7 @@ Legend: B batch, T stacked frames, F features, U tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,15 +26,16 @@ class Batch:
     features: Tensor
     """[B, T, F] float32, 0 where padded."""
     feature_lengths: Tensor
-    """[B] int64, in stacked frames."""
+    """[B] int64 on the CPU, where shapes are decided, in stacked frames."""
     tokens: Tensor
     """[B, U] int64, padded with 0."""
     token_lengths: Tensor
-    """[B] int64."""
+    """[B] int64 on the CPU."""
     ids: tuple[str, ...]
     """Names of the utterances."""
     positions: Tensor
-    """[B] int64: place of each utterance in the global batch of the step, over all processes."""
+    """[B] int64 on the CPU: place of each utterance in the global batch of the step, over all
+    processes."""
     audio_seconds: float
     """Audio of these utterances, padding excluded."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -44,38 +45,33 @@ class Batch:
     smaller than the number of processes leaves some without, and all must synchronise."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with its tensors on ``device``."""
-        return Batch(
+        """The batch with features and tokens on ``device``; lengths stay, so that none waits."""
+        return replace(
+            self,
             features=self.features.to(device, non_blocking=True),
-            feature_lengths=self.feature_lengths.to(device, non_blocking=True),
             tokens=self.tokens.to(device, non_blocking=True),
-            token_lengths=self.token_lengths.to(device, non_blocking=True),
-            ids=self.ids,
-            positions=self.positions.to(device, non_blocking=True),
-            audio_seconds=self.audio_seconds,
-            texts=self.texts,
-            is_copy=self.is_copy,
         )
 
     def select(self, index: Tensor) -> Batch:
         """Some utterances of the batch, with the padding that they no longer need removed.
 
         Args:
-            index: [N] int64, rows in the wanted order, at least one.
+            index: [N] int64 on the CPU, rows in the wanted order, at least one.
         """
-        index = index.to(self.features.device)
         feature_lengths = self.feature_lengths[index]
         token_lengths = self.token_lengths[index]
-        longest, most_tokens = int(feature_lengths.max()), int(token_lengths.max())
-        share = float(feature_lengths.sum()) / float(self.feature_lengths.sum())
+        longest, most_tokens = max(feature_lengths.tolist()), max(token_lengths.tolist())
+        share = sum(feature_lengths.tolist()) / sum(self.feature_lengths.tolist())
         ids = tuple(self.ids[row] for row in index.tolist())
+        positions = self.positions[index]
+        index = index.to(self.features.device, non_blocking=True)
         return Batch(
             features=self.features[index, :longest],
             feature_lengths=feature_lengths,
             tokens=self.tokens[index, :most_tokens],
             token_lengths=token_lengths,
             ids=ids,
-            positions=self.positions[index],
+            positions=positions,
             audio_seconds=self.audio_seconds * share,
             texts={name: self.texts[name] for name in ids if name in self.texts},
             is_copy=self.is_copy,

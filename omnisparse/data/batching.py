@@ -18,7 +18,14 @@ from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureConfig, FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.errors import NonNegativeFloat, NonNegativeInt, PositiveInt, Range, check_ranges
+from omnisparse.errors import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    check_ranges,
+)
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -40,6 +47,9 @@ class DataConfig:
 
     batch_seconds: float = 300.0
     """Audio of one batch over all processes, padding included, in seconds."""
+    micro_batch_seconds: PositiveFloat | None = None
+    """Most audio that a process computes on at once, padding included, in seconds: its part of a
+    batch is cut into so many parts, for the same gradient. None computes it at once."""
     max_batch_size: PositiveInt = 64
     """Most utterances of one batch over all processes."""
     num_buckets: PositiveInt = 20

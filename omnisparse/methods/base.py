@@ -8,7 +8,7 @@ them over all processes, clips and steps once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -52,8 +52,15 @@ class Method(Protocol):
         """Number of losses that :meth:`losses` yields at ``step`` (counted from 0)."""
         ...
 
+    def units(self, batch: Batch, step: int) -> Sequence[float]:
+        """``num_units`` of each loss of a whole batch, before any forward pass.
+
+        Asked for only where a batch is computed in parts, which have one divisor.
+        """
+        ...
+
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
-        """Yield the step's losses, each after its own forward pass."""
+        """Yield the losses of a batch, or of a part of it, each after its own forward pass."""
         ...
 
     def on_step_end(self, step: int) -> None:
@@ -76,6 +83,11 @@ class Method(Protocol):
 def forward_batch(forward: Forward, batch: Batch) -> ModelOutput:
     """Run ``forward`` on the four tensors of ``batch``."""
     return forward(batch.features, batch.feature_lengths, batch.tokens, batch.token_lengths)
+
+
+def label_units(batch: Batch) -> float:
+    """What the label loss of a batch is summed over: its tokens, and an end for each utterance."""
+    return float(sum(batch.token_lengths.tolist()) + len(batch))
 
 
 def distillation_sum(
@@ -134,6 +146,10 @@ class Dense:
     def num_losses(self, step: int) -> int:
         """Return 1: one forward and one backward."""
         return 1
+
+    def units(self, batch: Batch, step: int) -> Sequence[float]:
+        """Label tokens and ends of sentences."""
+        return (label_units(batch),)
 
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the label loss of the whole batch."""

@@ -25,7 +25,7 @@ from omnisparse.data.batching import Batch
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import NonNegativeFloat, OmnisparseError, PositiveInt, check_ranges
-from omnisparse.methods.base import Forward, Loss, distillation_sum, forward_batch
+from omnisparse.methods.base import Forward, Loss, distillation_sum, forward_batch, label_units
 from omnisparse.models import Hypothesis, SpeechModel
 
 Hypotheses = Mapping[str, Sequence[Hypothesis]]
@@ -126,6 +126,15 @@ class Distillation:
         hypotheses = self.config.num_hypotheses
         return hypotheses + (self.label_weight > 0) if hypotheses else 1
 
+    def units(self, batch: Batch, step: int) -> Sequence[float]:
+        """Label units on the transcript; on hypotheses their expected tokens, for each rank."""
+        labels = label_units(batch)
+        if not self.config.num_hypotheses:
+            return (labels,)
+        _, _, total = self._ranked(batch)
+        ranks = (total,) * self.config.num_hypotheses
+        return (*ranks, labels) if self.label_weight > 0 else ranks
+
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the divergence from the teacher on the transcript or on each hypothesis."""
         if not self.config.num_hypotheses:
@@ -150,15 +159,9 @@ class Distillation:
     def _hypotheses(self, forward: Forward, batch: Batch) -> Iterator[Loss]:
         """Eq. 4 or 5, a pass per rank in the beam, all divided by the same number of tokens."""
         count = self.config.num_hypotheses
-        beams = [self._beam(utterance)[:count] for utterance in batch.ids]
-        weights = [beam_weights(beam) for beam in beams]
-        total = sum(
-            weight * (len(hypothesis.tokens) + 1)
-            for beam, shares in zip(beams, weights, strict=True)
-            for hypothesis, weight in zip(beam, shares, strict=True)
-        )
+        beams, weights, total = self._ranked(batch)
         device = batch.features.device
-        num_units = torch.tensor(float(total), device=device)
+        num_units = torch.tensor(float(total))
         for rank in range(count):
             # A beam may have found fewer: its best takes the empty place and weighs nothing.
             tokens = [(beam[rank] if rank < len(beam) else beam[0]).tokens for beam in beams]
@@ -175,6 +178,18 @@ class Distillation:
             value = distillation_sum(teacher, weighted) + 0.0 * output.label_loss_sum
             name = self.config.objective if count == 1 else f"beam_{rank}"
             yield Loss(name, value, num_units, self.config.distillation_weight, len(batch))
+
+    def _ranked(self, batch: Batch) -> tuple[list[Sequence[Hypothesis]], list[list[float]], float]:
+        """Hypotheses of each utterance, their weights, and the tokens expected of all."""
+        count = self.config.num_hypotheses
+        beams = [self._beam(utterance)[:count] for utterance in batch.ids]
+        weights = [beam_weights(beam) for beam in beams]
+        total = sum(
+            weight * (len(hypothesis.tokens) + 1)
+            for beam, shares in zip(beams, weights, strict=True)
+            for hypothesis, weight in zip(beam, shares, strict=True)
+        )
+        return beams, weights, total
 
     def _beam(self, utterance: str) -> Sequence[Hypothesis]:
         found = self.teacher.hypotheses.get(utterance)
@@ -220,7 +235,7 @@ def with_tokens(batch: Batch, tokens: Sequence[Sequence[int]]) -> Batch:
     return replace(
         batch,
         tokens=torch.tensor(padded, dtype=torch.int64, device=device),
-        token_lengths=torch.tensor([len(one) for one in tokens], device=device),
+        token_lengths=torch.tensor([len(one) for one in tokens]),
     )
 
 

@@ -12,7 +12,7 @@ value below the mask and may come back; here what a checkpoint holds is what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,6 +146,10 @@ class GradualPruning:
     def num_losses(self, step: int) -> int:
         """As many as the objective's."""
         return self.objective.num_losses(step)
+
+    def units(self, batch: Batch, step: int) -> Sequence[float]:
+        """Those of the objective."""
+        return self.objective.units(batch, step)
 
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the objective's losses; the weights are masked already."""

@@ -53,7 +53,12 @@ class Teacher(NamedTuple):
 
     def select(self, rows: Tensor) -> Teacher:
         """The teacher of some utterances, given by their ``[N]`` int64 rows."""
-        return Teacher(*(None if tensor is None else tensor[rows] for tensor in self))
+        return Teacher(
+            *(
+                None if tensor is None else tensor[rows.to(tensor.device, non_blocking=True)]
+                for tensor in self
+            )
+        )
 
     def distance(
         self,

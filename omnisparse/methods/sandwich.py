@@ -17,7 +17,7 @@ What the literature does differently is a field of ``SandwichConfig``, and an ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -33,7 +33,7 @@ from omnisparse.errors import (
     Share,
     check_ranges,
 )
-from omnisparse.methods.base import Forward, Loss, forward_batch
+from omnisparse.methods.base import Forward, Loss, forward_batch, label_units
 from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
 from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.keys import parse_block
@@ -182,6 +182,7 @@ class Sandwich:
         self.space: SparsitySpace
         self.smallest: SubnetSpec
         self.warmup_steps = self.shrunk_steps = self.core_steps = 0
+        self._ranked_at: int | None = None
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> Supernet:
         """Wrap ``model`` into a supernet and fix the range of subnets.
@@ -232,13 +233,23 @@ class Sandwich:
         """Return 1 while one net trains alone, then 1 + the number of subnets."""
         return 1 if step < self.core_steps else 1 + self.num_subnets
 
+    def units(self, batch: Batch, step: int) -> Sequence[float]:
+        """Label units of the whole batch, then of each subnet's part of it."""
+        if step < self.core_steps:
+            return (label_units(batch),)
+        counts = batch.token_lengths.tolist()
+        shares = []
+        for index in range(self.num_subnets):
+            rows, here = self._member_rows(batch, step, index)
+            shares.append(here * float(sum(counts[row] + 1 for row in rows.tolist())))
+        return (label_units(batch), *shares)
+
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the dense net's loss, then each subnet's; or that of the one that trains alone."""
-        if (
-            step >= self.warmup_steps
-            and (step - self.warmup_steps) % self.config.refresh_every == 0
-        ):
-            self.supernet.refresh()
+        is_due = (step - self.warmup_steps) % self.config.refresh_every == 0
+        if step >= self.warmup_steps and is_due and self._ranked_at != step:
+            self.supernet.refresh()  # once, in however many parts a batch is computed
+            self._ranked_at = step
         if step < self.core_steps:
             name, spec = "dense", None
             if step >= self.warmup_steps:

@@ -140,6 +140,7 @@ def encoder_distance(teacher: Tensor, student: Tensor, lengths: Tensor) -> Tenso
     encoder. Deviation: they match logits of an output layer on the encoder; here what the joiner
     or the attention reads is matched directly, which needs no further layer.
     """
+    lengths = lengths.to(student.device, non_blocking=True)
     mask = length_mask(lengths, student.size(1))[..., None]
     target = teacher[:, : student.size(1)].detach().float().masked_fill(~mask, 0.0)
     error = (student.float() - target).masked_fill(~mask, 0.0).square().sum(dim=(1, 2))

@@ -168,6 +168,11 @@ class LasModel(SpeechModel):
         (Kim et al. 2017, arXiv:1609.06773, eq. 9); the posteriors are the decoder's in any case.
         ``log_posteriors`` is ``[B, U + 1, V]``, where U is the padded width of ``tokens``.
         """
+        num_units = (token_lengths + 1).sum().float()
+        feature_lengths, token_lengths = (
+            lengths.to(features.device, non_blocking=True)
+            for lengths in (feature_lengths, token_lengths)
+        )
         encoded, lengths = self.encode(features, feature_lengths)
         memory = self.attention.memory(encoded, lengths)
         previous = F.pad(tokens, (1, 0), value=SOS_EOS)
@@ -184,7 +189,7 @@ class LasModel(SpeechModel):
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return ModelOutput(
             label_loss_sum=loss,
-            num_units=(token_lengths + 1).sum().float(),
+            num_units=num_units,
             log_posteriors=log_probs,
             posterior_weights=mask.float(),
             encoder_outputs=encoded,

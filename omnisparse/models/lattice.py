@@ -51,8 +51,8 @@ def join_lattice(
         weight: ``[V, J]``, V > 2.
         bias: ``[V]``.
         tokens: ``[B, N - 1]`` int64, never ``blank`` below the lengths.
-        frame_lengths: ``[B]`` int64, in 1..T.
-        token_lengths: ``[B]`` int64, in 0..N - 1.
+        frame_lengths: ``[B]`` int64, in 1..T; best on the CPU, where they are read.
+        token_lengths: ``[B]`` int64, in 0..N - 1; likewise.
         blank: Id of the blank.
 
     Returns:
@@ -63,14 +63,18 @@ def join_lattice(
     Source: Panchapagesan et al. 2020, arXiv:2011.06110 (the three-way posterior). Choice: no
     label means a probability of zero at u = U_b; the paper's treatment could not be read.
     """
+    frames, nodes = frame_lengths.tolist(), (token_lengths + 1).tolist()
+    frame_lengths, token_lengths = (
+        lengths.to(encoded.device, non_blocking=True) for lengths in (frame_lengths, token_lengths)
+    )
     # A label of `blank` says that the node has none.
     labels = F.pad(tokens, (0, 1)).masked_fill(
         ~length_mask(token_lengths, predicted.size(1)), blank
     )
     chunks = list(
         _chunks(
-            frame_lengths.tolist(),
-            (token_lengths + 1).tolist(),
+            frames,
+            nodes,
             limit=CHUNK_ELEMENTS.get(encoded.device.type, CHUNK_ELEMENTS["cuda"]),
             vocab_size=weight.size(0),
         )

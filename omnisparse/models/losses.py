@@ -64,8 +64,8 @@ class _TransducerLoss(torch.autograd.Function):
             loss = torchaudio.functional.rnnt_loss(
                 leaf,
                 targets,
-                frame_lengths.to(device, torch.int32),
-                token_lengths.to(device, torch.int32),
+                frame_lengths.to(device, torch.int32, non_blocking=True),
+                token_lengths.to(device, torch.int32, non_blocking=True),
                 blank=EMIT_BLANK,
                 reduction="sum",
                 fused_log_softmax=False,
@@ -127,6 +127,9 @@ def lattice_weights(frame_lengths: Tensor, token_lengths: Tensor, lattice: Tenso
         ``[B, T, U + 1]`` float32: ``1 / (U_b + 1)`` on valid nodes, 0 elsewhere, so that the
         weights of an utterance sum to its frames and the scale is free of the label length.
     """
+    frame_lengths, token_lengths = (
+        lengths.to(lattice.device, non_blocking=True) for lengths in (frame_lengths, token_lengths)
+    )
     frames = length_mask(frame_lengths, lattice.size(1))
     nodes = length_mask(token_lengths + 1, lattice.size(2))
     scale = 1.0 / (token_lengths + 1).float()

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omnisparse.models.dropout import Dropout
 from omnisparse.models.encoder import Encoder
 from omnisparse.models.lstm_bf16 import lstm_bf16
 
@@ -210,7 +211,7 @@ class LstmEncoder(Encoder):
         self.norms = nn.ModuleList(
             nn.LayerNorm(self.output_dim) if layer_norm else nn.Identity() for _ in widths
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Output frames for ``[B]`` input lengths: halved and rounded up, at least 1."""

@@ -25,6 +25,10 @@ _PLAIN = 4
 _LSTM_MODE = 2
 """What oneDNN's layer calls an LSTM."""
 
+_FEW_ROWS = 8
+"""Utterances up to which float32 products of the same bfloat16 numbers are quicker: what costs time
+there is moving the weights and their gradients through memory, not the products."""
+
 _CHUNK_VALUES = 1 << 15
 """Cells whose factors the backward pass makes at a time: few enough for a core's cache."""
 
@@ -210,7 +214,17 @@ def lstm_bf16(
         cell = inputs.new_zeros(batch, cells, dtype=torch.float32)
     else:
         hidden, cell = state[0].to(inputs.dtype), state[1].float()
-    if len(weights) == _PLAIN and hasattr(torch.ops.aten, "mkldnn_rnn_layer"):
+    if len(weights) != _PLAIN or not hasattr(torch.ops.aten, "mkldnn_rnn_layer"):
+        outputs, last = stepwise_lstm(inputs, weights, hidden, cell)
+    elif batch <= _FEW_ROWS:
+        wide = [weight.float() for weight in weights]
+        first = (hidden.float()[None], cell[None])
+        training = torch.is_grad_enabled()
+        outputs, _, last = torch.lstm(
+            inputs.float(), first, wide, True, 1, 0.0, training, False, False
+        )
+        outputs, last = outputs.to(inputs.dtype), last[0]
+    else:
         outputs, _, last, _ = torch.ops.aten.mkldnn_rnn_layer(
             inputs,
             *weights,
@@ -226,8 +240,6 @@ def lstm_bf16(
             False,
             torch.is_grad_enabled(),
         )
-    else:
-        outputs, last = stepwise_lstm(inputs, weights, hidden, cell)
     return outputs, (outputs[-1], last)
 
 

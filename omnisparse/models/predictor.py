@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnisparse.models.base import BLANK
+from omnisparse.models.dropout import Dropout
 from omnisparse.models.lstm import lstm_step, make_lstm, run_lstm, zero_state
 
 CONTEXT_SIZE = 2
@@ -49,7 +50,7 @@ class LstmPredictor(nn.Module):
         self.norms = nn.ModuleList(
             nn.LayerNorm(dim) if layer_norm else nn.Identity() for _ in widths
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Outputs before each of ``[B, U]`` int64 tokens and after the last: ``[B, U + 1, D]``."""
@@ -99,7 +100,7 @@ class StatelessPredictor(nn.Module):
         self.output_dim = dim
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.context = nn.Linear(CONTEXT_SIZE * embedding_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Outputs before each of ``[B, U]`` int64 tokens and after the last: ``[B, U + 1, D]``."""

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omnisparse.models.attention import AttentionMemory, MultiHeadAttention
+from omnisparse.models.dropout import Dropout
 from omnisparse.models.lstm import LstmState, lstm_step, make_lstm, run_lstm, zero_state
 
 
@@ -60,7 +61,7 @@ class LasDecoder(nn.Module):
         widths = [embedding_dim, self.output_dim + context_dim]
         widths += [self.output_dim] * max(0, num_layers - 2)
         self.layers = nn.ModuleList(make_lstm(w, dim, projection) for w in widths[:num_layers])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, tokens: Tensor, attention: MultiHeadAttention, memory: AttentionMemory

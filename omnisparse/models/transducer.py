@@ -278,10 +278,13 @@ class TransducerModel(SpeechModel):
         longest lengths of the batch, and ``posterior_weights`` is ``[B, T', U + 1]``. While CTC
         alone trains, both have one node and the weights are 0: there is nothing to distil yet.
         """
-        encoded, lengths = self.encode(features, feature_lengths)
+        # On the host: a length that is read from a GPU makes it wait.
+        feature_lengths, token_lengths = feature_lengths.cpu(), token_lengths.cpu()
+        encoded, _ = self.encode(features, feature_lengths.to(features.device, non_blocking=True))
+        lengths = self.output_lengths(feature_lengths)
         # torchaudio's loss refuses tensors that are longer than the longest length.
-        encoded = encoded[:, : int(lengths.max())]
-        tokens = tokens[:, : int(token_lengths.max())]
+        encoded = encoded[:, : max(lengths.tolist())]
+        tokens = tokens[:, : max(token_lengths.tolist())]
         num_units = (token_lengths + 1).sum().float()
         warming_up = self.training and self._step < self.predictor_warmup
         ctc = None

@@ -40,7 +40,7 @@ from omnisparse.runs.claim import claimed_run, finished_metrics
 from omnisparse.runs.listing import summarize
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import Checkpoint, load_newest
-from omnisparse.training.launch import make_accelerator
+from omnisparse.training.launch import make_accelerator, precision_of, wants_bf16
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
 
@@ -90,8 +90,10 @@ def train(
         OmnisparseError: If the data, the configuration or the run directory cannot be used.
     """
     show_faults()
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(config.training.precision)
     stage = on_stage if on_stage and accelerator.is_main_process else (lambda line: None)
+    if precision_of(accelerator) == "fp32" and wants_bf16(config.training.precision):
+        stage("this device has no bf16 instructions: it trains in fp32")
     require_models(config)
     with claimed_run(
         config, out, accelerator, stage, row=row, size=size, accept_changes=accept_changes
@@ -171,10 +173,11 @@ def _train(
         run=run,
         accelerator=accelerator,
         tracker=tracker,
-        record={"max_steps": max_steps, **record},
+        record={"max_steps": max_steps, "precision": precision_of(accelerator), **record},
         evaluate=_evaluator(config, model, cuts, splits.dev, extractor, tokenizer),
         on_progress=on_progress,
         stage=stage,
+        micro_batch_seconds=config.data.micro_batch_seconds,
     )
     if checkpoint is not None:
         _load(trainer, checkpoint, stage)

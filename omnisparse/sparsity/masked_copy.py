@@ -16,6 +16,12 @@ from torch.autograd.function import once_differentiable
 
 from omnisparse.sparsity.keys import Block, expand_blocks
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their size in bytes."""
+
+_CHUNK_WEIGHTS = 1 << 16
+"""Weights whose masks are in memory at a time on a CPU: those that its cache holds."""
+
 
 class Thinning(NamedTuple):
     """Which weights of one matrix a subnet holds."""
@@ -29,14 +35,28 @@ class Thinning(NamedTuple):
     block: Block
     """Block shape."""
 
-    def hidden(self, weight: Tensor) -> Tensor:
-        """Bools of the weight's shape, True where it counts as zero."""
-        hidden: Tensor = expand_blocks(self.positions >= self.limit, weight.shape, self.block)
-        return hidden
-
     def clear(self, weight: Tensor) -> Tensor:
-        """Set to (positive) zero what is hidden, NaN too, in place; returns ``weight``."""
-        return weight.masked_fill_(self.hidden(weight), 0)
+        """Set to (positive) zero what is hidden, NaN too, in place; returns ``weight``.
+
+        On the bits, because a CPU does that many weights at a time; a choice by bools is one
+        branch a weight, five times slower where the mask is as random as a ranking.
+        """
+        bits = weight.view(_BITS[weight.element_size()])
+        if self.block != (1, 1):
+            kept = _kept_bits(self.positions, self.limit).to(bits.dtype)
+            bits.bitwise_and_(expand_blocks(kept, weight.shape, self.block))
+            return weight
+        flat = bits.view(-1)
+        stride = _CHUNK_WEIGHTS if weight.device.type == "cpu" else max(1, flat.numel())
+        for start in range(0, flat.numel(), stride):
+            kept = _kept_bits(self.positions[start : start + stride], self.limit)
+            flat[start : start + stride].bitwise_and_(kept.to(bits.dtype))
+        return weight
+
+
+def _kept_bits(positions: Tensor, limit: int) -> Tensor:
+    """int32 of each block: all bits where its position is below the limit, none elsewhere."""
+    return (positions - limit).bitwise_right_shift_(31)
 
 
 class _MaskedCopy(torch.autograd.Function):
@@ -67,7 +87,8 @@ class _MaskedCopy(torch.autograd.Function):
         for grad, thinning, dtype in zip(grads, ctx.thinnings, ctx.dtypes, strict=True):
             if grad is not None and thinning is not None:
                 # A copy: the gradient may be someone else's, too.
-                grad = thinning.clear(grad.to(dtype, copy=True))
+                grad = grad.to(dtype, copy=True, memory_format=torch.contiguous_format)
+                grad = thinning.clear(grad)
             passed.append(None if grad is None else grad.to(dtype))
         return (None, None, None, *passed)
 

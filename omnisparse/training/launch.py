@@ -18,12 +18,11 @@ import psutil
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
 from omnisparse.errors import OmnisparseError
-
-PRECISIONS = ("no", "bf16")
-"""Values of the launcher's ``--mixed_precision`` that train."""
+from omnisparse.training.precision import Precision, choose_precision, has_bf16, launcher_says
 
 DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """Whole copies of the net, one per process: masks rank whole matrices."""
@@ -31,23 +30,47 @@ DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MU
 _LAUNCHER = re.compile(r"(^|/)(launch|accelerate-launch|launch\.py|accelerate\.commands\.launch)$")
 
 
-def make_accelerator() -> Accelerator:
+def make_accelerator(precision: Precision | None = None) -> Accelerator:
     """Return the accelerator of this process; on machines without one, gloo on CPUs.
+
+    Args:
+        precision: ``training.precision``; None takes what the launcher says. Where the device has
+            no bf16 the accelerator's is fp32: see :func:`precision_of`.
 
     Raises:
         OmnisparseError: If the launcher asks for a precision, an accumulation of gradients, a way
-            to distribute or a compiler that this loop does not train with.
+            to distribute or a compiler that this loop does not train with, or for another
+            precision than the configuration.
     """
     # One process may speak a corpus and compute its features for hours while the others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
-    if accelerator.mixed_precision not in PRECISIONS:
-        raise OmnisparseError(
-            f"mixed precision {accelerator.mixed_precision} is not supported (its loss would need "
-            f"scaling); legal: {', '.join(PRECISIONS)}"
-        )
+    on_cuda = torch.cuda.is_available()
+    wanted = choose_precision(precision, launcher_says())
+    if wanted == "bf16" and not has_bf16("cuda" if on_cuda else "cpu"):
+        wanted = "fp32"
+    mixed = "bf16" if wanted == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()  # of another training of this process
+    accelerator = Accelerator(
+        cpu=not on_cuda,
+        mixed_precision=mixed,
+        kwargs_handlers=[patience],
+    )
     _refuse_other_loops(accelerator)
+    if on_cuda and wanted == "bf16":
+        torch.backends.cuda.matmul.allow_tf32 = True  # for what stays float32
+        torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def wants_bf16(precision: Precision | None) -> bool:
+    """Whether configuration or launcher ask for bf16, whatever the device can do."""
+    return choose_precision(precision, launcher_says()) == "bf16"
+
+
+def precision_of(accelerator: Accelerator) -> Precision:
+    """The precision that an accelerator's forward passes have."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
 
 
 def _refuse_other_loops(accelerator: Accelerator) -> None:

@@ -18,7 +18,7 @@ def make_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> torch.optim.AdamW:
-    """AdamW with decoupled decay of matrices; vectors (biases, norms) have none.
+    """AdamW with decoupled decay of matrices; vectors (biases, norms) have none. One kernel.
 
     Args:
         parameters: By fully qualified name.
@@ -35,7 +35,9 @@ def make_optimizer(
         }
         for decayed in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+    devices = {parameter.device.type for parameter in parameters.values()}
+    fused = devices <= {"cpu", "cuda"}
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
 def optimizer_tensors(
@@ -60,6 +62,6 @@ def load_optimizer(
         for key in _STATE:
             value = tensors.get(f"{name}{_SEPARATOR}{key}")
             if value is not None:
-                state[key] = value if key == "step" else value.to(parameter.device)
+                state[key] = value.to(parameter.device)  # the fused kernel counts there, too
         if state:
             optimizer.state[parameter] = state

@@ -11,87 +11,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch, TrainingBatches
-from omnisparse.errors import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    OmnisparseError,
-    PositiveFloat,
-    PositiveInt,
-    check_ranges,
-)
+from omnisparse.errors import OmnisparseError
 from omnisparse.methods.base import Loss, Method
 from omnisparse.models.base import SpeechModel
 from omnisparse.training.checkpoint import Checkpoint, checkpoint_folder, save_checkpoint
+from omnisparse.training.config import TrainingConfig
 from omnisparse.training.denormals import denormals_flushed
+from omnisparse.training.heap import keep_freed_memory
+from omnisparse.training.launch import precision_of
+from omnisparse.training.micro_batches import micro_batches, raise_if_out_of_memory
 from omnisparse.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from omnisparse.training.precision import check_resumed
+from omnisparse.training.schedule import learning_rate
 from omnisparse.training.stop_signals import InterruptedTrainingError, StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
+from omnisparse.training.variants import MovingAverage, mean_of_checkpoints, write_variant
+from omnisparse.training.window import Pending, Window
+
+_AGREE_EVERY = 4
+"""Steps after which several processes ask each other whether to stop."""
 
 _SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
 """What training has cost; each process counts its own, records hold the sum of all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingConfig:
-    """Optimizer, schedule, length and records of a training."""
-
-    epochs: NonNegativeFloat = 18.0
-    """Passes of the dense net over the training set; ignored if ``max_steps`` is given."""
-    max_steps: NonNegativeInt | None = None
-    """Optimizer steps; 0 writes the untrained net as a run."""
-    learning_rate: PositiveFloat = 2e-3
-    """Peak learning rate of AdamW."""
-    warmup_steps: NonNegativeInt = 100
-    """Steps of linear warm-up."""
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    """Decay of the learning rate after the warm-up, to 1 % of its peak at the last step."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's moment decays."""
-    weight_decay: NonNegativeFloat = 1e-4
-    """Decoupled decay of matrices; vectors (biases, norms) have none."""
-    clip_norm: PositiveFloat = 5.0
-    """Gradients are clipped to this global norm."""
-    max_skipped_steps: PositiveInt = 20
-    """Steps in a row with a non-finite gradient after which the run fails."""
-    log_every: PositiveInt = 20
-    """Steps between two lines of ``metrics.jsonl``."""
-    checkpoint_every: PositiveInt = 500
-    """Steps between two checkpoints; one is always written at the end."""
-    keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints to keep."""
-    evaluate_every: NonNegativeInt = 0
-    """Steps between two evaluations on the dev split; 0 for none."""
-    evaluate_utterances: PositiveInt = 100
-    """Utterances of the dev split that such an evaluation decodes."""
-    threads: PositiveInt | None = None
-    """CPU threads per process; None leaves the environment's choice."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        check_ranges(self)
-
-
-def learning_rate(step: int, config: TrainingConfig, max_steps: int) -> float:
-    """Learning rate of ``step`` (from 0): linear warm-up, then the configured decay."""
-    peak = config.learning_rate
-    if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    if config.schedule == "constant":
-        return peak
-    shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return peak * (0.01 + 0.99 * max(0.0, shape))
 
 
 class Trainer:
@@ -112,6 +63,8 @@ class Trainer:
             metrics are logged.
         on_progress: Called on the main process after every step with (step, max_steps, metrics).
         stage: Told what the user should know, a line at a time, on the main process.
+        micro_batch_seconds: Most audio that a process computes on at once, padding included, in
+            seconds; None computes its part of a batch at once (or in ``config.accumulate`` parts).
     """
 
     def __init__(
@@ -130,7 +83,9 @@ class Trainer:
         evaluate: Callable[[int], Metrics] | None = None,
         on_progress: Callable[[int, int, Metrics], None] | None = None,
         stage: Callable[[str], None] = lambda line: None,
+        micro_batch_seconds: float | None = None,
     ) -> None:
+        self.micro_batch_seconds = micro_batch_seconds
         self.config, self.max_steps, self.seed, self.run = config, max_steps, seed, run
         self.accelerator, self.tracker, self.record = accelerator, tracker, record or {}
         self.batches, self.method, self.model = batches, method, model
@@ -143,10 +98,12 @@ class Trainer:
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
+        self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
+        self.best: float | None = None
         self.step = 0
         self.cost = dict.fromkeys(_SUMMED_COSTS, 0.0) | {"skipped_steps": 0.0}
         self._skipped_in_a_row = 0
-        self._window: dict[str, tuple[float, int]] = {}
+        self._window = Window()
         self._stop = StopSignals()
 
     # -- the loop ---------------------------------------------------------------------------
@@ -162,10 +119,12 @@ class Trainer:
             torch.set_num_threads(self.config.threads)
         metrics: Metrics = dict(self.cost)
         self.module.train()
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         with self._stop.caught(), denormals_flushed():
             stream = iter(self.batches) if self.step < self.max_steps else iter(())
             for batch in stream:
-                self._remember(self._train_step(batch.to(self.accelerator.device)))
+                self._train_step(batch.to(self.accelerator.device))
                 done = self.step >= self.max_steps
                 if self.step % self.config.log_every == 0 or done:
                     metrics = self._log()
@@ -183,7 +142,7 @@ class Trainer:
                 self.save()  # max_steps = 0: the untrained net
         return metrics
 
-    def _train_step(self, batch: Batch) -> Metrics:
+    def _train_step(self, batch: Batch) -> None:
         started, cpu_started = time.perf_counter(), time.process_time()
         step = self.step
         torch.manual_seed(_mix(self.seed, step, self.accelerator.process_index))
@@ -191,27 +150,17 @@ class Trainer:
             group["lr"] = learning_rate(step, self.config, self.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.set_step(step)
-        metrics: Metrics = {}
-        passes = 0
-        losses = self.method.losses(self.module, batch, step)
-        count = self.method.num_losses(step)
-        for index in range(count):
-            with self._synchronised(last=index == count - 1):
-                loss = next(losses)
-                if batch.is_copy:  # its utterances count where they are at home
-                    loss = loss._replace(
-                        value_sum=loss.value_sum * 0, num_units=loss.num_units * 0, utterances=0
-                    )
-                value = self._backward(loss)
-                if value is not None:
-                    metrics[f"loss/{loss.name}"] = value
-                passes += loss.utterances
-                del loss
-        next(losses, None)  # lets the method tidy up behind its last loss
+        try:
+            pending, passes = self._accumulate(batch, step)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise_if_out_of_memory(error, batch)
+            raise
         norm = self._clip()
         if math.isfinite(norm):
             self.optimizer.step()
             self._skipped_in_a_row = 0
+            if self.average is not None:
+                self.average.update(self.parameters, step)
         else:
             self._skip(batch)
         self.method.on_step_end(step)
@@ -219,30 +168,65 @@ class Trainer:
         self.cost["utterance_passes"] += passes
         self.cost["device_seconds"] += time.perf_counter() - started
         self.cost["cpu_seconds"] += time.process_time() - cpu_started
-        return {**metrics, "gradient_norm": norm}
+        self._window.add(pending, {"gradient_norm": norm})
+
+    def _accumulate(self, batch: Batch, step: int) -> tuple[list[Pending], int]:
+        """Gradients of all losses of a batch, part by part; the losses and their passes."""
+        parts = micro_batches(batch, self.config.accumulate, self.micro_batch_seconds)
+        count = self.method.num_losses(step)
+        units = self._units_in_advance(batch, step) if self._accumulates else None
+        values: dict[int, Pending] = {}
+        passes = 0
+        for number, part in enumerate(parts, start=1):
+            losses = self.method.losses(self.module, part, step)
+            for index in range(count):
+                with self._synchronised(last=number == len(parts) and index == count - 1):
+                    loss = next(losses)
+                    if batch.is_copy:  # its utterances count where they are at home
+                        loss = loss._replace(
+                            value_sum=loss.value_sum * 0, num_units=loss.num_units * 0, utterances=0
+                        )
+                    total = self._sum(loss.num_units.float()) if units is None else units[index]
+                    value = self._backward(loss, total)
+                    before = values.get(index)
+                    values[index] = Pending(
+                        f"loss/{loss.name}",
+                        value if before is None else before.value + value,
+                        total,
+                    )
+                    passes += loss.utterances
+                    del loss
+            next(losses, None)  # lets the method tidy up behind its last loss
+        return list(values.values()), passes
+
+    @property
+    def _accumulates(self) -> bool:
+        return self.config.accumulate > 1 or self.micro_batch_seconds is not None
+
+    def _units_in_advance(self, batch: Batch, step: int) -> list[Tensor]:
+        """What each loss of a whole batch is divided by, over all processes."""
+        counts = [0.0 if batch.is_copy else n for n in self.method.units(batch, step)]
+        return list(self._sum(torch.tensor(counts, device=self.accelerator.device)))
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
         # Forward AND backward must lie inside no_sync: DDP decides at the forward.
         return nullcontext() if last else self.accelerator.no_sync(self.module)
 
-    def _backward(self, loss: Loss) -> float | None:
-        """Normalise ``loss`` over all processes, run its backward, return its value, if any.
+    def _backward(self, loss: Loss, num_units: Tensor) -> Tensor:
+        """Run a loss's backward, divided by the units of all processes; returns its sum.
 
         A subnet may have no utterance of a small batch, and then has no loss in this step.
         """
-        num_units = self._sum(loss.num_units.detach().float())
-        processes = self.accelerator.num_processes
         value_sum = loss.value_sum.float()
         # DDP averages gradients over processes; the factor makes that the sum over all units.
-        self.accelerator.backward(value_sum * (loss.weight * processes) / num_units.clamp(min=1.0))
-        if not num_units:
-            return None
-        return float(self._sum(value_sum.detach()) / num_units)
+        factor = loss.weight * self.accelerator.num_processes
+        self.accelerator.backward(value_sum * factor / num_units.clamp(min=1.0))
+        return self._sum(value_sum.detach())
 
     def _sum(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
             return value
-        summed: Tensor = self.accelerator.reduce(value, reduction="sum")
+        summed: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
         return summed
 
     def _clip(self) -> float:
@@ -267,16 +251,8 @@ class Trainer:
 
     # -- records ----------------------------------------------------------------------------
 
-    def _remember(self, metrics: Metrics) -> None:
-        """Add a step to what is logged next; a skipped step's values are no numbers to average."""
-        for key, value in metrics.items():
-            if math.isfinite(value):
-                total, count = self._window.get(key, (0.0, 0))
-                self._window[key] = (total + value, count + 1)
-
     def _log(self) -> Metrics:
-        metrics = {key: total / count for key, (total, count) in self._window.items()}
-        self._window = {}
+        metrics = self._window.flush()
         metrics |= self.method.metrics()
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["epoch"] = self.step / max(1, self.batches.steps_per_epoch)
@@ -295,6 +271,10 @@ class Trainer:
             self.model.train()
             if self.tracker is not None:
                 self.tracker.log(self.step, metrics)
+            rate = metrics.get("dev/wer", math.inf)
+            if rate < (math.inf if self.best is None else self.best):
+                self.best = rate
+                self._write_variant("best", self.model.state_dict(), {"cost": dict(self.cost)})
         self.accelerator.wait_for_everyone()
 
     # -- checkpoints ------------------------------------------------------------------------
@@ -306,7 +286,9 @@ class Trainer:
             "cost": self._summed_cost(),
             "processes": self.accelerator.num_processes,
             "record": self.record,
-            "window": self._window,
+            "window": self._window.sums(),
+            "precision": precision_of(self.accelerator),
+            "best": self.best,
         }
         folder = checkpoint_folder(self.run / "checkpoints", self.step)
         if self.accelerator.is_main_process:
@@ -317,25 +299,51 @@ class Trainer:
                     "model": self.model.state_dict(),
                     "optimizer": optimizer_tensors(self.optimizer, self.parameters),
                     "method": self.method.state_dict(),
+                    **({} if self.average is None else {"ema": self.average.averages}),
                 },
                 state=state,
-                keep=self.config.keep_checkpoints,
+                keep=max(self.config.keep_checkpoints, self.config.average_checkpoints),
             )
+            if self.step >= self.max_steps:
+                self._write_averages(state)
             if self.tracker is not None:
                 self.tracker.checkpointed(self.step)
         self.accelerator.wait_for_everyone()
         return folder
 
+    def _write_averages(self, state: dict[str, Any]) -> None:
+        """Weights that need the whole run; buffers are those of the net."""
+        whole = self.model.state_dict()
+        if self.average is not None:
+            self._write_variant("ema", {**whole, **self.average.averages}, state)
+        if self.config.average_checkpoints > 1:
+            mean = mean_of_checkpoints(self.run / "checkpoints", self.config.average_checkpoints)
+            self._write_variant("average", mean, state)
+
+    def _write_variant(
+        self, name: str, weights: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> None:
+        state = {"record": self.record, "processes": self.accelerator.num_processes, **state}
+        last = self.model.state_dict()
+        write_variant(self.run, name, weights, last=last, step=self.step, state=state)
+
     def load(self, checkpoint: Checkpoint) -> None:
-        """Continue from ``checkpoint``, on any number of processes."""
+        """Continue from ``checkpoint``, on any number of processes.
+
+        Raises:
+            OmnisparseError: If it was trained in bf16, and this process trains in fp32.
+        """
+        check_resumed(checkpoint.state.get("precision"), precision_of(self.accelerator))
         self.model.load_state_dict(checkpoint.tensors["model"])
         load_optimizer(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.method.load_state_dict(checkpoint.tensors["method"])
         self.batches.load_state_dict(checkpoint.state["batches"])
+        if self.average is not None:
+            self.average.load(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
+        self.best = checkpoint.state.get("best")
         self.step = checkpoint.step
         # Absent in checkpoints of before: then the first line averages the steps since.
-        window = checkpoint.state.get("window", {})
-        self._window = {key: (total, count) for key, (total, count) in window.items()}
+        self._window.restore(checkpoint.state.get("window", {}))
         cost = checkpoint.state["cost"]
         self.cost = {name: cost[name] / self.accelerator.num_processes for name in _SUMMED_COSTS}
         self.cost["skipped_steps"] = cost["skipped_steps"]
@@ -352,7 +360,11 @@ class Trainer:
         }
 
     def _stop_signal(self) -> int | None:
-        """The signal that told any process to stop, if one did."""
+        """The signal that told any process to stop, if one did; several ask every few steps."""
+        if self.accelerator.num_processes == 1:
+            return self._stop.number
+        if self.step % _AGREE_EVERY and self.step < self.max_steps:
+            return None
         flags = torch.tensor(self._stop.flags, device=self.accelerator.device)
         return self._stop.first_of(self._sum(flags).tolist())
 

@@ -65,10 +65,14 @@ def test_two_processes_give_the_gradient_of_one(
         ),
         data=dataclasses.replace(config.data, max_batch_size=max_batch_size),
     )
-    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     for processes in (1, 2):
-        command = [*torchrun, f"--nproc_per_node={processes}", str(WORKER), "config.yaml"]
+        # Two also compute their shares in parts, of which the last alone is synchronised.
+        training = dataclasses.replace(config.training, accumulate=3 * processes - 2)
+        text = config_to_yaml(dataclasses.replace(config, training=training))
+        (tmp_path / f"config{processes}.yaml").write_text(text)
+        command = [*torchrun, f"--nproc_per_node={processes}", str(WORKER)]
+        command.append(f"config{processes}.yaml")
         run([*command, f"run{processes}", f"gradient{processes}.safetensors"], tmp_path)
     one, two = (load_file(tmp_path / f"gradient{n}.safetensors") for n in (1, 2))
     assert one.keys() == two.keys()

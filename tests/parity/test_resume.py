@@ -73,8 +73,13 @@ def test_files_of_the_user_are_not_taken_for_a_run_that_failed(
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "log_every"),
-    [("las", {}, 1), ("las", CORE, 3), ("transducer", {}, 5)],  # 3 and 5: within one line's average
+    ("model", "options", "log_every", "precision"),
+    [  # 3 and 5: within one line's average
+        ("las", {}, 1, "fp32"),
+        ("las", CORE, 3, "bf16"),
+        ("transducer", {}, 5, "fp32"),
+        ("transducer", {}, 5, "bf16"),
+    ],
 )
 def test_two_interruptions_change_nothing(
     tiny_config: Callable[..., RunConfig],
@@ -82,8 +87,9 @@ def test_two_interruptions_change_nothing(
     model: str,
     options: dict[str, float],
     log_every: int,
+    precision: str,
 ) -> None:
-    config = tiny_config(model, log_every=log_every)
+    config = tiny_config(model, log_every=log_every, precision=precision, ema=0.9)
     config = dataclasses.replace(config, method=dataclasses.replace(config.method, **options))
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train(config, out=straight)

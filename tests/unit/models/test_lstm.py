@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from omnisparse.models import lstm_bf16 as lstm_bf16_module
 from omnisparse.models.lstm import (
     lstm_step,
     make_lstm,
@@ -45,9 +46,12 @@ def test_autocast_reaches_it_in_bfloat16(projection: int | None) -> None:
     torch.testing.assert_close(torch.cat([begun, ended]), outputs, rtol=0.01, atol=0.01)
 
 
-@pytest.mark.parametrize("projection", [None, 3])
-def test_a_cell_that_fills_slowly_in_bfloat16(projection: int | None) -> None:
+@pytest.mark.parametrize(("projection", "few"), [(None, 8), (None, 0), (3, 8)])
+def test_a_cell_that_fills_slowly_in_bfloat16(
+    projection: int | None, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A cell in bfloat16 stands still at 0.5, where each addition is less than half its grain."""
+    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", few)
     layer = make_lstm(4, 6, projection)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -62,9 +66,12 @@ def test_a_cell_that_fills_slowly_in_bfloat16(projection: int | None) -> None:
     torch.testing.assert_close(cell, expected, rtol=0.01, atol=0.0)
 
 
-@pytest.mark.parametrize("projection", [None, 3])
-def test_gradients_in_bfloat16(projection: int | None) -> None:
+@pytest.mark.parametrize(("projection", "few"), [(None, 8), (None, 0), (3, 8)])
+def test_gradients_in_bfloat16(
+    projection: int | None, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of float32 weights, through fused kernel and written-out layer alike."""
+    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", few)
     layer = make_lstm(4, 6, projection)
     inputs = torch.randn(9, 3, 4, requires_grad=True)
     weights = torch.randn(9, 3, projection or 6)
@@ -82,7 +89,8 @@ def test_gradients_in_bfloat16(projection: int | None) -> None:
         assert float((one - other).norm() / other.norm()) < 0.02
 
 
-def test_the_written_out_layer_is_the_fused_kernel() -> None:
+def test_the_written_out_layer_is_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", 0)
     layer = make_lstm(4, 6)
     inputs = torch.randn(9, 3, 4).bfloat16()
     weights = [parameter.detach().bfloat16() for parameter in layer.parameters()]

@@ -1,0 +1,29 @@
+"""Other weights that a training wrote beside its last; each is a run directory of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omnisparse.errors import OmnisparseError
+
+
+def weights_of(path: Path, weights: str) -> Path:
+    """The run directory that holds the wanted weights of a run.
+
+    Args:
+        path: A run directory.
+        weights: ``last``, or what its training wrote beside: ``ema``, ``average``, ``best``.
+
+    Raises:
+        OmnisparseError: If the run has no such weights; names those that it has.
+    """
+    if weights == "last":
+        return path
+    folder = path / "weights" / weights
+    if not (folder / "checkpoints").is_dir():
+        found = sorted(other.parent.name for other in path.glob("weights/*/checkpoints"))
+        raise OmnisparseError(
+            f"{path}: the run has no weights {weights!r}; it has {', '.join(['last', *found])} "
+            "(training.ema, training.average_checkpoints and training.evaluate_every make others)"
+        )
+    return folder

@@ -1,0 +1,73 @@
+"""What determines a training beside its data, model and method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from omnisparse.errors import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    check_ranges,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Optimizer, schedule, length and records of a training."""
+
+    epochs: NonNegativeFloat = 18.0
+    """Passes of the dense net over the training set; ignored if ``max_steps`` is given."""
+    max_steps: NonNegativeInt | None = None
+    """Optimizer steps; 0 writes the untrained net as a run."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: NonNegativeInt = 100
+    """Steps of linear warm-up."""
+    warmup_fraction: Probability = 0.0
+    """Warm-up as a share of the run's steps, in [0, 1); above 0 it replaces ``warmup_steps``."""
+    schedule: Literal["linear", "cosine", "constant", "hold_exponential"] = "cosine"
+    """Decay of the learning rate after the warm-up, to 1 % of its peak at the last step; that of
+    Pang et al. 2018 holds the peak for ``hold_fraction`` of the run, then decays exponentially."""
+    hold_fraction: Probability = 0.5
+    """With ``hold_exponential``: where the decay begins, as a share of the run, in [0, 1)."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """``bf16`` multiplies in bfloat16; weights, cells, sums and losses stay float32. A CPU without
+    such instructions trains in fp32 and says so. None takes what the launcher says, else fp32."""
+    accumulate: PositiveInt = 1
+    """Parts that a batch is computed in, one after the other, for one optimizer step: less memory,
+    the same gradient. See also ``data.micro_batch_seconds``."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's moment decays."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Decoupled decay of matrices; vectors (biases, norms) have none."""
+    clip_norm: PositiveFloat = 5.0
+    """Gradients are clipped to this global norm."""
+    max_skipped_steps: PositiveInt = 20
+    """Steps in a row with a non-finite gradient after which the run fails."""
+    log_every: PositiveInt = 20
+    """Steps between two lines of ``metrics.jsonl``."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between two checkpoints; one is always written at the end."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints to keep."""
+    ema: Probability = 0.0
+    """Decay of a moving average of the weights, such as 0.999, in [0, 1); 0 for none. It is written
+    to ``weights/ema`` of the run at the end."""
+    average_checkpoints: NonNegativeInt = 0
+    """Newest checkpoints whose mean is written to ``weights/average`` at the end; so many are kept.
+    0 or 1 for none."""
+    evaluate_every: NonNegativeInt = 0
+    """Steps between two evaluations on the dev split; 0 for none. The weights of the lowest error
+    rate are written to ``weights/best``."""
+    evaluate_utterances: PositiveInt = 100
+    """Utterances of the dev split that such an evaluation decodes."""
+    threads: PositiveInt | None = None
+    """CPU threads per process; None leaves the environment's choice."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_ranges(self)

@@ -1,0 +1,141 @@
+"""Takes training steps when told to: one side of `tools/benchmark_training.py`.
+
+Reads one JSON object, what to build; then one name a line (`dense` or `sandwich`), each answered by
+the seconds of one step of that net. Behind the last line it prints the peak of its memory. It runs
+on any revision of the package since f1feb7c: the one that is on `PYTHONPATH`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnisparse.config import RunConfig, config_from_dict, load_config
+from omnisparse.data.batching import Batch
+from omnisparse.methods import Dense, Sandwich, SandwichConfig
+from omnisparse.models import build_model
+from omnisparse.training.launch import make_accelerator
+from omnisparse.training.trainer import Trainer
+
+STACK = {"las": 3, "transducer": 4}
+MANY_STEPS = 1_000_000
+
+
+def make_config(order: dict[str, Any]) -> RunConfig:
+    """What is measured, with a sandwich that starts at once."""
+    if order["config"] is None:
+        config = config_from_dict(
+            {
+                "data": {"features": {"stack": STACK[order["model"]]}, "vocab_size": 128},
+                "model": {"kind": order["model"]},
+                "method": {"kind": "sandwich", "min_size": "12%"},
+            }
+        )
+    else:
+        config = load_config(Path(order["config"]), order["overrides"])
+    if not isinstance(config.method, SandwichConfig):
+        raise SystemExit(f"{order['config']}: its method is {config.method.kind}, not sandwich")
+    alone = {"warmup_fraction": 0.0, "core_fraction": 0.0, "shrink_fraction": 0.0}
+    method = replace(config.method, **alone, **order["sandwich"])
+    vocab_size = order["vocab_size"] or config.data.vocab_size
+    return replace(config, method=method, data=replace(config.data, vocab_size=vocab_size))
+
+
+def input_dim(config: RunConfig) -> int:
+    """Width of the features."""
+    return config.data.features.num_bins * config.data.features.stack
+
+
+def make_batch(config: RunConfig, utterances: int, seconds: float, tokens: int) -> Batch:
+    """A random batch of utterances of `seconds`."""
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = config.data.vocab_size
+    frames = round(100 * seconds / config.data.features.stack)
+    return Batch(
+        features=torch.randn(utterances, frames, input_dim(config), generator=generator),
+        feature_lengths=torch.full((utterances,), frames),
+        tokens=torch.randint(3, vocab_size, (utterances, tokens), generator=generator),
+        token_lengths=torch.full((utterances,), tokens),
+        ids=tuple(str(index) for index in range(utterances)),
+        positions=torch.arange(utterances),
+        audio_seconds=seconds * utterances,
+    )
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of CPU time on a CPU, elsewhere on the clock when all that was asked is done."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def make_trainer(config: RunConfig, name: str, accelerator: Any, run: Path) -> Trainer:
+    """The loop with a net of its own, behind all phases of its model."""
+    torch.manual_seed(0)
+    net = build_model(config.model, input_dim=input_dim(config), vocab_size=config.data.vocab_size)
+    net.skip_phases()
+    method = Dense() if name == "dense" else Sandwich(config.method, seed=0)
+    return Trainer(
+        net,
+        method,
+        None,
+        config.training,
+        max_steps=MANY_STEPS,
+        seed=0,
+        run=run,
+        accelerator=accelerator,
+        tracker=None,
+    )
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that was taken: of the device, or resident on the host."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Build what the first line asks for, then answer."""
+    order = json.loads(sys.stdin.readline())
+    torch.set_num_threads(order["threads"])
+    torch.set_flush_denormal(True)
+    if order["precision"] is None:  # a revision that has no such setting
+        accelerator = make_accelerator()
+    else:
+        from omnisparse.training.heap import keep_freed_memory
+
+        keep_freed_memory()
+        accelerator = make_accelerator(order["precision"])
+    config = make_config(order)
+    batch = make_batch(config, order["batch"], order["seconds"], order["tokens"])
+    batch = batch.to(accelerator.device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {
+            name: make_trainer(config, name, accelerator, Path(folder)) for name in order["nets"]
+        }
+        for trainer in trainers.values():
+            trainer.module.train()
+        parameters = sum(p.numel() for p in next(iter(trainers.values())).model.parameters())
+        name = config.model.kind if order["config"] is None else config.name
+        built = {"model": name, "parameters": parameters, "device": accelerator.device.type}
+        print(json.dumps({**built, "mixed_precision": accelerator.mixed_precision}), flush=True)
+        for line in sys.stdin:
+            started = clock(accelerator.device)
+            trainers[line.strip()]._train_step(batch)
+            print(clock(accelerator.device) - started, flush=True)
+    print(peak_bytes(accelerator.device), flush=True)
+
+
+if __name__ == "__main__":
+    main()
