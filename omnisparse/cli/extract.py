@@ -69,15 +69,47 @@ PREFIX_SIZE_HELP = (
     "--format", "format_", type=click.Choice(["bitmask", "dense"]), default="bitmask",
     show_default=True, help="Store kept weights and a bit mask, or every weight.",
 )  # fmt: skip
+@click.option(
+    "--low-rank", is_flag=True,
+    help="With --size: products of two factors in place of masks, by truncated SVD.",
+)  # fmt: skip
+@click.option("--rank-spec", type=PATH, help="Rank of each matrix that is factored, as JSON.")
 @reports
-def extract(report: Report, **options: Any) -> Mapping[str, Any]:
+def extract(
+    report: Report, low_rank: bool, rank_spec: Path | None, **options: Any
+) -> Mapping[str, Any]:
     """Write a deployable model of any size from a trained supernet, without retraining."""
-    _check_extract_usage(**options)
-    result = _extract(report, **options)
+    if low_rank or rank_spec is not None:
+        result = _extract_low_rank(low_rank, rank_spec, **options)
+    else:
+        _check_extract_usage(**options)
+        result = _extract(report, **options)
     show_model(report, result)
     show_bands(report, result.get("prefixes") or result.get("bands") or [])
     report.note(f"written to {result['path']} in {format_seconds(result['seconds'])}")
     return result
+
+
+def _extract_low_rank(
+    low_rank: bool, rank_spec: Path | None, *, size: str | None, run: Path | None,
+    out: Path | None, precision: str | None, **others: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes a factored model; refuses the options of masks."""
+    from omnisparse.pipeline.low_rank import extract_low_rank
+
+    defaults = {param.name: param.default for param in extract.params}
+    for name, value in others.items():
+        if value != defaults[name] and value not in (None, False):
+            option = {"place": "from", "format_": "format"}.get(name, name)
+            raise click.UsageError(
+                f"--{option} does not go with --low-rank or --rank-spec: a factored model has no "
+                "mask; it takes --size or --rank-spec, --run, --out and --precision"
+            )
+    if low_rank == (rank_spec is not None):
+        raise click.UsageError("give --low-rank with --size, or --rank-spec alone")
+    return extract_low_rank(
+        run, size=size, rank_spec=rank_spec, out=out, precision=precision or "fp32"
+    )
 
 
 def _check_extract_usage(
