@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from omnisparse.sparsity.decomposition import (
     ranks_from_json,
 )
 from omnisparse.sparsity.sizes import parse_count
+
+_TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
 
 FOLDER = "svd"
 """Where a run keeps the decompositions of its matrices."""
@@ -119,6 +122,29 @@ class DenseRun:
         return state
 
 
+def rank_total(dense: DenseRun, size: str) -> int:
+    """Parameters of the whole net that a size means.
+
+    Args:
+        dense: The net.
+        size: ``16M`` parameters, ``25%`` of the dense net's, or ``3x``: a third of the weights that
+            may be factored, and all of the others.
+
+    Raises:
+        UsageError: If it is none of these; names the legal forms.
+    """
+    match = _TIMES.fullmatch(size.strip())
+    if match and float(match[1]) >= 1:
+        budget = dense.budget
+        return budget.fixed + int((budget.dense - budget.fixed) / float(match[1]))
+    if match:
+        raise UsageError(f"size {size!r} is no compression; legal: 1x or more, such as 3x")
+    # The accountant knows what 16M and 25% are of this net.
+    shapes = {name: tuple(dense.weights[name].shape) for name in dense.description.parameters}
+    accountant = Budget(shapes, list(dense.budget.shapes))
+    return accountant.unprunable + accountant.solve(parse_count(size))
+
+
 def extract_low_rank(
     run: Path | None = None,
     *,
@@ -150,11 +176,7 @@ def extract_low_rank(
     run = runs.latest_run() if run is None else run
     dense = DenseRun.open(run)
     if size is not None:
-        # The accountant knows what 16M and 25% are of this net.
-        shapes = {name: tuple(dense.weights[name].shape) for name in dense.description.parameters}
-        accountant = Budget(shapes, list(dense.budget.shapes))
-        total = accountant.unprunable + accountant.solve(parse_count(size))
-        ranks = dense.budget.uniform(total)
+        ranks = dense.budget.uniform(rank_total(dense, size))
         name = f"{size.strip().replace('%', 'pct')}-low-rank"
     else:
         assert rank_spec is not None
