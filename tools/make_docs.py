@@ -14,7 +14,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -131,6 +131,8 @@ def _legal(hint: Any) -> str:
         return " or ".join(_legal(option) for option in arguments)
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"list of: {_legal(arguments[0])}"
+    if origin is Mapping:
+        return f"{_legal(arguments[1])} by name"
     if origin is tuple:
         return f"list of {len(arguments)}: {_legal(arguments[0])}"
     return "null" if hint is type(None) else _PLAIN[hint]

@@ -78,13 +78,23 @@ PREFIX_SIZE_HELP = (
     "--format", "format_", type=click.Choice(["bitmask", "dense"]), default="bitmask",
     show_default=True, help="Store kept weights and a bit mask, or every weight.",
 )  # fmt: skip
+@click.option(
+    "--low-rank", is_flag=True,
+    help="With --size: products of two factors in place of masks, by truncated SVD.",
+)  # fmt: skip
+@click.option("--rank-spec", type=PATH, help="Rank of each matrix that is factored, as JSON.")
 @reports
 @takes_weights("run")
 def extract(
-    report: Report, latency: str | None, rtf: float | None, **options: Any
-) -> Mapping[str, Any]:
+    report: Report, latency: str | None, rtf: float | None, low_rank: bool,
+    rank_spec: Path | None, **options: Any,
+) -> Mapping[str, Any]:  # fmt: skip
     """Write a deployable model of any size from a trained supernet, without retraining."""
-    if latency is not None or rtf is not None:
+    if low_rank or rank_spec is not None:
+        if latency is not None or rtf is not None:
+            raise click.UsageError("--latency and --rtf do not go with --low-rank and --rank-spec")
+        result = _extract_low_rank(low_rank, rank_spec, **options)
+    elif latency is not None or rtf is not None:
         result = _extract_in_time(report, latency, rtf, **options)
     else:
         _check_extract_usage(**options)
@@ -121,6 +131,28 @@ def _extract_in_time(
         f"{result['latency_ms']:.3f} ms for 40 ms of audio, real-time factor {result['rtf']:.4f}"
     )
     return result
+
+
+def _extract_low_rank(
+    low_rank: bool, rank_spec: Path | None, *, size: str | None, run: Path | None,
+    out: Path | None, precision: str | None, **others: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes a factored model; refuses the options of masks."""
+    from omnisparse.pipeline.low_rank import extract_low_rank
+
+    defaults = {param.name: param.default for param in extract.params}
+    for name, value in others.items():
+        if value != defaults[name] and value not in (None, False):
+            option = {"place": "from", "format_": "format"}.get(name, name)
+            raise click.UsageError(
+                f"--{option} does not go with --low-rank or --rank-spec: a factored model has no "
+                "mask; it takes --size or --rank-spec, --run, --out and --precision"
+            )
+    if low_rank == (rank_spec is not None):
+        raise click.UsageError("give --low-rank with --size, or --rank-spec alone")
+    return extract_low_rank(
+        run, size=size, rank_spec=rank_spec, out=out, precision=precision or "fp32"
+    )
 
 
 def _check_extract_usage(

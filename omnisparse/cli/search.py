@@ -43,17 +43,34 @@ from omnisparse.console import format_interval, format_seconds
     help="Densities lie within a factor of 1 + this of the mean.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--ranks", is_flag=True,
+    help="Look for SVD ranks of the matrices instead; sizes may be compressions, such as 3x.",
+)  # fmt: skip
+@click.option(
+    "--method", type=click.Choice(["rl", "random", "tpe", "nsga2"]), default="rl",
+    show_default=True, help="With --ranks: reinforcement learning, or a control.",
+)  # fmt: skip
+@click.option(
+    "--reward", type=click.Choice(["walled", "weighted", "thresholded", "amc"]), default="walled",
+    show_default=True, help="With --ranks: what a candidate is paid for.",
+)  # fmt: skip
 @reports
 @takes_weights("run")
 def search(
     report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
-    **options: Any,
+    ranks: bool, method: str, reward: str, **options: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Find the best sparsity of each layer for each size, without retraining.
 
     What was measured is kept in --out: the same command continues a search that was stopped, also
-    by kill -9. `extract --size S --front OUT/front.json` writes a model that was found.
+    by kill -9. `extract --size S --front OUT/front.json` writes a model that was found; with
+    --ranks, `extract --rank-spec OUT/ranks-S-rl-0.json` does.
     """
+    if ranks:
+        return _search_ranks(report, run, sizes, manifest, out, method, reward, **options)
+    if (method, reward) != ("rl", "walled"):
+        raise click.UsageError("--method and --reward go with --ranks")
     from omnisparse.pipeline.search import search_run
     from omnisparse.pipeline.search_task import SearchConfig
 
@@ -86,6 +103,43 @@ def search(
     report.note(
         f"{result['evaluations']} models, {result['evaluated_now']} of them measured now, in "
         f"{format_seconds(result['seconds'])}: {result['path']}"
+    )
+    return result
+
+
+def _search_ranks(
+    report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
+    method: Any, reward: Any, *, layer_groups: tuple[str, ...], spread: float, **options: Any,
+) -> Mapping[str, Any]:  # fmt: skip
+    """Looks for ranks, and shows what was found."""
+    from omnisparse.pipeline.rank_search import RankSearchConfig, search_ranks
+    from omnisparse.search.rewards import Reward
+
+    if layer_groups or spread != 3.0:
+        raise click.UsageError("--group and --spread do not go with --ranks")
+    wanted = [size for size in (part.strip() for part in sizes.split(",")) if size]
+    config = RankSearchConfig(method=method, reward=Reward(kind=reward), **options)
+    with report.progress("searching") as progress:
+        result = search_ranks(
+            run, wanted, config, manifest=manifest, out=out, on_progress=progress,
+            on_stage=report.note,
+        )  # fmt: skip
+    report.table(
+        ["size", "parameters", "WER %", "uniform WER %", "energy WER %"],
+        [
+            [
+                entry["size"],
+                f"{entry['nonzero']:,}",
+                f"{entry['wer']:.2f}",
+                f"{entry['uniform_wer']:.2f}",
+                f"{entry['energy_wer']:.2f}",
+            ]
+            for entry in result["front"]
+        ],
+    )
+    report.note(
+        f"{result['evaluations']} candidates, {result['evaluated_now']} measurements now, "
+        f"{format_seconds(result['seconds'])} in all: {result['path']}"
     )
     return result
 

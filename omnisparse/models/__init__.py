@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from omnisparse.models.base import BLANK, SOS_EOS, Hypothesis, ModelOutput, SpeechModel
+from omnisparse.models.factored import factor_matrices
 from omnisparse.models.las import LasConfig, LasModel
 from omnisparse.models.transducer import TransducerConfig, TransducerModel
 
@@ -24,16 +25,17 @@ def build_model(config: ModelConfig, *, input_dim: int, vocab_size: int) -> Spee
         The model in training mode; initial weights come from torch's global generator.
 
     Raises:
-        ValueError: If ``input_dim`` or ``vocab_size`` is too small.
+        ValueError: If ``input_dim`` or ``vocab_size`` is too small, or a rank does not fit.
     """
     if input_dim < 1:
         raise ValueError(f"input_dim is {input_dim}; it must be at least 1")
     if vocab_size < 4:
         raise ValueError(f"vocab_size is {vocab_size}; it must be at least 4")
     fields = asdict(config)
-    kind = fields.pop("kind")
+    kind, ranks = fields.pop("kind"), fields.pop("ranks")
     model_class = {"las": LasModel, "transducer": TransducerModel}[kind]
     model: SpeechModel = model_class(input_dim=input_dim, vocab_size=vocab_size, **fields)
+    factor_matrices(model, ranks)
     return model
 
 

@@ -5,7 +5,8 @@ Legend: B batch, T feature frames, T' encoder frames, U tokens, F features, D mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -71,6 +72,10 @@ class LasConfig:
     ctc_weight: Probability = 0.0
     """Share of the label loss that is CTC on the encoder; above 0 the encoder gets an
     output layer for it. It helps attention find its way on little or varied speech."""
+
+    ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Rank of every matrix that is a product of two factors, by its name; see
+    :mod:`omnisparse.models.factored`."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""

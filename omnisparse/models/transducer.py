@@ -6,7 +6,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -122,6 +123,10 @@ class TransducerConfig:
     ctc_weight: Probability = 0.0
     """Share of the label loss that is CTC on the encoder; above 0 the encoder gets an
     output layer for it, and CTC is all that trains during ``predictor_warmup``."""
+
+    ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Rank of every matrix that is a product of two factors, by its name; see
+    :mod:`omnisparse.models.factored`."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""

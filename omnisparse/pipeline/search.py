@@ -85,7 +85,7 @@ def search_run(
     if manifest is not None:
         cuts = load_manifest(manifest, sampling_rate=rate, tell=on_stage)
     else:
-        cuts = _dev_cuts(run, rate, on_stage)
+        cuts = dev_cuts(run, rate, on_stage)
     on_stage("features of the dev set")
     loaded = task.loaded
     dev = DevSet(
@@ -263,7 +263,7 @@ def _take_earlier(path: Path, journal: Journal, on_stage: Callable[[str], None])
     return None
 
 
-def _dev_cuts(run: Path, sampling_rate: int, on_stage: Callable[[str], None]) -> Any:
+def dev_cuts(run: Path, sampling_rate: int, on_stage: Callable[[str], None]) -> Any:
     """The dev split that the run was configured with."""
     from omnisparse.pipeline.splits import load_dev
 

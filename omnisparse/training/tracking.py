@@ -231,11 +231,14 @@ def _mode(config: TrackingConfig) -> Mode:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys, the syntax of overrides and sweeps."""
+    """Flatten nested mappings to dotted keys, the syntax of overrides and sweeps.
+
+    An empty mapping stays as it is: it is a value too.
+    """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{name}."))
         else:
             flat[name] = value

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from omnisparse.data.batching import DataConfig
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.evaluation.account import TrainingAccount
 from omnisparse.runs.record import make_record, read_record, total_cost
@@ -28,6 +29,7 @@ class Config:
     seed: int = 0
     init: str | None = None
     method: Distillation = field(default_factory=Distillation)
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 def make_run(root: Path, name: str, passes: float, config: Config, *, steps: int = 5) -> Path:

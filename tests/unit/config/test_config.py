@@ -29,7 +29,7 @@ from omnisparse.methods import (
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
 from omnisparse.synthetic.corpus import SyntheticConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = sorted([*(ROOT / "recipes/configs").glob("*.yaml"), *ROOT.glob("omnisparse/configs/*")])
 
 

@@ -1,0 +1,222 @@
+"""A factored model of a trained run, without retraining: ``extract --low-rank, --rank-spec``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnisparse.artifact import as_tensor, write_artifact
+from omnisparse.errors import UsageError
+from omnisparse.models.factored import factor_names
+from omnisparse.pipeline.extract import contents_of
+from omnisparse.runs import directory as runs
+from omnisparse.runs.record import RunRecord, read_record
+from omnisparse.sparsity.budget import Budget, num_parameters
+from omnisparse.sparsity.decomposition import (
+    Decomposition,
+    RankBudget,
+    decompose,
+    ranks_from_json,
+)
+from omnisparse.sparsity.sizes import parse_count
+
+_TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
+
+FOLDER = "svd"
+"""Where a run keeps the decompositions of its matrices."""
+
+
+@dataclass(frozen=True)
+class DenseRun:
+    """A trained run whose matrices may become products."""
+
+    run: Path
+    description: runs.RunDescription
+    record: RunRecord
+    stored: Mapping[str, Any]
+    """All tensors of the newest checkpoint, as they are there."""
+    weights: Mapping[str, Tensor]
+    """The same with every factored matrix multiplied out, under its own name."""
+    budget: RankBudget
+    """What ranks of its prunable matrices cost."""
+
+    @classmethod
+    def open(cls, run: Path) -> DenseRun:
+        """Read the newest checkpoint of a run.
+
+        Raises:
+            OmnisparseError: If it cannot be read.
+        """
+        description = runs.read_description(run)
+        mapped, checkpoint = runs.newest_weights(run)
+        weights = {name: as_tensor(array) for name, array in mapped.items()}
+        parameters = list(description.parameters)
+        for fqn in dict(description.model.get("ranks") or {}):
+            left, right = (weights.pop(name) for name in factor_names(fqn))
+            parameters = [name for name in parameters if name not in factor_names(fqn)]
+            weights[fqn] = left @ right
+            parameters.append(fqn)
+        shapes = {
+            name: (weights[name].shape[0], weights[name].shape[1])
+            for name in parameters
+            if weights[name].dim() == 2
+            and (name in description.prunable or name in (description.model.get("ranks") or {}))
+        }
+        total = num_parameters((name, weights[name]) for name in parameters)
+        factorable = sum(rows * columns for rows, columns in shapes.values())
+        return cls(
+            run=run,
+            description=replace(description, parameters=parameters),
+            record=read_record(checkpoint),
+            stored=mapped,
+            weights=weights,
+            budget=RankBudget(shapes, total - factorable),
+        )
+
+    def decompositions(
+        self, names: Mapping[str, Any], on_progress: Callable[[int, int], None] = lambda a, b: None
+    ) -> dict[str, Decomposition]:
+        """The decompositions of matrices, kept beside the run."""
+        return decompose(
+            self.weights, names, folder=self.run / FOLDER,
+            identity=self.record.training.identity, on_progress=on_progress,
+        )  # fmt: skip
+
+    def check(self, ranks: Mapping[str, int], source: Path) -> None:
+        """Refuse ranks of matrices that there are not, or beyond the rank that saves.
+
+        Raises:
+            ValueError: Naming the matrix and the legal range.
+        """
+        for name, rank in ranks.items():
+            weight = self.weights.get(name)
+            if weight is None or weight.dim() != 2:
+                known = ", ".join(list(self.budget.shapes)[:3])
+                raise ValueError(
+                    f"{source}: there is no matrix {name!r}; this net has {known}, ..."
+                )
+            if rank > min(weight.shape):
+                raise ValueError(
+                    f"{source}: rank of {name} is {rank}; from 1 to {min(weight.shape)}"
+                )
+
+    def factored_state(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+        """All tensors of the factored net, in the order of the dense one."""
+        found = self.decompositions(ranks)
+        state: dict[str, Tensor] = {}
+        for name, weight in self.weights.items():
+            if name not in ranks:
+                state[name] = weight
+                continue
+            factors = found[name].factors(ranks[name])
+            for factor, value in zip(factor_names(name), factors, strict=True):
+                state[factor] = value.to(weight.dtype).contiguous()
+        return state
+
+
+def rank_total(dense: DenseRun, size: str) -> int:
+    """Parameters of the whole net that a size means.
+
+    Args:
+        dense: The net.
+        size: ``16M`` parameters, ``25%`` of the dense net's, or ``3x``: a third of the weights that
+            may be factored, and all of the others.
+
+    Raises:
+        UsageError: If it is none of these; names the legal forms.
+    """
+    match = _TIMES.fullmatch(size.strip())
+    if match and float(match[1]) >= 1:
+        budget = dense.budget
+        return budget.fixed + int((budget.dense - budget.fixed) / float(match[1]))
+    if match:
+        raise UsageError(f"size {size!r} is no compression; legal: 1x or more, such as 3x")
+    # The accountant knows what 16M and 25% are of this net.
+    shapes = {name: tuple(dense.weights[name].shape) for name in dense.description.parameters}
+    accountant = Budget(shapes, list(dense.budget.shapes))
+    return accountant.unprunable + accountant.solve(parse_count(size))
+
+
+def extract_low_rank(
+    run: Path | None = None,
+    *,
+    size: str | None = None,
+    rank_spec: Path | None = None,
+    out: Path | None = None,
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """Write a model whose matrices are products of two factors, from a trained run.
+
+    Args:
+        run: Run directory; None for ``runs/latest``.
+        size: ``16M`` parameters of the factored model, or ``25%`` of the dense net's: one ratio of
+            the break-even rank for every prunable matrix, as large as fits.
+        rank_spec: JSON file with the rank of each matrix that is factored. One of the two is given.
+        out: Artifact directory; None for a folder in ``<run>/extracted``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+
+    Returns:
+        As :func:`omnisparse.pipeline.extract.extract`, and ``ranks``.
+
+    Raises:
+        ValueError: If the request cannot be met; the message names the legal range.
+        OmnisparseError: If the run cannot be read.
+    """
+    started = time.perf_counter()
+    if (size is None) == (rank_spec is None):
+        raise UsageError("a factored model is of one size or one rank spec; give one of the two")
+    run = runs.latest_run() if run is None else run
+    dense = DenseRun.open(run)
+    if size is not None:
+        ranks = dense.budget.uniform(rank_total(dense, size))
+        name = f"{size.strip().replace('%', 'pct')}-low-rank"
+    else:
+        assert rank_spec is not None
+        try:
+            ranks = ranks_from_json(rank_spec.read_text(encoding="utf-8-sig"))
+        except (UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{rank_spec}: {error}") from error
+        dense.check(ranks, rank_spec)
+        digest = hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()[:8]
+        name = f"{rank_spec.stem}-{digest}"
+    name += "" if precision == "fp32" else f"-{precision}"
+    return {
+        **write_factored(dense, ranks, out or run / "extracted" / name, precision=precision),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def write_factored(
+    dense: DenseRun, ranks: Mapping[str, int], out: Path, *, precision: str = "fp32"
+) -> dict[str, Any]:
+    """Write the artifact of a factored net.
+
+    Args:
+        dense: Where it comes from.
+        ranks: Rank of every matrix that becomes a product.
+        out: Artifact directory.
+        precision: See :func:`extract_low_rank`.
+
+    Returns:
+        The counts of what was written, and ``ranks``.
+    """
+    with torch.no_grad():
+        state = dense.factored_state(ranks)
+    buffers = set(dense.weights) - set(dense.description.parameters)
+    contents = replace(
+        contents_of(dense.run, dense.stored, dense.record, block=(1, 1), precision=precision),
+        model={**dense.description.model, "ranks": dict(ranks)},
+        dense_parameters=num_parameters((n, state[n]) for n in state if n not in buffers),
+        buffers=[name for name in state if name in buffers],
+        prunable=[],
+    )
+    info = write_artifact(out, state=state, **vars(contents))
+    return {**info.to_dict(), "ranks": dict(ranks), "warnings": []}

@@ -1,0 +1,242 @@
+"""Every matrix of a net decomposed once, so that a product of any rank is a slice.
+
+Legend: m outputs, n inputs, q = min(m, n), r rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from omnisparse.durable import replacing
+from omnisparse.sparsity.lowrank import Factors, truncated_svd
+
+
+def break_even_rank(rows: int, columns: int) -> int:
+    """Largest rank r whose factors, ``r (m + n)``, are fewer parameters than ``m n``; 0 if none."""
+    return (rows * columns - 1) // (rows + columns)
+
+
+def ranks_from_json(text: str) -> dict[str, int]:
+    """Read `{"ranks": {fqn: rank}}`.
+
+    Raises:
+        ValueError: If the text is anything else.
+    """
+    expected = 'legal: {"ranks": {"<matrix>": <rank>, ...}}'
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"rank spec is not JSON ({error}); {expected}") from error
+    ranks = content.get("ranks") if isinstance(content, dict) else None
+    if not isinstance(ranks, dict) or set(content) != {"ranks"}:
+        raise ValueError(f"rank spec has no (or not only) a `ranks` table; {expected}")
+    for name, rank in ranks.items():
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"rank of {name} is {rank!r}; a whole number of at least 1")
+    return ranks
+
+
+def ranks_to_json(ranks: Mapping[str, int]) -> str:
+    """JSON text; :func:`ranks_from_json` gives back equal ranks."""
+    return json.dumps({"ranks": dict(ranks)}, indent=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """The singular value decomposition of one matrix, its root in both factors.
+
+    Attributes:
+        left: ``[m, q]``, ``U sqrt(S)``.
+        right: ``[q, n]``, ``sqrt(S) V^T``.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def factors(self, rank: int) -> Factors:
+        """The best product of rank r, in the Frobenius norm: a slice (Eckart & Young 1936).
+
+        Raises:
+            ValueError: If ``rank`` is outside 1..q.
+        """
+        full = self.left.shape[1]
+        if not 1 <= rank <= full:
+            raise ValueError(f"rank is {rank}; from 1 to {full} for this matrix")
+        return Factors(self.left[:, :rank], self.right[:rank])
+
+    def energies(self) -> Tensor:
+        """``[q]`` squared singular values, from the largest."""
+        return self.right.double().square().sum(dim=1).square()
+
+
+def decompose(
+    weights: Mapping[str, Tensor],
+    names: Iterable[str],
+    *,
+    folder: Path | None = None,
+    identity: str = "",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Decomposition]:
+    """Decompose matrices, from a folder where that was done before.
+
+    Args:
+        weights: Tensors by name.
+        names: Those to decompose, each ``[m, n]``.
+        folder: Where decompositions are kept; None keeps none. One that cannot be written is no
+            error: they are computed again the next time.
+        identity: What tells these weights from others, such as step and checksum.
+        on_progress: ``(done, total)``.
+
+    Raises:
+        ValueError: If a tensor is no matrix.
+    """
+    names = list(names)
+    place = None if folder is None else folder / "decomposition.safetensors"
+    found = {} if place is None else _read(place, identity, names)
+    missing = [name for name in names if name not in found]
+    for done, name in enumerate(missing, start=1):
+        weight = weights[name].float()
+        found[name] = Decomposition(*truncated_svd(weight, min(weight.shape)))
+        on_progress(done, len(missing))
+    if missing and place is not None:
+        _write(place, identity, found)
+    return {name: found[name] for name in names}
+
+
+def _read(place: Path, identity: str, names: Sequence[str]) -> dict[str, Decomposition]:
+    """What an earlier call left of the same weights; nothing where it left none."""
+    try:
+        with safe_open(place, framework="pt") as file:
+            if json.loads((file.metadata() or {}).get("identity", "null")) != identity:
+                return {}
+            there = set(file.keys())
+            return {
+                name: Decomposition(
+                    file.get_tensor(f"{name}.left"), file.get_tensor(f"{name}.right")
+                )
+                for name in names
+                if f"{name}.right" in there
+            }
+    except (OSError, SafetensorError, ValueError):
+        return {}
+
+
+def _write(place: Path, identity: str, found: Mapping[str, Decomposition]) -> None:
+    tensors = {
+        f"{name}.{side}": getattr(item, side).contiguous()
+        for name, item in found.items()
+        for side in ("left", "right")
+    }
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as partial:
+            save_file(tensors, partial, metadata={"identity": json.dumps(identity)})
+    except OSError:
+        return  # a read-only run: they are computed again
+
+
+@dataclass(frozen=True, slots=True)
+class RankBudget:
+    """What ranks cost: parameters of a net some of whose matrices are products.
+
+    Attributes:
+        shapes: ``(m, n)`` of every matrix that may be factored.
+        fixed: Parameters of everything else.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    fixed: int
+
+    @property
+    def dense(self) -> int:
+        """Parameters of the net without factors."""
+        return self.fixed + sum(rows * columns for rows, columns in self.shapes.values())
+
+    def parameters(self, ranks: Mapping[str, int]) -> int:
+        """Parameters of the net with these ranks; a matrix that is not named stays whole."""
+        return self.fixed + sum(self.cost(name, ranks.get(name)) for name in self.shapes)
+
+    def cost(self, name: str, rank: int | None) -> int:
+        """Parameters of one matrix: of its factors, or whole where ``rank`` is None."""
+        rows, columns = self.shapes[name]
+        return rows * columns if rank is None else rank * (rows + columns)
+
+    def uniform(self, total: int) -> dict[str, int]:
+        """The largest ranks of one ratio for all matrices that fit into ``total`` parameters.
+
+        Args:
+            total: Parameters of the whole net.
+
+        Returns:
+            Rank by name; empty where the dense net fits.
+
+        Raises:
+            ValueError: If not even ranks of 1 fit; names the reachable range.
+        """
+        if total >= self.dense:
+            return {}
+        least = self.parameters({name: 1 for name in self._factorable()})
+        if total < least:
+            raise ValueError(
+                f"{total:,} parameters cannot be reached by low rank; legal: {least:,} (rank 1 "
+                f"in every matrix) to {self.dense:,}"
+            )
+        low, high = 0.0, 1.0  # share of the break-even rank: the first fits, the second does not
+        for _ in range(60):
+            middle = (low + high) / 2
+            if self.parameters(self._at(middle)) <= total:
+                low = middle
+            else:
+                high = middle
+        return self._at(low)
+
+    def _factorable(self) -> list[str]:
+        return [name for name, shape in self.shapes.items() if break_even_rank(*shape) > 0]
+
+    def _at(self, share: float) -> dict[str, int]:
+        return {
+            name: max(1, int(share * break_even_rank(*self.shapes[name])))
+            for name in self._factorable()
+        }
+
+    def by_energy(self, total: int, decompositions: Mapping[str, Decomposition]) -> dict[str, int]:
+        """Ranks that keep the same share of energy of every matrix, as large as fits.
+
+        Args:
+            total: Parameters of the whole net.
+            decompositions: Of every matrix.
+
+        Raises:
+            ValueError: As :meth:`uniform`.
+        """
+        if not self.uniform(total):
+            return {}
+        shares = {}
+        for name in self._factorable():
+            energies = decompositions[name].energies()
+            shares[name] = energies.cumsum(0) / energies.sum()
+
+        def at(share: float) -> dict[str, int]:
+            ranks = {}
+            for name, kept in shares.items():
+                rank = int(torch.searchsorted(kept, share)) + 1
+                if rank <= break_even_rank(*self.shapes[name]):
+                    ranks[name] = rank
+            return ranks
+
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if self.parameters(at(middle)) <= total:
+                low = middle
+            else:
+                high = middle
+        return at(low)
