@@ -37,20 +37,20 @@ def make_lstm(input_dim: int, dim: int, projection: int | None = None) -> nn.LST
         The layer, uniform in +-1/sqrt(H), with forget-gate bias 1 and the other biases 0.
 
     Source: Pang et al. 2018, eqs. 6-11 (``weight_hr_l0`` is W_mc of eq. 11). ``bias_hh_l0`` is
-    redundant beside ``bias_ih_l0``; it stays because the fused kernels want it.
+    redundant beside ``bias_ih_l0``; it stays because the fused kernels need it.
     """
     layer = nn.LSTM(input_dim, dim, proj_size=projection or 0)
     with torch.no_grad():
         input_bias, hidden_bias = tensors(layer, "bias_ih_l0", "bias_hh_l0")
         input_bias.zero_()
         hidden_bias.zero_()
-        # A forget gate that starts open lets gradients cross the length of a word at once.
+        # A forget gate that starts open lets gradients pass over many steps from the beginning.
         input_bias[dim : 2 * dim].fill_(1.0)
     return layer
 
 
 def tensors(layer: nn.LSTM, *names: str) -> list[Tensor]:
-    """The named parameters of a layer, or what stands in for them in a functional call."""
+    """The named parameters of a layer, or their replacements inside a ``functional_call``."""
     return [cast(Tensor, getattr(layer, name)) for name in names]
 
 
@@ -62,7 +62,7 @@ def run_lstm(
     Args:
         layer: From :func:`make_lstm`.
         inputs: ``[T, B, input_dim]``.
-        state: Where the sequence continues; None for zeros.
+        state: State before the first frame; None for zeros.
 
     Returns:
         ``[T, B, P]`` outputs and the state after the last frame, in the type of the inputs; where
@@ -85,8 +85,8 @@ def run_lstm(
         else:
             hidden, cell = (part.to(inputs.dtype).unsqueeze(0) for part in state)
         with warnings.catch_warnings():
-            # Both are about speed, and neither can be acted on: oneDNN has no LSTMP, and masked
-            # float32 weights of a subnet are never one chunk of memory.
+            # Both warnings are about speed and cannot be fixed here: oneDNN has no LSTMP, and the
+            # masked float32 weights of a subnet are never one chunk of memory.
             warnings.filterwarnings("ignore", message="LSTM with projections is not supported")
             warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
             outputs, hidden, cell = torch.lstm(
@@ -165,17 +165,17 @@ def zero_state(layer: nn.LSTM, batch: int) -> LstmState:
 
 
 class _Memory(NamedTuple):
-    """What the encoder carries from chunk to chunk."""
+    """State of the encoder between two chunks."""
 
     layers: tuple[LstmState, ...]
     """One state per layer."""
 
     pending: tuple[Tensor | None, ...]
-    """Per time reduction ``[1, B, D]``: a frame that waits for its partner."""
+    """Per time reduction ``[1, B, D]``: a frame that waits for the second of its pair."""
 
 
 class LstmEncoder(Encoder):
-    """Stacked unidirectional LSTM layers; after each of the first ones the frame rate may halve.
+    """Stacked unidirectional LSTM layers; the first ones may each halve the frame rate.
 
     Args:
         input_dim: Width F of the features.
@@ -228,14 +228,14 @@ class LstmEncoder(Encoder):
         Returns:
             ``[B, T', D]`` encodings and ``[B]`` int64 lengths.
         """
-        # No packing: the layers only look back, so frames beyond a length reach no valid frame.
+        # No packing needed: the layers look only back, so padding does not reach a valid frame.
         frames = features.transpose(0, 1).contiguous()
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.LSTM)
             frames, _ = run_lstm(layer, frames)
             frames = self.dropout(self.norms[index](frames))
             if index < self.num_reductions:
-                # The missing partner of an odd last frame is zero, in a batch as alone.
+                # An odd last frame is paired with zeros, in a batch and for a single stream.
                 valid = torch.arange(frames.size(0), device=frames.device)[:, None] < lengths
                 frames = _pair(frames * valid[:, :, None].to(frames.dtype))
                 lengths = (lengths + 1) // 2
@@ -247,7 +247,7 @@ class LstmEncoder(Encoder):
         return _Memory(layers=states, pending=(None,) * self.num_reductions)
 
     def advance(self, features: Tensor, memory: Any, *, final: bool) -> tuple[Tensor, _Memory]:
-        """Run the layers on from where they stand; see :meth:`Encoder.forward_chunk`."""
+        """Run the layers from their present state; see :meth:`Encoder.forward_chunk`."""
         assert isinstance(memory, _Memory)
         frames = features.transpose(0, 1)
         states, pending = list(memory.layers), list(memory.pending)
