@@ -24,7 +24,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 26}
 """Logits in memory at a time: they fit a CPU's cache, and are enough to use a GPU fully."""
 
 _LARGEST_SUMMAND = 43.0
-"""Its double has an exponential and a reciprocal in float32."""
+"""Largest summand of a tanh: the exponential of its double, and the reciprocal, fit a float32."""
 
 _PADDING = -1.0986123
 """log(1/3): nodes beyond the lengths are uniform, so that every node is a distribution."""
@@ -164,11 +164,11 @@ class _JoinLattice(torch.autograd.Function):
 
 
 def _activations(encoded: Tensor, predicted: Tensor) -> Callable[[slice, int, int], Tensor]:
-    """What makes the ``[b, t, n, J]`` joiner activations of some rows, frames and nodes.
+    """Function that computes the ``[b, t, n, J]`` joiner activations of some rows and nodes.
 
-    In bfloat16 on a CPU, tanh is a walk over the nodes with a division, not with an exponential,
-    which is five times quicker: tanh(a + b) = 1 - 2 / (1 + exp(2a) exp(2b)). Deviation: a and b
-    beyond +-43 count as that, where float32 has no larger exponential and tanh is +-1.
+    In bfloat16 on a CPU, tanh takes one division per node instead of one exponential, which is five
+    times faster: tanh(a + b) = 1 - 2 / (1 + exp(2a) exp(2b)). Deviation: a and b are limited to
+    +-43, because larger exponentials do not fit float32; tanh is +-1 there.
     """
     if encoded.dtype is torch.bfloat16 and encoded.device.type == "cpu":
         one = torch.ones(1)

@@ -50,7 +50,7 @@ def label_smoothed_cross_entropy(
 
 
 class _TransducerLoss(torch.autograd.Function):
-    """torchaudio's loss; its kernel makes the gradient along with the loss, so both are kept."""
+    """torchaudio's loss; its kernel computes loss and gradient together, so both are stored."""
 
     @staticmethod
     def forward(
@@ -71,8 +71,8 @@ class _TransducerLoss(torch.autograd.Function):
                 fused_log_softmax=False,
             )
             (grad,) = torch.autograd.grad(loss, leaf)
-        # Exactly one blank leaves a frame. In float32 the kernel's own sums drift from that where
-        # an utterance is long and unlikely (to 2.5 for 3,000 frames of e^-12 a step).
+        # Every alignment leaves a frame by exactly one blank. In float32 the kernel's sums differ
+        # from 1 for long and unlikely utterances (up to 2.5 for 3,000 frames of e^-12 a step).
         blanks = grad[..., EMIT_BLANK].sum(dim=2, keepdim=True)
         occupancy = grad.sum(dim=-1) / blanks.masked_fill(blanks == 0, 1.0)
         ctx.save_for_backward(grad)

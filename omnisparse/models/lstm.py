@@ -65,15 +65,15 @@ def run_lstm(
         state: State before the first frame; None for zeros.
 
     Returns:
-        ``[T, B, P]`` outputs and the state after the last frame, in the type of the inputs; where
-        autocast is on, outputs in its type, and on a CPU a float32 cell.
+        ``[T, B, P]`` outputs and the state after the last frame, in the dtype of the inputs. Under
+        autocast, outputs have autocast's dtype, and on a CPU the cell is float32.
     """
     device = inputs.device.type
     weights = tensors(layer, *_NAMES, *(("weight_hr_l0",) if layer.proj_size else ()))
     dtype = autocast_dtype(device)
     if dtype is not None:
-        # By hand, because torch's autocast of cuDNN's LSTM casts to fp16 whatever type was asked
-        # for, and overflows without scaled losses.
+        # Cast here, because torch's autocast casts cuDNN's LSTM to fp16 even when another dtype
+        # is set, and fp16 overflows without scaled losses.
         inputs, weights = inputs.to(dtype), _cast(weights, dtype)
     with torch.autocast(device, enabled=False) if dtype is not None else nullcontext():
         if dtype is torch.bfloat16 and device == "cpu":
@@ -96,14 +96,14 @@ def run_lstm(
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The type that autocast asks for on a device; None where it is off."""
+    """The dtype of autocast on a device; None if autocast is off."""
     if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
 
 class _OneChunk(torch.autograd.Function):
-    """Casts of some tensors, side by side in one chunk of memory: cuDNN then copies nothing."""
+    """Casts of some tensors in one chunk of memory, so that cuDNN need not copy them."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -123,7 +123,7 @@ class _OneChunk(torch.autograd.Function):
 
 
 def _cast(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The weights in ``dtype``; those of a subnet may be so already."""
+    """The weights in ``dtype``; those of a subnet may have it already."""
     if all(weight.dtype == dtype for weight in weights):
         return weights
     if weights[0].is_cuda:
