@@ -1,8 +1,8 @@
 """Masked copies of weights, made for one forward pass and shared with its backward pass.
 
-A mask is never kept: it is one comparison of the places in the ranking with the number of blocks
-kept, made where it is needed. The copy is in the type that the pass computes in, so that mask and
-cast are one walk over the weights.
+A mask is never stored. It is one comparison of the places in the ranking with the number of kept
+blocks, made where it is needed. The copy has the dtype of the pass, so that masking and casting are
+one pass over the weights.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from omnisparse.sparsity.keys import Block, expand_blocks
 
 
 class Thinning(NamedTuple):
-    """Which weights of one matrix a subnet holds."""
+    """The weights of one matrix that a subnet keeps."""
 
     positions: Tensor
     """``[num_blocks]`` int32: place of every block in the ranking, 0 = most important."""
 
     limit: int
-    """Blocks kept."""
+    """Number of kept blocks."""
 
     block: Block
     """Block shape."""
 
     def hidden(self, weight: Tensor) -> Tensor:
-        """Bools of the weight's shape, True where it counts as zero."""
+        """Bools of the weight's shape, True where the weight is masked."""
         hidden: Tensor = expand_blocks(self.positions >= self.limit, weight.shape, self.block)
         return hidden
 
     def clear(self, weight: Tensor) -> Tensor:
-        """Set to (positive) zero what is hidden, NaN too, in place; returns ``weight``."""
+        """Set masked weights, also NaN, to (positive) zero in place; returns ``weight``."""
         return weight.masked_fill_(self.hidden(weight), 0)
 
 
@@ -66,7 +66,7 @@ class _MaskedCopy(torch.autograd.Function):
         passed: list[Tensor | None] = []
         for grad, thinning, dtype in zip(grads, ctx.thinnings, ctx.dtypes, strict=True):
             if grad is not None and thinning is not None:
-                # A copy: the gradient may be someone else's, too.
+                # A copy, because others may use the same gradient.
                 grad = thinning.clear(grad.to(dtype, copy=True))
             passed.append(None if grad is None else grad.to(dtype))
         return (None, None, None, *passed)
@@ -79,17 +79,17 @@ def masked_copies(
     dtype: torch.dtype,
     straight_through: bool = False,
 ) -> list[Tensor]:
-    """Copies of some tensors as a subnet holds them; the gradient reaches the tensors.
+    """Copies of some tensors with a subnet's masks applied; the gradient reaches the tensors.
 
     Args:
-        weights: Of one module. On CUDA the copies lie side by side, matrices before vectors, which
-            is what cuDNN wants of an LSTM; elsewhere each has memory of its own.
-        thinnings: For each what is hidden of it, None for nothing.
-        dtype: Of the copies.
-        straight_through: Pass the gradient of a hidden weight as if it had not been hidden.
+        weights: Tensors of one module. On CUDA the copies are one chunk of memory, matrices before
+            vectors, as cuDNN needs it for an LSTM; elsewhere each copy has its own memory.
+        thinnings: For each tensor its thinning, None for no mask.
+        dtype: Dtype of the copies.
+        straight_through: Pass the gradient of a masked weight as if it had not been masked.
 
     Returns:
-        One copy per tensor, exactly 0 where hidden, whatever the weight is there.
+        One copy per tensor, exactly 0 where masked, also if the weight is NaN there.
     """
     return list(
         _MaskedCopy.apply(  # type: ignore[no-untyped-call]

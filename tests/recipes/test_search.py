@@ -163,7 +163,7 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
         (failed, "'1%' is out of range", "--sizes", "1%"),
         (bad_usage, "two of them are the same size", "--sizes", "50%,50%"),
         (bad_usage, "is in bytes", "--sizes", "20MB"),
-        (failed, "decides for none of", "--sizes", "50%", "--group", "decoder"),
+        (failed, "is used for none of", "--sizes", "50%", "--group", "decoder"),
         (bad_usage, "spread is 0", "--sizes", "50%", "--spread", "0"),
         (bad_usage, "spread is 1e+308", "--sizes", "50%", "--spread", "1e308"),
         (bad_usage, "seed is -1", "--sizes", "50%", "--seed", "-1"),
