@@ -25,7 +25,7 @@ Host: TypeAlias = npt.NDArray[Any]
 
 _INTEGERS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
-# What numpy says itself takes as long as a pass over a chunk.
+# numpy's own name of a dtype takes as long to compute as a pass over a chunk.
 _NAMES: dict[np.dtype[Any], str] = {
     np.dtype(name): name for name in ("float16", "float32", "float64")
 }

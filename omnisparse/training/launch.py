@@ -1,8 +1,9 @@
-"""Starting processes on CPUs, where accelerate's own launcher starts only one.
+"""Starting several processes on CPUs, where accelerate's own launcher starts only one.
 
-``accelerate launch --num_processes 2`` on a machine without accelerators runs the script once and
-says nothing (accelerate 1.x: only MPI starts more). A recipe calls :func:`ensure_cpu_processes`
-first, which in exactly that case replaces the process by torchrun with the number asked for.
+On a machine without accelerators, ``accelerate launch --num_processes 2`` runs the script only once
+and prints no message (accelerate 1.x: only MPI starts more). So a recipe first calls
+:func:`ensure_cpu_processes`, which in this case replaces the process with torchrun and the
+requested number of processes.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwa
 from omnisparse.errors import OmnisparseError
 
 PRECISIONS = ("no", "bf16")
-"""Values of the launcher's ``--mixed_precision`` that train."""
+"""Supported values of the launcher's ``--mixed_precision``."""
 
 DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""Whole copies of the net, one per process: masks rank whole matrices."""
+"""Supported distributed types: one whole copy of the net per process, because masks rank whole
+matrices."""
 
 _LAUNCHER = re.compile(r"(^|/)(launch|accelerate-launch|launch\.py|accelerate\.commands\.launch)$")
 
@@ -35,10 +37,10 @@ def make_accelerator() -> Accelerator:
     """Return the accelerator of this process; on machines without one, gloo on CPUs.
 
     Raises:
-        OmnisparseError: If the launcher asks for a precision, an accumulation of gradients, a way
-            to distribute or a compiler that this loop does not train with.
+        OmnisparseError: If the launcher requests a precision, a gradient accumulation, a
+            distributed type or a compiler that this loop does not support.
     """
-    # One process may speak a corpus and compute its features for hours while the others wait.
+    # One process may render a corpus and compute its features for hours while the others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     if accelerator.mixed_precision not in PRECISIONS:
@@ -51,7 +53,7 @@ def make_accelerator() -> Accelerator:
 
 
 def _refuse_other_loops(accelerator: Accelerator) -> None:
-    """Refuse what the launcher can ask for and this loop would do by halves, or not at all."""
+    """Refuse settings of the launcher that this loop does not support or supports only partly."""
     steps = accelerator.gradient_accumulation_steps
     if steps != 1:  # accelerate would divide every gradient by it
         raise OmnisparseError(
@@ -69,7 +71,7 @@ def _refuse_other_loops(accelerator: Accelerator) -> None:
 
 
 def ensure_cpu_processes() -> None:
-    """Start as many CPU processes as accelerate's launcher was asked for, if it did not."""
+    """Start the number of CPU processes requested from accelerate's launcher, if it did not."""
     if torch.cuda.is_available() or "WORLD_SIZE" in os.environ:
         return
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
@@ -88,7 +90,7 @@ def requested_processes(command: Sequence[str]) -> int:
     """Return the number of processes that an ``accelerate launch`` command line asks for.
 
     Args:
-        command: The launcher's arguments; looked at up to the training script.
+        command: The launcher's arguments; read up to the training script.
     """
     launcher = [index for index, part in enumerate(command) if _LAUNCHER.search(part)]
     if not launcher:
@@ -97,7 +99,7 @@ def requested_processes(command: Sequence[str]) -> int:
     rest = list(command[launcher[0] + 1 :])
     for index, argument in enumerate(rest):
         if argument.endswith(".py"):
-            break  # the training script; what follows is its own
+            break  # the training script; its own arguments follow
         name, equals, value = argument.partition("=")
         following = rest[index + 1] if index + 1 < len(rest) else ""
         options[name.replace("-", "_").lstrip("_")] = value if equals else following

@@ -1,8 +1,8 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as a request, so that a training ends behind a whole step.
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as a request: the training ends after a complete step.
 
-One press may arrive several times: ``timeout -s INT`` signals its child and then the group of both,
-and torchrun passes on to every process what the terminal has already sent it. So what arrives
-shortly behind a first signal is taken for the same one.
+One stop may arrive as several signals: ``timeout -s INT`` signals its child and then the process
+group of both, and torchrun forwards to every process a signal that the terminal has already sent.
+So signals that follow the first one within a short time count as the same stop.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ STOPPING = tuple(
 """Signals that ask a training to stop: a person, a scheduler, a scheduler's early warning."""
 
 SAME_PRESS_SECONDS = 2.0
-"""What arrives so soon behind a first signal is that signal again."""
+"""A signal that follows the first one within this time counts as the same stop."""
 SAME_PRESS_SECONDS_LAUNCHED = 10.0
-"""The same below torchrun, which notices a signal when it looks at its processes next."""
+"""The same under torchrun, which handles a signal only when it next checks its processes."""
 
 
 class InterruptedTrainingError(OmnisparseError):
@@ -35,7 +35,7 @@ class InterruptedTrainingError(OmnisparseError):
     Args:
         number: The signal.
         step: Optimizer steps done.
-        max_steps: Those of the whole run.
+        max_steps: Optimizer steps of the whole run.
         checkpoint: The folder of the checkpoint.
     """
 
@@ -51,9 +51,9 @@ class InterruptedTrainingError(OmnisparseError):
 
 
 class StopSignals:
-    """Remembers the first signal that arrived while :meth:`caught` lasts, and says so at once.
+    """Records the first signal within :meth:`caught`, and reports it at once.
 
-    A second Ctrl-C does not wait for the step, nor for a checkpoint.
+    A second Ctrl-C ends at once, without waiting for the step or a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -72,10 +72,10 @@ class StopSignals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Take the signals over; outside the main thread the caller keeps its own.
+        """Handle the signals; outside the main thread, signal handlers are not changed.
 
-        Behind a signal the caller gets its own handlers back only when no echo of that signal is to
-        be expected any more.
+        After a signal, the handlers of the caller are restored only when no repetition of that
+        signal is expected any more.
         """
         try:
             previous = {number: signal.signal(number, self._remember) for number in STOPPING}

@@ -1,10 +1,10 @@
 """The only training loop of the package.
 
-A method yields losses; the loop normalises them over all processes, does one backward each
-(all but the last without gradient synchronisation), clips, steps, logs and checkpoints.
+A method yields losses. The loop normalises them over all processes, runs one backward pass for each
+(all but the last without gradient synchronisation), clips, steps, logs and saves checkpoints.
 
-Everything random is a pure function of (seed, step, process) or of (seed, epoch, utterance), so a
-resumed run repeats the uninterrupted one bit by bit on a CPU without saving any generator.
+Everything random is a pure function of (seed, step, process) or of (seed, epoch, utterance). So on
+a CPU a resumed run repeats the uninterrupted run bit by bit, without saving any generator state.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from omnisparse.training.stop_signals import InterruptedTrainingError, StopSigna
 from omnisparse.training.tracking import Metrics, Tracker
 
 _SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
-"""What training has cost; each process counts its own, records hold the sum of all."""
+"""The cost of training; each process counts its own, records hold the sum over processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """Optimizer, schedule, length and records of a training."""
+    """Optimizer, schedule, length and logging of a training."""
 
     epochs: NonNegativeFloat = 18.0
     """Passes of the dense net over the training set; ignored if ``max_steps`` is given."""
     max_steps: NonNegativeInt | None = None
-    """Optimizer steps; 0 writes the untrained net as a run."""
+    """Optimizer steps; with 0 the run holds the untrained net."""
     learning_rate: PositiveFloat = 2e-3
     """Peak learning rate of AdamW."""
     warmup_steps: NonNegativeInt = 100
@@ -63,11 +63,11 @@ class TrainingConfig:
     clip_norm: PositiveFloat = 5.0
     """Gradients are clipped to this global norm."""
     max_skipped_steps: PositiveInt = 20
-    """Steps in a row with a non-finite gradient after which the run fails."""
+    """The run fails after this many steps in a row with a non-finite gradient."""
     log_every: PositiveInt = 20
     """Steps between two lines of ``metrics.jsonl``."""
     checkpoint_every: PositiveInt = 500
-    """Steps between two checkpoints; one is always written at the end."""
+    """Steps between two checkpoints; the last step always writes one."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints to keep."""
     evaluate_every: NonNegativeInt = 0
@@ -75,7 +75,7 @@ class TrainingConfig:
     evaluate_utterances: PositiveInt = 100
     """Utterances of the dev split that such an evaluation decodes."""
     threads: PositiveInt | None = None
-    """CPU threads per process; None leaves the environment's choice."""
+    """CPU threads per process; None keeps the setting of the environment."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -98,7 +98,7 @@ class Trainer:
     """Train ``model`` with ``method`` on ``batches``.
 
     Args:
-        model: The network; its own names are those of the checkpoint.
+        model: The network; the checkpoint uses its parameter names.
         method: Source of the losses.
         batches: Endless training batches of this process.
         config: Optimizer, schedule, length, records.
@@ -111,7 +111,7 @@ class Trainer:
         evaluate: Called on the main process every ``evaluate_every`` steps with the step; its
             metrics are logged.
         on_progress: Called on the main process after every step with (step, max_steps, metrics).
-        stage: Told what the user should know, a line at a time, on the main process.
+        stage: Called on the main process with one line of information for the user.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Trainer:
         """Train until ``max_steps`` and return the last metrics.
 
         Raises:
-            InterruptedTrainingError: If a signal asked for it; a checkpoint has been written.
+            InterruptedTrainingError: If a signal requested a stop; a checkpoint is written first.
             OmnisparseError: If the gradient stays non-finite.
         """
         if self.config.threads is not None:
@@ -198,7 +198,7 @@ class Trainer:
         for index in range(count):
             with self._synchronised(last=index == count - 1):
                 loss = next(losses)
-                if batch.is_copy:  # its utterances count where they are at home
+                if batch.is_copy:  # its utterances are counted by another process
                     loss = loss._replace(
                         value_sum=loss.value_sum * 0, num_units=loss.num_units * 0, utterances=0
                     )
@@ -207,7 +207,7 @@ class Trainer:
                     metrics[f"loss/{loss.name}"] = value
                 passes += loss.utterances
                 del loss
-        next(losses, None)  # lets the method tidy up behind its last loss
+        next(losses, None)  # lets the method finish its code after its last loss
         norm = self._clip()
         if math.isfinite(norm):
             self.optimizer.step()
@@ -222,18 +222,19 @@ class Trainer:
         return {**metrics, "gradient_norm": norm}
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
-        # Forward AND backward must lie inside no_sync: DDP decides at the forward.
+        # Forward and backward must both be inside no_sync: DDP decides in the forward pass.
         return nullcontext() if last else self.accelerator.no_sync(self.module)
 
     def _backward(self, loss: Loss) -> float | None:
-        """Normalise ``loss`` over all processes, run its backward, return its value, if any.
+        """Normalise ``loss`` over all processes, run its backward, and return its value.
 
-        A subnet may have no utterance of a small batch, and then has no loss in this step.
+        With a small batch a subnet may have no utterance; then it has no loss, and None is
+        returned.
         """
         num_units = self._sum(loss.num_units.detach().float())
         processes = self.accelerator.num_processes
         value_sum = loss.value_sum.float()
-        # DDP averages gradients over processes; the factor makes that the sum over all units.
+        # DDP averages gradients over processes; the factor turns the average into a sum.
         self.accelerator.backward(value_sum * (loss.weight * processes) / num_units.clamp(min=1.0))
         if not num_units:
             return None
@@ -250,7 +251,7 @@ class Trainer:
         return float(norm)
 
     def _skip(self, batch: Batch) -> None:
-        """Count a step with a non-finite gradient (the same on every process: it is reduced)."""
+        """Count a step with a non-finite gradient; all processes have the same reduced gradient."""
         self.cost["skipped_steps"] += 1
         self._skipped_in_a_row += 1
         if self.accelerator.is_main_process:
@@ -268,7 +269,7 @@ class Trainer:
     # -- records ----------------------------------------------------------------------------
 
     def _remember(self, metrics: Metrics) -> None:
-        """Add a step to what is logged next; a skipped step's values are no numbers to average."""
+        """Add a step to the next log line; values of a skipped step are not averaged."""
         for key, value in metrics.items():
             if math.isfinite(value):
                 total, count = self._window.get(key, (0.0, 0))
@@ -300,7 +301,7 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a checkpoint (main process), all others waiting; return its folder."""
+        """Write a checkpoint on the main process while all others wait; return its folder."""
         state = {
             "batches": self.batches.state_dict(),
             "cost": self._summed_cost(),
@@ -333,7 +334,7 @@ class Trainer:
         self.method.load_state_dict(checkpoint.tensors["method"])
         self.batches.load_state_dict(checkpoint.state["batches"])
         self.step = checkpoint.step
-        # Absent in checkpoints of before: then the first line averages the steps since.
+        # Absent in older checkpoints: then the first line averages the steps since the resume.
         window = checkpoint.state.get("window", {})
         self._window = {key: (total, count) for key, (total, count) in window.items()}
         cost = checkpoint.state["cost"]
@@ -341,7 +342,7 @@ class Trainer:
         self.cost["skipped_steps"] = cost["skipped_steps"]
 
     def _summed_cost(self) -> Metrics:
-        """Cost of all processes together; skipped steps are the same on each."""
+        """Cost of all processes together; the number of skipped steps is the same on each."""
         own = torch.tensor([self.cost[name] for name in _SUMMED_COSTS], dtype=torch.float64)
         if self.accelerator.device.type == "mps":  # has no float64
             own = own.float()
@@ -352,7 +353,7 @@ class Trainer:
         }
 
     def _stop_signal(self) -> int | None:
-        """The signal that told any process to stop, if one did."""
+        """The signal that any process has received, if any."""
         flags = torch.tensor(self._stop.flags, device=self.accelerator.device)
         return self._stop.first_of(self._sum(flags).tolist())
 
