@@ -67,7 +67,7 @@ class StopSignals:
 
     @staticmethod
     def first_of(flags: Sequence[float]) -> int | None:
-        """The signal that summed flags speak of; None if they speak of none."""
+        """The signal in flags that were summed over processes; None if there is none."""
         return next((n for n, flag in zip(STOPPING, flags, strict=True) if flag > 0), None)
 
     @contextmanager
@@ -101,17 +101,17 @@ class StopSignals:
             raise KeyboardInterrupt("abandoned: the checkpoint before stays the newest")
 
     def _is_echo(self) -> bool:
-        """Whether a signal of this moment is the first one again."""
+        """Whether a signal that arrives now counts as the first one."""
         torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         seconds = SAME_PRESS_SECONDS_LAUNCHED if torchrun else SAME_PRESS_SECONDS
         return time.monotonic() - self._since < seconds
 
 
 class _Echo:
-    """Passes over what is the first signal again, and everything else on to the caller's handler.
+    """Ignores repetitions of the first signal and passes all others on to the caller's handler.
 
     Args:
-        signals: What remembers the first signal.
+        signals: The record of the first signal.
         previous: The caller's handler.
     """
 
