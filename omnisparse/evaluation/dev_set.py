@@ -1,6 +1,6 @@
 """A test set held in memory, in small batches, for measuring many models on it.
 
-Audio is read and features are computed once; after that a model costs its forward passes only.
+Audio is read and features are computed once; after that a model costs only its forward passes.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ class _Item:
     """Utterances that are computed together."""
 
     spoken: Batch
-    """Those with words: what the label loss is of."""
+    """The utterances with words; the label loss is computed on these."""
     silent: Batch | None
-    """Those without: a model may hear words there."""
+    """The utterances without words; a model may recognise words in them."""
     references: list[str]
-    """Of all, those with words first."""
+    """Transcripts of all utterances, those with words first."""
 
 
 class DevSet:
     """Utterances in batches of similar length, called items.
 
-    Utterances without words are recognised, too, as what a model hears in silence counts as
-    insertions; the label loss is of the others.
+    Utterances without words are also recognised, because words recognised in silence count as
+    insertions. The label loss is computed on the others.
 
     Args:
         cuts: lhotse cuts with audio and one supervision each.
         extractor: The models' features.
         tokenizer: The models' tokens.
-        utterances_per_item: Utterances with words that are computed, and chosen, together; those
-            without are spread evenly over the items.
+        utterances_per_item: Utterances with words that are computed and selected together; those
+            without words are spread evenly over the items.
         progress: Called with (utterances read, utterances in all).
 
     Raises:
@@ -66,7 +66,7 @@ class DevSet:
         spoken = [cut for cut in every if text_of(cut).split()]
         silent = [cut for cut in every if not text_of(cut).split()]
         if not spoken:
-            raise DataError("the manifest holds no utterance with words: nothing to search on")
+            raise DataError("the manifest has no utterance with words, which a search needs")
         self.tokenizer = tokenizer
         self._extractor = extractor
         self._audio = hashlib.sha256()
@@ -117,13 +117,13 @@ class DevSet:
         return sum(len(self._items[item].references) for item in items)
 
     def digest(self) -> str:
-        """A name of the utterances: their order, their words and their audio, wherever it lies."""
+        """A digest of the utterances: order, words and audio, independent of file names."""
         pairs = [(_ids_of(item), item.references) for item in self._items]
         text = repr((pairs, self._audio.hexdigest()))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def tokens(self) -> list[float]:
-        """Units of the label loss of each item: tokens and one end per utterance with words."""
+        """Units of the label loss of each item: tokens, plus one end per utterance with words."""
         return [float((item.spoken.token_lengths + 1).sum()) for item in self._items]
 
     def words(self) -> list[float]:
@@ -142,7 +142,7 @@ class DevSet:
         return values
 
     def transcripts(self, model: Any, items: Sequence[int]) -> list[list[str]]:
-        """What a model hears in each utterance of each item, greedily, in eval mode."""
+        """Transcripts of each utterance of each item, recognised greedily, in eval mode."""
         device = next(model.parameters()).device
         texts = []
         for item in map(self._items.__getitem__, items):
