@@ -509,7 +509,7 @@ def test_a_plain_web_server_is_enough(
     assert len(texts) == 1
     dense = run_json("transcribe", whole, world.wav)["results"][0]["text"]
     assert dense == run_json("transcribe", world.run, world.wav)["results"][0]["text"]
-    assert "goes with a nested file" in fails("transcribe", world.run, world.wav, "--size", "50%")
+    assert "is only for a nested file" in fails("transcribe", world.run, world.wav, "--size", "50%")
     assert "legal" in fails("transcribe", whole, world.wav, "--size", "1%")
     for usage in (
         ("--prefix", prefix),
