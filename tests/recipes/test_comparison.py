@@ -213,7 +213,7 @@ def test_the_first_steps_of_a_run_are_no_row(config: Path) -> None:
     candidates, _ = read_candidates(runs, by="method")
     assert sorted(candidate.row for candidate in candidates) == ["base", "distilled"]
     assert part.resolve() not in [candidate.path for candidate in candidates]
-    with pytest.raises(OmnisparseError, match="only the first steps of others"):
+    with pytest.raises(OmnisparseError, match="only the first steps of other runs"):
         read_candidates([part], by="method")
 
 

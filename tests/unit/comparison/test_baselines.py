@@ -252,7 +252,7 @@ def test_a_limit_per_layer_builds_the_experiments_of_table_4(teacher: Path) -> N
     [
         ("pruning", "25%", None, "method 'pruning' is unknown; legal: base, factored"),
         ("distilled", "25%", None, "needs a teacher"),
-        ("base", "25%", LARGE, "has no use for a teacher"),
+        ("base", "25%", LARGE, "uses no teacher"),
         ("supernet", "25%", None, "a supernet has every size"),
         ("pruned", None, None, "needs a size"),
         ("base", "20MB", None, "is in bytes"),
