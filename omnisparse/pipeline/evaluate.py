@@ -1,4 +1,4 @@
-"""A model on a test set: rates, where the errors are, every transcript. `omnisparse evaluate`."""
+"""Evaluating a model on a test set: rates, errors, transcripts. `omnisparse evaluate`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_account
 
 MAX_CONFUSIONS = 50
-"""Different errors that a result lists."""
+"""Number of different errors that a result lists."""
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Gives a progress callback for a piece of work of this name."""
+"""Gives a progress callback for a task of this name."""
 
 
 def evaluate_model(
@@ -49,7 +49,7 @@ def evaluate_model(
         beam: Hypotheses kept while decoding; 1 is greedy.
         streaming: Recognise chunk by chunk.
         card: Write the result into the artifact's card.
-        against: A second model to recognise with, and to compare.
+        against: A second model to evaluate and to compare with.
         transcripts: File for every utterance with its errors, ``.txt`` or ``.jsonl``.
 
     Returns:
@@ -79,7 +79,9 @@ def evaluate_model(
     }
     if streaming:
         for recognizer in recognizers.values():
-            recognizer.stream(beam=beam)  # one that cannot is told before any time is spent
+            recognizer.stream(
+                beam=beam
+            )  # raises for a model that cannot stream, before any time is spent
 
     def recognise(path: Path, loaded: runs.LoadedModel) -> EvaluationResult:
         recognizer = recognizers[path]
@@ -116,20 +118,20 @@ def evaluate_model(
 
 
 def _compared(path: Path, other: EvaluationResult, result: EvaluationResult) -> dict[str, Any]:
-    """The second model, and how the first differs from it."""
+    """Rates of the second model, and the difference of the first from it."""
     test = paired_bootstrap(other.counts, result.counts)
     return {"model": str(path), "wer": other.wer, **asdict(test)}
 
 
 def _unseen(models: Mapping[Path, runs.LoadedModel], result: EvaluationResult) -> list[str]:
-    """What the tokenizers of the models cannot write of the references."""
+    """Messages about reference words that the tokenizers of the models cannot write."""
     references = [utterance.reference for utterance in result.hypotheses]
     found = {path: find_unseen(loaded.tokenizer, references) for path, loaded in models.items()}
     return [f"{path}: {unseen.describe()}" for path, unseen in found.items() if unseen.unseen]
 
 
 def _details(result: EvaluationResult) -> dict[str, Any]:
-    """Where the errors are."""
+    """Confusions, and rates by speaker and by length."""
     utterances = result.hypotheses
     confusions = count_confusions((one.reference, one.hypothesis) for one in utterances)
     return {

@@ -138,7 +138,7 @@ def test_a_later_search_adds_its_sizes_and_a_front_is_of_its_weights(
     assert f"it is {kept} now" in told
     assert [entry["size"] for entry in json.loads(kept.read_text())["front"]] == ["50%", "70%"]
     assert [entry["size"] for entry in json.loads(path.read_text())["front"]] == ["60%"]
-    assert "found in other weights (7-0badcafe) than these of run (6-" in wrong.stderr
+    assert "searched in other weights (7-0badcafe) than those of run (6-" in wrong.stderr
 
 
 def test_a_search_begins_with_uniform_and_lamp_and_measures_how_its_subset_ranks(
