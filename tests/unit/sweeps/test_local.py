@@ -147,7 +147,7 @@ def test_command_lines_are_those_of_wandbs_agent(
             {"method": "random", "parameters": {"a": {"values": [1], "probabilities": [1, 2]}}},
             "a number for each",
         ),
-        ({"parameters": {"a": {"values": [1], "probabilities": [0]}}}, "one above, is expected"),
+        ({"parameters": {"a": {"values": [1], "probabilities": [0]}}}, "one must be above 0"),
         ({"parameters": {"a": {"value": b"bytes"}}}, "a value that JSON cannot hold"),
         *(
             ({"method": "random", "parameters": {"a": {"distribution": kind, **rule}}}, message)
