@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 
 MIN_SECONDS = 0.01
-"""One frame shift: what is shorter has no features."""
+"""One frame shift; shorter audio has no features."""
 
 CHUNK_SECONDS = 0.32
-"""Audio handed over at once where a whole recording is streamed."""
+"""Audio per chunk when a whole recording is streamed."""
 
 BLOCK_SECONDS = 30.0
 """Audio decoded at once where a whole recording is wanted."""
@@ -36,7 +36,7 @@ BLOCK_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transcript:
-    """The words of one recording, and what it took to find them."""
+    """The words of one recording, and the time of the recognition."""
 
     text: str
     """The recognised words."""
@@ -54,9 +54,9 @@ class Transcript:
 
 
 class RecognizerStream:
-    """One recording on its way through a recogniser; from :meth:`Recognizer.stream`.
+    """One recording that is being recognised; made by :meth:`Recognizer.stream`.
 
-    Memory does not grow with the recording, but for its text.
+    Memory does not grow with the recording, except for its text.
 
     Args:
         recognizer: The recogniser.
@@ -76,26 +76,26 @@ class RecognizerStream:
 
     @property
     def text(self) -> str:
-        """What is recognised so far."""
+        """The text so far."""
         return self._tokenizer.decode(self._tokens)
 
     @property
     def audio_seconds(self) -> float:
-        """Audio taken so far."""
+        """Duration of the audio so far."""
         return self._num_samples / self._rate
 
     def accept(self, samples: FloatArray) -> str:
-        """Takes the next samples, as many as there are.
+        """Processes the next samples.
 
         Args:
             samples: [N] float in [-1, 1], N may be 0.
 
         Returns:
-            What is recognised so far; with a beam, later samples may change the newest words.
+            The text so far; with a beam, later samples may change the newest words.
 
         Raises:
-            DataError: If the samples are not [N], not float or not finite; the stream stays as it
-                is.
+            DataError: If the samples are not [N], not float or not finite; the stream is not
+                changed then.
             ValueError: If the recording has ended.
         """
         _check_samples(samples, "samples")
@@ -106,7 +106,7 @@ class RecognizerStream:
         """Ends the recording.
 
         Returns:
-            All of it: the text of offline recognition.
+            The complete transcript, equal to that of offline recognition.
 
         Raises:
             ValueError: If the recording has already ended.
@@ -143,21 +143,21 @@ class Recognizer:
 
         Args:
             path: The directory, or the nested file or its ``http(s)://`` address.
-            size: Which model of a nested file, as ``25%`` or ``16M``; the largest where None.
+            size: Model of a nested file, such as ``25%`` or ``16M``; None for the largest.
 
         Raises:
-            OmnisparseError: If the directory is not a whole and valid model, or has no sizes.
+            OmnisparseError: If the directory is not a complete and valid model, or has no sizes.
             ValueError: If the nested file has no model of ``size``.
             OSError: If its files cannot be read.
         """
-        # Through the public API: this room stands below the one that knows what a run is.
+        # Through the public API, because this room must not import the room of runs.
         import omnisparse
 
         loaded = omnisparse.load_model(path, size=size)
         return cls(loaded.model, loaded.tokenizer, loaded.extractor)
 
     def stream(self, *, beam: int = 1, sampling_rate: int | None = None) -> RecognizerStream:
-        """Starts a recording that arrives piece by piece.
+        """Starts a recording that arrives in pieces.
 
             stream = recognizer.stream()
             for samples in microphone:
@@ -166,7 +166,7 @@ class Recognizer:
 
         Args:
             beam: Hypotheses kept while decoding; 1 is greedy.
-            sampling_rate: Rate of the samples in Hz, the extractor's where None.
+            sampling_rate: Rate of the samples in Hz; None for the extractor's rate.
 
         Raises:
             ValueError: If ``beam`` or ``sampling_rate`` is below 1, or the model cannot stream.
@@ -186,12 +186,12 @@ class Recognizer:
 
         Args:
             audio: Path of a sound file (WAV, FLAC, OGG, ...), or samples: [N] float in [-1, 1].
-            sampling_rate: Rate of the samples in Hz, the extractor's where None. A file knows
-                its own.
+            sampling_rate: Rate of the samples in Hz; None for the extractor's rate. Ignored for a
+                file, which states its rate.
             beam: Hypotheses kept while decoding; 1 is greedy.
-            streaming: Hand the recording over chunk by chunk, as a microphone would; a file is
-                not read into memory as a whole.
-            on_partial: Called with the text so far after every chunk, where streaming.
+            streaming: Recognise chunk by chunk, as with a microphone; a file is not read into
+                memory as a whole.
+            on_partial: Called with the text so far after every chunk when streaming.
 
         Raises:
             DataError: If the recording cannot be read, is empty or holds values that are not finite
@@ -258,7 +258,7 @@ class Recognizer:
     def load_samples(
         self, audio: str | Path | FloatArray, sampling_rate: int | None = None
     ) -> FloatArray:
-        """Audio as the extractor wants it: [N] float32 at its rate, one channel.
+        """Audio in the form that the extractor needs: [N] float32 at its rate, one channel.
 
         Args:
             audio: A path, or samples: [N] float in [-1, 1].
@@ -293,7 +293,7 @@ def read_audio(path: Path) -> tuple[FloatArray, int]:
 
 
 def audio_chunks(path: Path, seconds: float | None) -> tuple[int, Iterator[FloatArray]]:
-    """Reads a sound file piece by piece.
+    """Reads a sound file in pieces.
 
     Args:
         path: The file.
@@ -330,7 +330,7 @@ def _unreadable(path: Path, error: BadAudioError) -> DataError:
 
 
 def _check_samples(samples: FloatArray, name: str) -> None:
-    """Refuses what no features can be computed of."""
+    """Refuses samples from which no features can be computed."""
     if samples.ndim != 1:
         raise DataError(f"{name}: expected samples of shape [N], got {list(samples.shape)}")
     if not np.issubdtype(samples.dtype, np.floating):
@@ -338,7 +338,7 @@ def _check_samples(samples: FloatArray, name: str) -> None:
             f"{name}: expected float samples in [-1, 1], got {samples.dtype}; "
             "divide int16 samples by 32768"
         )
-    with np.errstate(over="ignore"):  # 1e300 is a float64, and infinity to the features
+    with np.errstate(over="ignore"):  # 1e300 is a float64, but infinity in float32
         finite = np.isfinite(samples.astype(np.float32, copy=False)).all()
     if not finite:
         raise DataError(f"{name}: holds samples that are not finite (NaN or infinity)")

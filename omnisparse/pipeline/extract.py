@@ -55,11 +55,11 @@ def extract(
             of the dense net's parameters.
         sparsity: Share of the prunable weights that becomes zero, in [0, 1).
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
-        front: With ``size``: file (or folder) of a search whose spec of that size is taken; of a
-            size in bytes, the best of those that fit.
-        out: Artifact directory; None for ``<run>/extracted/<what was asked>``, such as ``25pct`` or
-            ``25pct-int8-8x1``: options that are not the default are in the name. Where a file gave
-            the sparsities they are in it as a digest, so that two files have two folders.
+        front: With ``size``: file (or folder) of a search; its spec of that size is used. For a
+            size in bytes, the best spec that fits is used.
+        out: Artifact directory; None for ``<run>/extracted/<request>``, such as ``25pct`` or
+            ``25pct-int8-8x1``: options that differ from the default are in the name. If a file
+            gives the sparsities, their digest is in the name, so that two files have two folders.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         block: ``1x1``, ``8x1``, ``16x1`` or ``4x4``: weights (outputs by inputs) that are kept or
             dropped together; None for the block shape of the training.
@@ -70,13 +70,13 @@ def extract(
             block) always stays.
         format: ``bitmask``, or ``dense`` for loaders that do not support masks.
         wer: Known word error rates in percent by test set, for the model card.
-        warn: Told in a line each what ``warnings`` of the result hold.
+        warn: Called with each line of ``warnings`` in the result.
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds``, ``warnings`` (sizes that nobody
-        trained, a run that holds fewer non-zero weights than were asked for), the counts of
-        ``SizeReport.summary``, and ``layers`` as of :func:`omnisparse.runs.inspect`: all of what
-        the files hold, so that a kept weight which happens to be exactly zero is in none of them.
+        ``path, parameters, nonzero, sparsity, bytes, seconds``, ``warnings`` (a size that was not
+        trained, a run with fewer non-zero weights than requested), the counts of
+        ``SizeReport.summary``, and ``layers`` as in :func:`omnisparse.runs.inspect`. All are counts
+        of the files, so a kept weight that is exactly zero is not counted.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -112,7 +112,7 @@ def extract(
     )
     (info,) = write_extractions(weights, [extraction], norm=norm)
     warnings = untrained_warnings(info.nonzero, contents.source)
-    if info.nonzero < budget.unprunable + sum(kept.values()):  # else nobody need count
+    if info.nonzero < budget.unprunable + sum(kept.values()):  # otherwise no weight is missing
         warnings += missing_warnings({n: count_nonzero(weights[n]) for n in kept}, kept, budget)
     for line in warnings:
         warn(line)
@@ -122,15 +122,15 @@ def extract(
 def missing_warnings(
     held: Mapping[str, int], asked: Mapping[str, int], budget: Budget
 ) -> list[str]:
-    """Tell of matrices that hold fewer non-zero weights than were asked for, as of a pruned net.
+    """Warning about matrices with fewer non-zero weights than requested, as in a pruned net.
 
     Args:
         held: Existing non-zero weights, by matrix.
         asked: Weights to keep, by matrix.
-        budget: That of the net.
+        budget: Budget of the net.
 
     Returns:
-        One line, if there are any.
+        One line, if there are such matrices.
     """
     there = sum(min(count, held[name]) for name, count in asked.items())
     wanted = sum(asked.values())
@@ -241,13 +241,13 @@ class _Request:
             )
         if self.front is not None and (block is not None or norm != "l1" or floor):
             raise UsageError(
-                "block, norm and floor are not legal with a front: it has none of them"
+                "block, norm and floor are not legal with a front, which was searched without them"
             )
 
     def entry(
         self, budget: Budget, record: RunRecord, weights: Mapping[str, Array], contents: Contents
     ) -> FrontEntry | None:
-        """What the front has of the size, where one is to be looked at."""
+        """The front's entry of the size; None if no front is given."""
         if self.front is None or self.size is None:
             return None
         front = read_front(self.front)

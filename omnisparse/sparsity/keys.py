@@ -95,10 +95,10 @@ def score(
 ) -> Keys:
     """Importance of every block as a non-negative integer, row-major over blocks.
 
-    Elements keep the bits of their magnitude. Blocks add up in float64, one element position
-    after the other, so that the order of additions is the same on every device. A block that an
-    edge of the matrix cuts counts as if it were whole, its missing weights being as large as the
-    mean of those it has: by its sum it would lose against any whole block.
+    The key of a single weight is the bits of its magnitude. A block is summed in float64, one
+    element position after the other, so that the order of additions is the same on every device. A
+    block at the edge of the matrix counts as if it were whole: its missing weights get the mean of
+    its existing weights. Otherwise its sum would be too small in comparison with whole blocks.
 
     Args:
         tensor: Weights.

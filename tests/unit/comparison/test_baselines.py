@@ -208,7 +208,7 @@ def test_a_method_may_come_with_its_choices() -> None:
     assert configure(BASE, again).method == SandwichConfig(alphas=(-2.0, 0.5))
     with pytest.raises(ConfigError, match="has no kind; legal: kind and keys of that method"):
         parse_request(["method={min_size: 60%}"])
-    with pytest.raises(ConfigError, match="the value is no YAML"):
+    with pytest.raises(ConfigError, match="the value is not YAML"):
         parse_request(["method={min_size: "])
     with pytest.raises(ConfigError, match="method 'sieve' is unknown"):
         parse_request(["method={kind: sieve}"])
