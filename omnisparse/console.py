@@ -276,7 +276,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def print_error(message: str, *, is_failure: bool = True) -> None:
-    """Prints a failure as one line on stderr, whatever line breaks the message holds.
+    """Prints a failure as one line on stderr; line breaks in the message are removed.
 
     Args:
         message: What happened.

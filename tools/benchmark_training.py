@@ -1,4 +1,4 @@
-"""What a sandwich step costs beside the dense step of the same batch.
+"""Cost of a sandwich step, compared with the dense step on the same batch.
 
     python tools/benchmark_training.py
     python tools/benchmark_training.py --model transducer --threads 2 --json

@@ -342,7 +342,7 @@ def test_configurations_are_rows_and_their_seeds_are_averaged(config: Path) -> N
     assert f"{first} and {second} are both supernet at 100% with seed 0" in line
     assert line.endswith("leave one out, or compare --by configuration")
     refused = invoke(*arguments, "--by", "configuration", "--reference", "pang2018", code=2)
-    assert "--reference goes with --by method" in refused.stderr
+    assert "--reference needs --by method" in refused.stderr
 
 
 def test_bad_comparisons_are_one_line(config: Path) -> None:

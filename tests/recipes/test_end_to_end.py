@@ -469,7 +469,7 @@ def test_bad_nested_requests(
 
 @contextmanager
 def plain_server(folder: Path) -> Iterator[str]:
-    """``python -m http.server`` as a user starts it; it sends no ranges of bytes."""
+    """``python -m http.server`` as a user starts it; it supports no byte ranges of bytes."""
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -493,7 +493,7 @@ def test_a_plain_web_server_is_enough(
         assert [band["bytes"] for band in seen["bands"]] == [
             band["bytes"] for band in written["prefixes"]
         ]
-        assert "sends no ranges" in run("inspect", url).stderr
+        assert "supports no byte ranges" in run("inspect", url).stderr
         made = run_json("extract", "--from", url, "--size", "40%", "--prefix", prefix)
         data = whole.read_bytes()
         assert prefix.read_bytes() == data[: made["bytes"]]
