@@ -118,7 +118,7 @@ def test_a_later_search_adds_its_sizes_and_a_front_is_of_its_weights(
     assert later["seconds"] > document["seconds"] > 0
 
     for *illegal, message in (
-        ("--size", "70%", "--front", path, "--scope", "lamp", "scope lamp is not legal with a front"),
+        ("--size", "70%", "--front", path, "--scope", "lamp", "scope lamp is not legal"),
         ("--size", "70%", "--front", path, "--block", "8x1", "block, norm and floor are not legal"),
         ("--spec", path.parent / "specs" / f"{first['nonzero']}.json", "--scope", "lamp",
          "scope lamp is not legal with a spec"),
