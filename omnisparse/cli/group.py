@@ -36,7 +36,7 @@ PLACE = PlaceType()
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 FIRST_SIGNAL_CODE = 129
-"""Exit codes above this number mean a signal: 128 plus its number."""
+"""Exit codes from this number on mean a signal: 128 plus its number."""
 EXIT_NO_READER = 141
 """Exit code of a tool that SIGPIPE ended, as in shells."""
 

@@ -48,7 +48,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of ``step`` atomically, then delete all but the newest ``keep``.
+    """Write the checkpoint of ``step`` atomically; keep it and the ``keep - 1`` before it.
 
     Args:
         root: The run's ``checkpoints`` folder; made if absent.
