@@ -1,4 +1,4 @@
-"""A directory or file that is either the old one or the whole new one, whatever happens."""
+"""Atomic replacement of a directory or file: always either the old or the complete new one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RENAME_EXCHANGE = 2
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Create a file and bring it to the disk."""
+    """Create a file and sync it to the disk."""
     with path.open("xb") as file:
         file.write(data)
         file.flush()
@@ -27,7 +27,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one step; False where the system cannot."""
+    """Swap two paths atomically; False if the system does not support it."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
@@ -50,16 +50,16 @@ def _put_in_place(new: Path, out: Path) -> None:
 
 @contextmanager
 def replaced_directory(out: Path, is_replaceable: Callable[[Path], bool]) -> Iterator[Path]:
-    """An empty sibling directory to fill, which becomes ``out``; on failure nothing changed.
+    """An empty directory beside ``out`` to fill; it becomes ``out``. On failure nothing changes.
 
-    A process killed half-way leaves a hidden ``.NAME.tmp-*`` sibling, which may be deleted.
+    A process killed half-way leaves a hidden ``.NAME.tmp-*`` directory, which may be deleted.
 
     Args:
-        out: Final place. Its parents are created.
+        out: Final path. Its parents are created.
         is_replaceable: Whether an existing non-empty directory at ``out`` may be replaced.
 
     Raises:
-        OmnisparseError: If ``out`` exists and may not be replaced, or the disk refuses.
+        OmnisparseError: If ``out`` exists and may not be replaced, or writing fails.
     """
     out = Path(os.path.realpath(out))
     exists = out.exists()
@@ -85,10 +85,10 @@ def replaced_directory(out: Path, is_replaceable: Callable[[Path], bool]) -> Ite
 
 @contextmanager
 def replaced_file(out: Path) -> Iterator[Path]:
-    """A path to create a file at; on success it becomes ``out``, on failure nothing changed.
+    """A path for a new file; on success it becomes ``out``, on failure nothing changes.
 
     Raises:
-        OmnisparseError: If the disk refuses.
+        OmnisparseError: If writing fails.
     """
     out = Path(os.path.realpath(out))
     try:

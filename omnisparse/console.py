@@ -1,6 +1,6 @@
-"""What people see: notes, tables and progress on stderr; stdout is left to results.
+"""Output for people: notes, tables and progress on stderr; stdout is only for results.
 
-rich is imported when the first thing is shown, so that ``omnisparse --help`` stays quick.
+rich is imported when something is shown for the first time, so ``omnisparse --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ ProgressCallback = Callable[..., None]
 """``(done, total, metrics)``; metrics, a mapping of names to floats, may be left out."""
 
 RESULT_FILE = "OMNISPARSE_RESULT_FILE"
-"""Environment variable: a file that gets a verb's JSON object, for programs that start it."""
+"""Environment variable: file for a verb's JSON object, used by programs that start the verb."""
 
 SWEEP = "OMNISPARSE_SWEEP"
-"""Environment variable: the folder of the sweep that a program is started by."""
+"""Environment variable: folder of the sweep that started the program."""
 
 SECONDS_BETWEEN_LINES = 30.0
 WIDTH_WITHOUT_TERMINAL = 120
@@ -29,10 +29,10 @@ _ANY_WIDTH = 10_000
 
 
 class Console:
-    """Writes for people, on stderr.
+    """Writes messages for people to stderr.
 
     Args:
-        quiet: Show nothing but warnings: no notes, tables or progress.
+        quiet: Show only warnings: no notes, tables or progress.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -40,10 +40,10 @@ class Console:
 
     @property
     def _rich(self) -> Any:
-        """A rich console on the stderr of this moment (tests and redirections replace it)."""
+        """A rich console on the present stderr (tests and redirections replace stderr)."""
         from rich.console import Console as RichConsole
 
-        # Logs and pipes have no width of their own: lines are not cut there.
+        # Logs and pipes have no width, so lines are not cut there.
         width = None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL
         return RichConsole(stderr=True, highlight=False, soft_wrap=True, width=width)
 
@@ -53,11 +53,11 @@ class Console:
             self._rich.print(text, style=style, markup=False)
 
     def warn(self, text: str) -> None:
-        """Shows one line even where the console is quiet."""
+        """Shows one line even if the console is quiet."""
         self._rich.print(text, style="yellow", markup=False)
 
     def heading(self, text: str) -> None:
-        """Opens a part of a longer piece of work."""
+        """Shows the heading of a part of a longer task."""
         self.note(text, style="bold")
 
     def table(
@@ -105,7 +105,7 @@ class Console:
 
     @contextmanager
     def growing_text(self) -> Iterator[Callable[[str], None] | None]:
-        """Follows a text that is still growing: a line on a terminal, None without one."""
+        """Shows a growing text: a line on a terminal, None without a terminal."""
         if self.quiet or not self._rich.is_terminal:
             yield None
         else:
@@ -114,7 +114,7 @@ class Console:
 
     @contextmanager
     def progress(self, description: str) -> Iterator[ProgressCallback]:
-        """Follows a piece of work: a bar on a terminal, otherwise a line now and then."""
+        """Shows the progress of a task: a bar on a terminal, otherwise a line now and then."""
         if self.quiet:
             yield lambda done, total, metrics=None: None
         elif self._rich.is_terminal:
@@ -154,14 +154,14 @@ def _width_of(table: Any, rich_console: Any) -> int:
 
 @contextmanager
 def _growing_line(rich_console: Any) -> Iterator[Callable[[str], None]]:
-    """One line that shows the end of a growing text, and is gone afterwards."""
+    """One line with the end of a growing text; it is removed afterwards."""
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=rich_console, transient=True, refresh_per_second=10) as live:
 
         def update(text: str) -> None:
-            # The newest words matter: a text too long for the line loses its beginning.
+            # The newest words are important: a text that is too long loses its beginning.
             line = Text(text)
             excess = line.cell_len - (rich_console.width - 1)
             live.update(line if excess <= 0 else Text("…" + text[excess + 1 :]))
@@ -204,7 +204,7 @@ def _bar(rich_console: Any, description: str) -> Iterator[ProgressCallback]:
 
 
 class _PlainProgress:
-    """Progress for logs and pipes: every half minute, and the end of what took longer than that."""
+    """Progress for logs and pipes: a line every half minute, and at the end of longer tasks."""
 
     def __init__(self, console: Console, description: str) -> None:
         self.console = console
@@ -260,7 +260,7 @@ def format_difference(low: float | None, high: float | None, *, decimals: int = 
 
 
 def format_bytes(count: float) -> str:
-    """A number of bytes as people say it, in powers of 1000: ``1.3 MB``."""
+    """A number of bytes in short form, in powers of 1000: ``1.3 MB``."""
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
@@ -268,7 +268,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as people say it: ``0.42 s``, ``5 min 03 s``."""
+    """A duration in short form: ``0.42 s``, ``5 min 03 s``."""
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -276,7 +276,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def print_error(message: str, *, is_failure: bool = True) -> None:
-    """Prints a failure as one line on stderr, whatever line breaks the message holds.
+    """Prints a failure as one line on stderr; line breaks in the message are removed.
 
     Args:
         message: What happened.

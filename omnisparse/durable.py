@@ -1,4 +1,4 @@
-"""Bringing what was written to the disk, for every room that must survive a power cut."""
+"""Syncing written files to the disk, so that they survive a power failure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 
 def sync_path(path: Path) -> None:
-    """Bring a file's content, or a directory's entries, to the disk.
+    """Sync a file's content, or a directory's entries, to the disk.
 
     Raises:
-        OSError: If the disk refuses.
+        OSError: If it fails.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -29,13 +29,13 @@ def sync_path(path: Path) -> None:
 def replacing(final: Path) -> Iterator[Path]:
     """Give a path beside ``final`` to write a file to, and move it to ``final`` at the end.
 
-    The file appears whole or not at all: where the body fails, ``final`` is as it was.
+    The file appears complete or not at all: if the body fails, ``final`` is unchanged.
 
     Args:
-        final: Path of the file, of any suffix; its folder exists.
+        final: Path of the file, with any suffix; its folder exists.
 
     Yields:
-        Path to write, of the same suffix.
+        Path to write, with the same suffix.
     """
     partial = final.with_name(f".{final.stem}.{os.getpid()}.part{final.suffix}")
     try:
@@ -48,9 +48,9 @@ def replacing(final: Path) -> Iterator[Path]:
 
 
 def start_sync(descriptor: int) -> None:
-    """Let the system begin to write a file to the disk, without waiting for it.
+    """Let the system start to write a file to the disk, without waiting for it.
 
-    Promises nothing; it shortens a later ``os.fsync`` where the system knows how (Linux).
+    There is no guarantee; on Linux it makes a later ``os.fsync`` faster.
     """
     begin = _sync_file_range()
     if begin is not None:

@@ -1,6 +1,6 @@
-"""The errors a user may see: each message one line that names the thing and the legal values.
+"""Errors for the user: each message is one line that names the value and the legal values.
 
-A configuration declares the legal values of a field beside it, once, as in
+A configuration declares the legal range in the type of a field, as in
 ``dropout: Probability = 0.1``, and calls :func:`check_ranges` in ``__post_init__``.
 """
 
@@ -17,9 +17,9 @@ class OmnisparseError(Exception):
     """A failure the user can act on; the command line prints it as one line and exits.
 
     Attributes:
-        exit_code: What the command line exits with.
-        on_every_process: Of several processes of one training, all meet this failure alike, so
-            that the first speaks for them.
+        exit_code: Exit code of the command line.
+        on_every_process: Whether all processes of one training fail in this way; then only the
+            first process prints the message.
     """
 
     exit_code = 1
@@ -27,13 +27,13 @@ class OmnisparseError(Exception):
 
 
 class UsageError(ValueError):
-    """A value that is wrong whatever it is for, such as a size that is no size: exit code 2."""
+    """A value that is wrong in any context, such as a size that is not a size: exit code 2."""
 
     exit_code = 2
 
 
 class FormatError(OmnisparseError):
-    """A file that is not what it says it is: artifact, checkpoint or nested file."""
+    """A file that is damaged or not of the expected format: artifact, checkpoint or nested file."""
 
 
 class DataError(OmnisparseError):
@@ -81,7 +81,7 @@ class Range:
 
 
 def _figure(limit: float) -> str:
-    """A limit as people write it: ``1000`` for 1000.0, every digit of a whole number."""
+    """A limit as text: ``1000`` for 1000.0, and all digits of a whole number."""
     return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
@@ -98,14 +98,14 @@ NonNegativeFloat = Annotated[float, Range(minimum=0)]
 """The weight of a loss."""
 
 Probability = Annotated[float, Range(minimum=0, below=1)]
-"""A probability of dropout, or a share that leaves something."""
+"""A probability of dropout, or a share below 1."""
 
 Share = Annotated[float, Range(minimum=0, maximum=1)]
 """A share of a whole."""
 
 
 def check_ranges(config: Any, error: type[ValueError] = ValueError) -> None:
-    """Check every field of a dataclass whose type names a :class:`Range`; None is let through.
+    """Check every field of a dataclass whose type has a :class:`Range`; None is always legal.
 
     Args:
         config: An instance of a dataclass.
@@ -119,7 +119,7 @@ def check_ranges(config: Any, error: type[ValueError] = ValueError) -> None:
         value = getattr(config, name)
         if value is None:
             continue
-        if is_whole and type(value) is not int:  # 2.0 would only fail later, and True is none
+        if is_whole and type(value) is not int:  # 2.0 would fail later, and True is not a number
             raise error(f"{name} is {value!r}; it must be a whole number")
         if value not in legal:
             raise error(f"{name} is {value}; it must be {legal}")

@@ -4,13 +4,13 @@
     accelerate launch recipes/train_baseline.py --config recipes/configs/las_assistant.yaml
 
 ``method`` is base (dense, the default), distilled, factored, pruned, factored_distilled,
-factored_distilled_pruned, supernet (as many utterance passes as any other row, subnets counted),
-supernet_double (twice as many), or the kind of a method that was added (docs/add_a_method.md).
-``size`` is 25% of the dense net or 16M parameters, and the whole net where it is not given. A row
-that needs a teacher trains the dense net first, once per seed; ``teacher=RUN`` and ``init=RUN``
-name others, ``pretrain=20%`` is the part of the steps that a student takes on labels alone. Any
-other ``key=value`` is a key of the configuration, and ``method.key=value`` one of this row's
-method. ``omnisparse compare RUN...`` makes the table.
+factored_distilled_pruned, supernet (as many utterance passes as any other row, including those of
+subnets), supernet_double (twice as many), or the kind of an added method (docs/add_a_method.md).
+``size`` is 25% of the dense net or 16M parameters; without it the net keeps its full size. A row
+that needs a teacher trains the dense net first, once per seed. ``teacher=RUN`` and ``init=RUN``
+set other nets; ``pretrain=20%`` is the share of the steps in which a student trains only on labels.
+Any other ``key=value`` is a key of the configuration, and ``method.key=value`` is a key of this
+row's method. ``omnisparse compare RUN...`` makes the table.
 """
 
 from __future__ import annotations

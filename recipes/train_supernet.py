@@ -4,9 +4,9 @@
     accelerate launch recipes/train_supernet.py --config recipes/configs/las_assistant.yaml
     accelerate launch --num_processes 2 recipes/train_supernet.py training.max_steps=200
 
-Without arguments it speaks the embedded corpus and trains the embedded default (a LAS of 2.88 M
-parameters). ``key=value`` overrides any key of the configuration; an unknown key is answered with
-the legal ones. Afterwards: ``omnisparse extract --size 25%``.
+Without arguments it makes the embedded corpus and trains the default configuration (a LAS of 2.88 M
+parameters). ``key=value`` overrides any key of the configuration; for an unknown key the legal keys
+are listed. Afterwards: ``omnisparse extract --size 25%``.
 """
 
 from __future__ import annotations

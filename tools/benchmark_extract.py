@@ -1,17 +1,17 @@
-"""How long an extraction takes and how much memory, beside pruning with torch.nn.utils.prune.
+"""Time and memory of an extraction, compared with pruning by torch.nn.utils.prune.
 
     python tools/benchmark_extract.py                        # table on stdout
     python tools/benchmark_extract.py --json --repeats 5
 
-A LAS of about 110 M parameters is saved as a run with an fp32 checkpoint (so it lies in the page
-cache). Then each side runs in a process of its own: ``one`` size by ``runs_extract.extract``,
-``ten`` sizes in one walk, and the ``peer``, ``prune.global_unstructured`` on the same net with
-``prune.remove`` and ``torch.save``. A time counts everything from opening the checkpoint to the
-last fsync; importing is not in it. ``cli`` is the whole command, ``omnisparse extract``, from the
-start of its process to its end, imports included, a process per repeat. Peak memory is that of the
-whole process (after one repeat), and what it was after the imports is printed beside it. The sizes
-and the equality of logits are checked on what was written; the formula is N/8 + nnz * bytes per
-packed matrix plus the dense rest, for int8 with 4 bytes of scale per row.
+A LAS of about 110 M parameters is saved as a run with an fp32 checkpoint (so it is in the page
+cache). Then each variant runs in its own process: ``one`` size by ``pipeline.extract.extract``,
+``ten`` sizes in one pass, and the ``peer``, ``prune.global_unstructured`` on the same net with
+``prune.remove`` and ``torch.save``. A time includes everything from opening the checkpoint to the
+last fsync, but not the imports. ``cli`` is the whole command ``omnisparse extract``, from the start
+to the end of its process, with imports; every repeat is a new process. Peak memory is that of the
+whole process (after one repeat); the memory after the imports is printed beside it. Sizes and
+logits are checked on the written files. The formula is N/8 + nnz * bytes per packed matrix plus the
+dense rest; for int8 plus 4 bytes of scale per row.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ verbs.main(sys.argv[1:], standalone_mode=False)
 lines = open("/proc/self/status").read().splitlines()
 print(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
 """
-"""What the ``omnisparse`` script does, and then the peak memory of its process in KiB."""
+"""Runs the ``omnisparse`` script, and then prints the peak memory of its process in KiB."""
 
 
 def make_net() -> Any:
@@ -94,7 +94,7 @@ def make_run(run: Path) -> None:
 
 
 def extract_many(run: Path, out: Path, sizes: tuple[str, ...]) -> None:
-    """Open the checkpoint and write an artifact of every size in one walk."""
+    """Open the checkpoint and write an artifact of every size in one pass."""
     from omnisparse.artifact import Contents, Extraction, write_extractions
     from omnisparse.runs import directory as runs
     from omnisparse.sparsity.budget import Budget
@@ -123,7 +123,7 @@ def extract_many(run: Path, out: Path, sizes: tuple[str, ...]) -> None:
 
 
 def prune_with_torch(run: Path, out: Path, size: str) -> None:
-    """The peer: the same net, as many weights kept, ranked over all matrices together."""
+    """The peer: the same net and number of kept weights, ranked over all matrices together."""
     import torch
     from safetensors.torch import load_file
     from torch.nn.utils import prune
@@ -159,9 +159,9 @@ def peak_bytes() -> int:
 
 
 def measure(run: Callable[[], int | None], out: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of every repeat, and peak memory after the first (or as it says itself).
+    """Seconds of every repeat, and peak memory after the first (or as reported by the process).
 
-    Every repeat writes to a new place: deleting what was there before is not extracting.
+    Every repeat writes to a new folder, so that deleting old files is not measured.
     """
     before = peak_bytes()
     seconds, cpu, peak = [], [], 0
@@ -197,7 +197,7 @@ def logits(net: Any, state: dict[str, Tensor]) -> Tensor:
 
 
 def check(run: Path, out: Path, size: str) -> dict[str, Any]:
-    """Counts, bytes and logits of what was written."""
+    """Counts, bytes and logits of the written files."""
     from safetensors.torch import load_file
 
     from omnisparse.artifact import inspect_artifact, read_artifact

@@ -1,14 +1,14 @@
-"""What a file of every size costs: bytes over the dense net, time to write, a prefix to read.
+"""Costs of a nested file: bytes above the dense net, time to write it and to read a prefix.
 
     python tools/benchmark_nested.py                 # table on stdout
     python tools/benchmark_nested.py --json --size 32M
 
-The net is the LAS of recipes/configs/las_110m_librispeech.yaml, its weights as initialised: what
-places of weights cost depends on how many are in a band, not on which. The dense net at the same
-precision is counted by the plan of its artifact (`--format dense`), tokenizer aside. A time counts
-everything from the mapped checkpoint, or the nested file, in the page cache to the last fsync, each
-once; importing is not in it. CPU seconds are those of the process, bytes read those that the reader
-asked its source for.
+The net is the LAS of recipes/configs/las_110m_librispeech.yaml with its initial weights: the bytes
+for positions depend on the number of weights in a band, not on which weights these are. The bytes
+of the dense net at the same precision come from the plan of its artifact (`--format dense`),
+without tokenizer. A time includes everything from the mapped checkpoint, or the nested file, in the
+page cache to the last fsync, once each, but not the imports. CPU seconds are those of the process.
+Bytes read are those that the reader requested from its source.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class CountingSource(FileSource):
-    """A file that counts the bytes it is asked for."""
+    """A file that counts the requested bytes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -50,7 +50,7 @@ class CountingSource(FileSource):
 
 
 def make_checkpoint(path: Path) -> dict[str, Any]:
-    """Save the net, and return what its files say beside its weights."""
+    """Save the net, and return the contents of its files without weights."""
     config = load_config(RECIPE, [])
     assert isinstance(config.model, LasConfig)
     sizes = {"input_dim": 80 * config.data.features.stack, "vocab_size": config.data.vocab_size}
@@ -75,8 +75,8 @@ def measure_nested(
     Args:
         checkpoint: Safetensors file of the dense net.
         contents: Keyword arguments that `write_nested` and `write_artifact` share.
-        folder: Where to write; what is written is left there.
-        precision: Of the file and of the artifact.
+        folder: Output folder; the files are not deleted.
+        precision: Precision of the file and of the artifact.
         size: Size to extract.
     """
     state = MappedState(checkpoint)

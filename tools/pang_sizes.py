@@ -1,9 +1,9 @@
-"""How far the parameter counts printed by Pang et al. 2018 reproduce with this package's LAS.
+"""Comparison of the parameter counts in Pang et al. 2018 with those of this package's LAS.
 
     python tools/pang_sizes.py
 
-Builds every shape of tables 1, 2 and 4 (without memory for its weights), counts, and solves the
-widths that really have the printed size. 80 mel bins stacked by 3, no time reduction, 4,096 word
+Builds every shape of tables 1, 2 and 4 (without memory for its weights), counts it, and computes
+the widths that really have the printed size: 80 mel bins stacked by 3, no time reduction, 4096 word
 pieces, 4 heads, embedding 96, attention as wide as the encoder's output, layer normalisation.
 """
 

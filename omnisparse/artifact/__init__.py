@@ -1,6 +1,6 @@
-"""Packed model files: written atomically, sized exactly, read with suspicion.
+"""Packed model files: written atomically, with an exact size, and checked when read.
 
-Nothing here loads torch until a caller asks for tensors: extraction works on numpy arrays.
+Nothing here loads torch until a caller needs tensors: extraction works on numpy arrays.
 """
 
 from omnisparse.artifact.artifact import ArtifactInfo, planned_bytes, write_artifact

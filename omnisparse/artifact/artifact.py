@@ -1,13 +1,13 @@
-"""The artifact: a directory that holds one deployable net, written whole or not at all.
+"""The artifact: a directory that holds one deployable net, written completely or not at all.
 
 ``config.json``, ``model.safetensors``, ``tokenizer.model`` and ``tokens.txt`` are the net; their
-bytes are "the bytes of the artifact". ``README.md`` is a card for people: neither counted, read nor
-checksummed. Nothing is pickled.
+bytes are "the bytes of the artifact". ``README.md`` is a model card for people; it is not counted,
+not read and has no checksum. Nothing is pickled.
 
-``config.json`` holds the checksum of the other three and of itself (taken with its own digest
-replaced by zeros), so any flipped byte of the four files is found. Beside our ``omnisparse`` block
-it carries compressed-tensors' ``quantization_config`` where that package can read the file:
-bit-masks without blocks in fp32, fp16 or bf16.
+``config.json`` holds the checksums of the other three files and of itself (computed with its own
+digest replaced by zeros), so any changed byte of the four files is detected. Beside our
+``omnisparse`` block it has a ``quantization_config`` of compressed-tensors if that package can read
+the file: bit-masks without blocks in fp32, fp16 or bf16.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from omnisparse.sparsity.report import SizeReport
 from omnisparse.sparsity.selection import Rows, kept_rows
 
 PACKING_THREADS = 2
-"""Tensors that are packed at the same time, and so in memory."""
+"""Tensors that are packed, and so in memory, at the same time."""
 
 FINISHING_THREADS = 8
-"""Files that are hashed or brought to the disk at the same time, which is mostly waiting."""
+"""Files that are hashed or synced to the disk at the same time; this is mostly waiting."""
 
 __all__ = [
     "Artifact",
@@ -59,16 +59,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """What was written, as the files hold it.
+    """Counts of the written files.
 
-    A weight that is exactly zero is not stored by a bit-mask and never counts as non-zero, whether
-    it was asked to be kept or not.
+    A bit-mask does not store a weight that is exactly zero, and such a weight never counts as
+    non-zero, even if it was to be kept.
 
     Attributes:
         path: The directory.
-        bytes: All files but the card.
+        bytes: Bytes of all files except the card.
         report: Counts of the whole net.
-        layers: What each tensor holds, buffers aside.
+        layers: Counts of each tensor, without buffers.
     """
 
     path: Path
@@ -105,10 +105,10 @@ class ArtifactInfo:
 
 
 def planned_bytes(state: Mapping[str, Any], num_kept: Mapping[str, int], **contents: Any) -> int:
-    """Exact bytes of the artifact that :func:`write_artifact` would write, from no weight.
+    """Exact bytes of the artifact that :func:`write_artifact` would write; no weight is read.
 
     Args:
-        state: Only names, shapes and dtypes are used; meta tensors will do.
+        state: Only names, shapes and dtypes are used; meta tensors are enough.
         num_kept: Kept weights of every prunable tensor (with blocks: weights in kept blocks).
         **contents: The other arguments of :func:`write_artifact`, from ``model`` to ``buffers``.
 
@@ -144,25 +144,25 @@ def write_artifact(
 
     Args:
         out: The directory. An existing artifact there is replaced; anything else there is an error.
-        state: The dense state dict, pruned weights exactly 0: tensors, or arrays (uint16: bits of
-            bfloat16). Two are asked for at a time, by two threads, so a mapping that makes its
+        state: The dense state dict with pruned weights exactly 0: tensors, or arrays (uint16: bits
+            of bfloat16). Two threads read two of them at a time, so a mapping that makes its
             tensors on demand keeps memory small.
         model: Configuration of the model (``kind``, its fields, ``input_dim``, ``vocab_size``), as
             JSON.
         tokenizer: The bytes of ``tokenizer.model``.
         tokens_txt: The text of ``tokens.txt``.
         features: Configuration of the feature extractor, as JSON.
-        spec: The subnet's description, kept for the record.
+        spec: The subnet's description; it is only recorded.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8`` (symmetric, a scale per row).
         block: Block of the masks; ``(1, 1)`` is unstructured.
-        format: ``bitmask``, or ``dense``, which keeps zeros for loaders that know nothing of us.
+        format: ``bitmask``, or ``dense``, which also stores zeros, for loaders without masks.
         wer: Known word error rates in percent by test set, for the record and the card.
-        dense_parameters: Parameters of the dense net; must be what ``state`` holds, ``buffers``
-            aside.
+        dense_parameters: Parameters of the dense net; must equal the number in ``state`` without
+            ``buffers``.
         prunable: Names of the tensors that were pruned; all others count and are stored in full.
-        source: Where the net came from (run, step, commit), as JSON.
+        source: Origin of the net (run, step, commit), as JSON.
         buffers: Names in ``state`` that are not parameters and so not counted.
-        num_kept: Non-zero weights of every prunable tensor if already known; this spares
+        num_kept: Non-zero weights of every prunable tensor if already known; this saves
             a pass over ``state``.
 
     Returns:
@@ -171,7 +171,7 @@ def write_artifact(
     Raises:
         ValueError: If an argument is illegal, or a weight is not finite or too large for the
             precision.
-        OmnisparseError: If ``out`` is taken by something else, or the disk refuses; nothing has
+        OmnisparseError: If ``out`` exists and is not an artifact, or writing fails; nothing has
             changed then.
     """
     contents = Contents(
@@ -193,7 +193,7 @@ def write_artifact(
         try:
             return write_plans([(Path(out), contents.plan(state, num_kept))], state)[0]
         except CountError:
-            pass  # a kept weight happens to be zero: count again
+            pass  # a kept weight is zero: count again
     counts = {fqn: count_kept(state[fqn], block) for fqn in prunable if fqn in state}
     return write_plans([(Path(out), contents.plan(state, counts))], state)[0]
 
@@ -203,18 +203,18 @@ def write_plans(
     state: Mapping[str, Any],
     select: Callable[[str, Array], Iterable[Rows]] | None = None,
 ) -> list[ArtifactInfo]:
-    """Write one or many artifacts in one walk over the weights.
+    """Write one or many artifacts in one pass over the weights.
 
     Args:
-        jobs: Where, and what is planned.
-        state: Arrays or tensors by name; each is asked for once.
-        select: Given name and array, what the jobs keep of it, in their order; everything by
-            default.
+        jobs: Directory and plan of each artifact.
+        state: Arrays or tensors by name; each is read once.
+        select: For a name and its array, the weights that the jobs keep, in their order. Default:
+            all weights.
 
     Raises:
         ValueError: If a weight cannot be stored.
         CountError: If a tensor does not have the planned number of non-zeros.
-        OmnisparseError: If a place is taken by something else, or the disk refuses.
+        OmnisparseError: If a directory exists and is not an artifact, or writing fails.
     """
     plans = [{tensor.fqn: tensor for tensor in plan.tensors} for _, plan in jobs]
     sizes = {fqn: math.prod(tensor.shape) for fqn, tensor in plans[0].items()}
@@ -247,8 +247,8 @@ def write_plans(
             for packer in packers:
                 packer.finish()
 
-        # Ranking, packing, writing, hashing and waiting for the disk hold no interpreter lock.
-        # The largest first, so that both threads end together.
+        # Ranking, packing, writing, hashing and waiting for the disk release the interpreter lock.
+        # The largest tensors first, so that both threads end at about the same time.
         with ThreadPoolExecutor(PACKING_THREADS) as pool:
             list(pool.map(pack, sorted(sizes, key=lambda fqn: -sizes[fqn])))
         with ThreadPoolExecutor(FINISHING_THREADS) as pool:
@@ -258,7 +258,7 @@ def write_plans(
                 synced.result()
             digests = [digest.result() for _, digest in pairs]
             written = list(pool.map(_finish, jobs, folders, digests))
-            # All are complete: let each take its place, which again is waiting for the disk.
+            # All are complete: move each to its final place, which again is waiting for the disk.
             list(pool.map(ExitStack.close, places))
         return written
 

@@ -2,21 +2,21 @@
 
 Two layouts of a matrix ``[R, C]`` whose name without a trailing ``.weight`` is ``P``:
 
-* ``bitmask`` (any precision), field for field the ``sparse-bitmask`` format of compressed-tensors
-  0.14.0.1: ``P.shape`` int64 [2]; ``P.compressed`` [nnz], row-major; ``P.bitmask`` uint8 [R,
-  ceil(C/8)], least significant bit first; ``P.row_offsets`` int64 [R], the exclusive running sum of
-  row counts. Names which do not end in ``.weight`` (LSTM matrices) keep an *empty* ``row_offsets``:
-  no reader uses it, and it would be 1 % of a packed LSTM.
+* ``bitmask`` (any precision), equal in every field to the ``sparse-bitmask`` format of
+  compressed-tensors 0.14.0.1: ``P.shape`` int64 [2]; ``P.compressed`` [nnz], row-major;
+  ``P.bitmask`` uint8 [R, ceil(C/8)], least significant bit first; ``P.row_offsets`` int64 [R], the
+  exclusive running sum of row counts. Names which do not end in ``.weight`` (LSTM matrices) have an
+  *empty* ``row_offsets``: no reader uses it, and it would be 1 % of a packed LSTM.
 * ``block`` (ours, for masks of whole ``bR x bC`` blocks): ``P.shape``; ``P.block`` int64 [2];
   ``P.block_bitmask`` uint8 [ceil(R/bR), ceil(ceil(C/bC)/8)], a bit per block; ``P.compressed``,
-  block after block in row-major order of blocks, a block's own values row-major (for 8x1: eight
-  consecutive output units, as a SIMD kernel wants them). A block cut by the edge of the matrix
-  stores only the values inside.
+  the values of one block after the other in row-major order of blocks, row-major within a block
+  (for 8x1: eight consecutive output units, as a SIMD kernel needs them). A block cut by the edge of
+  the matrix stores only the values inside.
 
-int8 adds ``P.scale`` float32 [R]. A bit is set where the float32 weight is not zero, before any
-rounding, and rounding never makes a kept weight zero (:mod:`omnisparse.artifact.precision`): the
-set bits, the stored values and the non-zeros of the restored matrix are the same number. In a block
-layout a stored value may be zero.
+int8 adds ``P.scale`` float32 [R]. A bit is set if the float32 weight is not zero before rounding.
+Rounding never makes a kept weight zero (:mod:`omnisparse.artifact.precision`). So the numbers of
+set bits, of stored values and of non-zeros in the restored matrix are equal. In a block layout a
+stored value may be zero.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Bits = npt.NDArray[np.uint8]
 Block = tuple[int, int]
 
 MAX_BLOCK_WEIGHTS = 16
-"""Largest legal block: it bounds what a hostile file (one bit per block) makes us allocate."""
+"""Largest legal block; it limits the memory that a malicious file (one bit per block) can claim."""
 
 CHUNK_WEIGHTS = 1 << 18
-"""Weights handled at once: temporaries stay in the cache."""
+"""Weights processed at a time: temporaries stay in the cache."""
 
 _POPCOUNT = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
@@ -104,7 +104,7 @@ def block_mask_shape(shape: tuple[int, int], block: Block) -> tuple[int, int]:
 
 
 def _blocks_of(weight: Array, block: Block) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """A matrix as [blocks, bR * bC], row of blocks by row, and which of these lie in it."""
+    """A matrix as [blocks, bR * bC], row-major over blocks, and the mask of values inside it."""
     bands, blocks = _block_grid((weight.shape[0], weight.shape[1]), block)
     inside = np.zeros((bands * block[0], blocks * block[1]), np.bool_)
     inside[: weight.shape[0], : weight.shape[1]] = True
@@ -118,7 +118,7 @@ def _blocks_of(weight: Array, block: Block) -> tuple[Array, npt.NDArray[np.bool_
 
 
 def _matrix_of(blocks: Array, shape: tuple[int, int], block: Block) -> Array:
-    """The matrix of which :func:`_blocks_of` gave the blocks."""
+    """The matrix from its blocks, the inverse of :func:`_blocks_of`."""
     columns = _block_grid(shape, block)[1]
     whole = rearrange(
         blocks, "(band block) (i j) -> (band i) (block j)", block=columns, i=block[0], j=block[1]
@@ -162,7 +162,7 @@ def unpack_blocks(bits: Bits, values: Array, shape: tuple[int, int], block: Bloc
     columns = _block_grid(shape, block)[1]
     if columns % 8 and (bits[:, -1] >> (columns % 8)).any():
         raise FormatError("block bitmask has pad bits set")
-    if int(count_bits(bits).sum()) > values.size:  # a block holds a value at least
+    if int(count_bits(bits).sum()) > values.size:  # a block holds at least one value
         raise FormatError("block bitmask keeps more blocks than there are values")
     dense = np.zeros(shape, values.dtype)
     at = 0

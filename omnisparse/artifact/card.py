@@ -31,9 +31,9 @@ sherpa-onnx --tokens=sherpa/tokens.txt --encoder=sherpa/encoder.onnx \\
 
 
 def update_card(artifact: Path, name: str, wer: Mapping[str, float | None]) -> None:
-    """Write a word error rate into an artifact's card; the other files are not touched.
+    """Write a word error rate into an artifact's card; the other files are not changed.
 
-    Rates of other test sets that the card holds stay; one of the same name is replaced.
+    Rates of other test sets in the card stay; a rate of the same test set is replaced.
 
     Args:
         artifact: Artifact directory.
@@ -42,9 +42,9 @@ def update_card(artifact: Path, name: str, wer: Mapping[str, float | None]) -> N
             ``utterances``.
 
     Raises:
-        FormatError: If ``artifact`` is no sound artifact.
-        OmnisparseError: If the card was edited by hand, so that writing it anew would lose
-            something, or the disk refuses; nothing has changed then.
+        FormatError: If ``artifact`` is not a valid artifact.
+        OmnisparseError: If the card was edited by hand, so that a new card would lose text, or
+            writing fails; nothing has changed then.
     """
     _write_anew(artifact, "wer", _plain_name(name), dict(wer))
 
@@ -76,12 +76,12 @@ def _write_anew(artifact: Path, what: str, name: str, value: Any) -> None:
         report = recount(artifact)
         if old not in {None, _render(artifact, ours, report, known)}:
             raise OmnisparseError(
-                f"{path}: it was edited by hand, which a new card would lose; move it away first"
+                f"{path}: it was edited by hand, and a new card would lose this; move it away first"
             )
         new = {**known, what: {**known[what], name: value}}
         text = _render(artifact, ours, report, new)
     except (KeyError, TypeError, IndexError) as error:
-        raise FormatError(f"{artifact}: config.json lacks what a card tells ({error})") from error
+        raise FormatError(f"{artifact}: config.json lacks entries of a card ({error})") from error
     with replaced_file(path) as partial:
         write_synced(partial, text.encode())
 
@@ -104,7 +104,7 @@ def _render(
 
 
 def _plain_name(name: str) -> str:
-    """A name that a cell of a table can hold."""
+    """A name that is legal in a cell of a table."""
     return " ".join(name.replace("|", " ").split()) or "test"
 
 
@@ -163,7 +163,7 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
         block: The ``omnisparse`` block of ``config.json``; ``latency`` in it is a text for each
             machine.
         report: Counts of the net.
-        size_bytes: Bytes of the artifact's files, this card not counted.
+        size_bytes: Bytes of the artifact's files without this card.
     """
     largest = report.largest_layer
     kind = str(block["model"].get("kind", "speech"))

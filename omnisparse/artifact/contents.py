@@ -1,9 +1,9 @@
-"""Everything of an artifact but its weights: a plan that knows the size of every file.
+"""Everything of an artifact except its weights: a plan with the exact size of every file.
 
-The header of ``model.safetensors`` and ``config.json`` are padded with spaces to the longest that
-they can be for this net, precision, block and format. So an artifact is as large as the data of its
-tensors, up to a constant, and never shrinks when a matrix keeps more: the largest model that fits a
-number of bytes is found by bisection.
+The header of ``model.safetensors`` and ``config.json`` are padded with spaces to their largest
+possible length for this net, precision, block and format. So the size of an artifact is the data of
+its tensors plus a constant, and never shrinks when a matrix keeps more. Therefore bisection finds
+the largest model that fits a number of bytes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ TOKENS = "tokens.txt"
 CONFIG = "config.json"
 NO_DIGEST = "0" * 64
 WIDEST_FLOAT = -2.2250738585072014e-308
-"""No number of a description is longer in JSON."""
+"""The longest number that a description has in JSON."""
 
 
 class Spec(Protocol):
-    """What is asked of a subnet's description: its exact JSON."""
+    """A subnet's description: it must give its exact JSON."""
 
     def to_json(self) -> str:
         """The description as JSON text."""
@@ -50,7 +50,7 @@ class Spec(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What an artifact says about its net; see :func:`omnisparse.artifact.write_artifact`."""
+    """The data about its net in an artifact; see :func:`omnisparse.artifact.write_artifact`."""
 
     model: Mapping[str, Any]
     tokenizer: bytes
@@ -76,11 +76,11 @@ class Contents:
         """The plan of all files.
 
         Args:
-            state: Arrays or tensors; names, shapes and dtypes count, no weight is looked at.
+            state: Arrays or tensors; only names, shapes and dtypes are used, no weight is read.
             num_kept: Kept weights of every prunable tensor; a number where blocks hold no zeros.
 
         Raises:
-            ValueError: If names, counts and ``state`` do not fit together.
+            ValueError: If names, counts and ``state`` contradict each other.
         """
         for names, what in ((self.prunable, "prunable"), (self.buffers, "buffers")):
             unknown = sorted(set(names) - set(state))
@@ -117,12 +117,12 @@ class Contents:
 
 @dataclass(frozen=True)
 class ArtifactPlan:
-    """Everything but the weights: enough to know the size of every file."""
+    """Everything except the weights: enough to know the size of every file."""
 
     contents: Contents
     tensors: tuple[TensorPlan, ...]
     header_bytes: int
-    """Of ``model.safetensors``, whatever the counts."""
+    """Bytes of the header of ``model.safetensors``, for any counts."""
 
     @property
     def tokens(self) -> bytes:
@@ -130,7 +130,7 @@ class ArtifactPlan:
         return self.contents.tokens_txt.encode()
 
     def layers(self) -> list[StoredTensor]:
-        """What each tensor holds, buffers aside."""
+        """Counts of each tensor, without buffers."""
         buffers = set(self.contents.buffers)
         return [
             StoredTensor(
@@ -148,7 +148,7 @@ class ArtifactPlan:
         ]
 
     def report(self) -> SizeReport:
-        """Both counts, and the largest layer."""
+        """The counts with and without masks, and the largest layer."""
         return report_of(self.layers(), VALUE_BITS[parse_precision(self.contents.precision)])
 
     @property
@@ -162,7 +162,7 @@ class ArtifactPlan:
         return sum(layer.nonzero for layer in self.layers())
 
     def block(self) -> dict[str, Any]:
-        """Our block of ``config.json``, checksums and counts aside."""
+        """Our block of ``config.json``, without checksums and counts."""
         contents = self.contents
         fqns = [plan.fqn for plan in self.tensors]
         prunable, buffers = set(contents.prunable), set(contents.buffers)
@@ -189,7 +189,7 @@ class ArtifactPlan:
         return plan_layout(fields, self.header_bytes).size_bytes
 
     def config(self, weights_digest: str = NO_DIGEST) -> bytes:
-        """The bytes of ``config.json``; their number depends neither on the digest nor on counts.
+        """The bytes of ``config.json``; their number does not depend on the digest or the counts.
 
         Raises:
             ValueError: If a description is not JSON.
@@ -213,7 +213,7 @@ class ArtifactPlan:
         return f"{head}{digest}{tail}".encode()
 
     def _may_interoperate(self) -> bool:
-        """Whether some counts of this net could be read by compressed-tensors."""
+        """Whether compressed-tensors could read this net with some counts."""
         return self.contents.format == "bitmask" and self.contents.precision != "int8"
 
     def _is_interoperable(self) -> bool:
@@ -222,13 +222,13 @@ class ArtifactPlan:
         )
 
     def size_bytes(self) -> int:
-        """Bytes of the artifact: all files but the card."""
+        """Bytes of the artifact: all files except the card."""
         tokenizer = len(self.contents.tokenizer) + len(self.tokens)
         return self.weights_bytes() + len(self.config()) + tokenizer
 
 
 def _render(ours: Mapping[str, Any], global_sparsity: float | None) -> str:
-    """``config.json`` without its end; with a sparsity, as compressed-tensors wants it."""
+    """``config.json`` without its end; with a sparsity, in the form of compressed-tensors."""
     whole: dict[str, Any] = {"omnisparse": ours}
     if global_sparsity is not None:
         whole = {"quantization_config": _quantization(global_sparsity), **whole}

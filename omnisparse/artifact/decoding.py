@@ -1,4 +1,4 @@
-"""Reading the tensors of ``model.safetensors`` back, every claim about them checked."""
+"""Reading the tensors of ``model.safetensors``, with every statement about them checked."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from omnisparse.errors import FormatError
 
 @dataclass(frozen=True)
 class Decoded:
-    """One tensor read back: ``packing``, the stored ``dtype`` tag, and the bytes of its fields.
+    """One tensor that was read: ``packing``, stored ``dtype`` tag, and the bytes of its fields.
 
-    ``block`` is that of its mask, (1, 1) for a mask bit per weight and where there is no mask.
+    ``block`` is the block of its mask; (1, 1) for one mask bit per weight or no mask.
     """
 
     fqn: str
@@ -60,13 +60,13 @@ def keys_of(fqn: str, fields: Mapping[str, Field]) -> list[str]:
 
 
 def decode(file: TensorFile, fqn: str) -> Decoded:
-    """One tensor of the file, every claim about it checked; floats come back as float32.
+    """One tensor of the file, with every statement about it checked; floats become float32.
 
     Allocates at most 32 bytes per byte of the file (one mask bit is one float32 weight), and in a
     block layout 32 times the weights of a block, at most 512.
 
     Raises:
-        FormatError: If anything does not fit, or a value is not finite.
+        FormatError: If fields contradict each other, or a value is not finite.
     """
     keys = keys_of(fqn, file.fields)
     num_bytes = sum(file.fields[key].num_bytes for key in keys)
@@ -117,7 +117,7 @@ def _decode_dense(file: TensorFile, field: Field, scale: str | None) -> Array:
     array = file.array(field.key)
     if field.dtype not in FLOAT_DTYPES and scale is None:
         if field.dtype == "BOOL" and (array.view(np.uint8) > 1).any():
-            raise FormatError("a truth value is neither 0 nor 1")
+            raise FormatError("a boolean value is neither 0 nor 1")
         return np.array(array)
     values = np.array(restore_values(array, field.dtype), np.float32)
     if scale is not None:

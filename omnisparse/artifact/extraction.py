@@ -1,8 +1,8 @@
-"""Artifacts of one or many sizes straight from dense weights, in one walk over them.
+"""Artifacts of one or many sizes directly from dense weights, in one pass over them.
 
-The weights may be a memory-mapped checkpoint: beyond it, memory is that of its two largest
-matrices. Each matrix is read and ranked once, however many sizes are cut from it, and neither a
-masked copy of it nor a mask is ever made as a whole.
+The weights may be a memory-mapped checkpoint; then the memory needed is that of its two largest
+matrices. Each matrix is read and ranked once for any number of sizes, and no whole mask or masked
+copy of it is ever made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from omnisparse.sparsity.selection import Rows, kept_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """One artifact to extract: where, how many weights of every prunable matrix, what it says."""
+    """One artifact to extract: its directory, kept weights per prunable matrix, and contents."""
 
     out: Path
     num_kept: Mapping[str, int]
@@ -38,14 +38,13 @@ def write_extractions(
 ) -> list[ArtifactInfo]:
     """Extract subnets and write them, each atomically.
 
-    A kept weight may happen to be exactly zero, and blocks may not tile a matrix: then there are
-    fewer non-zero weights than were asked for. Every count in the files and in what is returned is
-    of the weights that are there; only ``Contents.spec`` says what was asked for, which is what
-    gives the same net again.
+    A kept weight may be exactly zero, and blocks may not tile a matrix; then there are fewer
+    non-zero weights than requested. All counts, in the files and in the result, are of the weights
+    that are really there. Only ``Contents.spec`` states the request: it gives the same net again.
 
     Args:
         state: The dense state dict: tensors, or arrays (uint16: bits of bfloat16).
-        extractions: What to write; all with the same block, each to a place of its own.
+        extractions: What to write; all with the same block, each to its own directory.
         norm: Score of a block.
 
     Returns:
@@ -53,7 +52,7 @@ def write_extractions(
 
     Raises:
         ValueError: If an argument is illegal or a weight cannot be stored.
-        OmnisparseError: If a place is taken by something else, or the disk refuses.
+        OmnisparseError: If a directory exists and is not an artifact, or writing fails.
     """
     blocks = {extraction.contents.block for extraction in extractions}
     if len(blocks) != 1:
@@ -70,7 +69,7 @@ def write_extractions(
         jobs = [(e.out, e.contents.plan(state, e.num_kept)) for e in extractions]
         return write_plans(jobs, state, select)
     except CountError:
-        pass  # count what is there
+        pass  # count the weights that are there
     counts = _count(state, extractions, select)
     jobs = [
         (extraction.out, extraction.contents.plan(state, count))
@@ -80,12 +79,12 @@ def write_extractions(
 
 
 def _check_places(places: Sequence[Path]) -> None:
-    """Refuse two artifacts in one place: the second would replace the first."""
+    """Refuse two artifacts in one directory: the second would replace the first."""
     taken: set[str] = set()
     for place in places:
         real = os.path.realpath(place)
         if real in taken:
-            raise ValueError(f"out {place} is given twice; legal: a place of its own for each")
+            raise ValueError(f"out {place} is given twice; legal: a different directory for each")
         taken.add(real)
 
 
@@ -94,7 +93,7 @@ def _count(
     extractions: Sequence[Extraction],
     select: Callable[[str, Array], Iterator[Rows]],
 ) -> list[dict[str, Kept]]:
-    """What each extraction really keeps of every prunable tensor."""
+    """Weights that each extraction really keeps of every prunable tensor."""
     found: list[dict[str, Kept]] = [{} for _ in extractions]
     block = extractions[0].contents.block
     for fqn in extractions[0].num_kept:

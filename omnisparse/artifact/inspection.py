@@ -1,4 +1,4 @@
-"""What an artifact really holds, recounted from its bytes and compared with what it says."""
+"""The real content of an artifact: counted from its bytes and compared with its statements."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _PRECISIONS: dict[str, Precision] = {tag: name for name, tag in VALUE_DTYPES.ite
 
 
 def inspect_artifact(path: Path) -> dict[str, Any]:
-    """Count parameters, non-zeros and bytes layer by layer, trusting no metadata.
+    """Count parameters, non-zeros and bytes layer by layer, without relying on metadata.
 
     Args:
         path: Artifact directory.
 
     Returns:
         ``kind`` (``"artifact"``) and ``model_kind``; as found in the tensors: ``precision`` (None
-        where it is mixed), ``format`` (``bitmask`` if any tensor is packed), ``block`` (of the
-        stored masks), ``parameters``, ``nonzero``, ``sparsity`` (share of zeros among the prunable
+        if it is mixed), ``format`` (``bitmask`` if any tensor is packed), ``block`` (of the stored
+        masks), ``parameters``, ``nonzero``, ``sparsity`` (share of zeros among the prunable
         weights), the counts of ``SizeReport.summary`` with the masks that are stored, ``layers``
         (a dict per tensor: ``name, shape, parameters, nonzero, sparsity, bytes, dtype, packing``;
-        never-pruned tensors count in full; buffers are not listed); ``bytes`` (all files but the
-        card); ``mismatches``, where ``config.json`` says something else than was found, and
-        ``problems``, these and whatever else in the files contradicts itself: empty if sound.
+        never-pruned tensors count in full; buffers are not listed); ``bytes`` (all files except the
+        card); ``mismatches``, the statements of ``config.json`` that differ from the findings; and
+        ``problems``, these and all other contradictions in the files (empty if there are none).
 
     Raises:
-        FormatError: If the files cannot be understood at all.
+        FormatError: If the files cannot be read as an artifact.
     """
     path = Path(path)
     ours, problems = read_config(path)
@@ -90,10 +90,10 @@ def recount(path: Path) -> SizeReport:
 
 
 class _Findings:
-    """What the tensors show, one after the other; none of them is kept.
+    """Findings from the tensors, read one after the other; no tensor stays in memory.
 
     Args:
-        ours: Our block of ``config.json``: which tensors are prunable or buffers, and its claims.
+        ours: Our block of ``config.json``: names of prunable tensors and buffers, and its claims.
     """
 
     def __init__(self, ours: Mapping[str, Any]) -> None:
@@ -115,21 +115,21 @@ class _Findings:
 
     @property
     def precision(self) -> Precision | None:
-        """That of all tensors; None where they differ."""
+        """The precision of all tensors; None if they differ."""
         return next(iter(self._precisions)) if len(self._precisions) == 1 else None
 
     @property
     def format(self) -> str:
-        """Whether any mask is stored."""
+        """``bitmask`` if any mask is stored, else ``dense``."""
         return "bitmask" if any(layer.mask_bits for layer in self.layers) else "dense"
 
     @property
     def block(self) -> Block:
-        """The largest block that a stored mask has; (1, 1) where there is none."""
+        """The largest block of a stored mask; (1, 1) if there is no mask."""
         return max(self._blocks, default=(1, 1), key=lambda block: block[0] * block[1])
 
     def add(self, decoded: Decoded) -> None:
-        """Count a tensor, and note what it shows."""
+        """Count a tensor, and record its findings."""
         fqn, array = decoded.fqn, decoded.array
         if fqn in self._buffers:
             return
@@ -153,7 +153,7 @@ class _Findings:
             self._note_packing(decoded, layer)
 
     def _note_packing(self, decoded: Decoded, layer: StoredTensor) -> None:
-        """Remember a block, and tensors that speak against the claimed block or format."""
+        """Record a block, and tensors that contradict the claimed block or format."""
         claimed = _claimed_block(self._ours)
         if decoded.packing != "dense":
             self._blocks.setdefault(decoded.block, layer.name)
@@ -172,7 +172,7 @@ class _Findings:
                 self._unpacked = self._unpacked or layer.name
 
     def mismatches(self) -> list[str]:
-        """Where ``config.json`` says something else than the tensors show, a line each."""
+        """Statements of ``config.json`` that differ from the tensors, one line each."""
         ours, lines = self._ours, []
         counts = {
             "dense_parameters": sum(layer.parameters for layer in self.layers),

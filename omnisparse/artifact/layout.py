@@ -1,4 +1,4 @@
-"""How each tensor of a net lies in ``model.safetensors``, planned from its shape.
+"""The layout of each tensor of a net in ``model.safetensors``, planned from its shape.
 
 A tensor is packed only if it is a prunable matrix, the format is ``bitmask``, and packing makes it
 smaller. The bytes of a tensor never fall when it keeps more.
@@ -22,13 +22,13 @@ Packing = Literal["dense", "bitmask", "block"]
 
 
 class Kept(NamedTuple):
-    """Kept weights of a matrix: the non-zero ones, and all in blocks that are not all zero."""
+    """Kept weights of a matrix: the non-zero weights, and all weights of non-zero blocks."""
 
     nonzero: int
     in_blocks: int
 
     def plus(self, other: Kept) -> Kept:
-        """Counts of two parts of a matrix together."""
+        """The sum of the counts of two parts of a matrix."""
         return Kept(self.nonzero + other.nonzero, self.in_blocks + other.in_blocks)
 
 
@@ -36,8 +36,9 @@ class Kept(NamedTuple):
 class TensorPlan:
     """One tensor of the net in the file.
 
-    ``num_nonzero`` is what counts: kept weights of a prunable tensor, all of any other.
-    ``num_values`` are stored; more than ``num_nonzero`` only where a kept block holds zeros.
+    ``num_nonzero`` is the number of weights that count: the kept ones of a prunable tensor, all of
+    any other. ``num_values`` is the number of stored values; it is larger than ``num_nonzero`` only
+    if a kept block holds zeros.
     """
 
     fqn: str
@@ -57,12 +58,12 @@ class TensorPlan:
 
     @property
     def dtype(self) -> str:
-        """Of the values, as the file calls it."""
+        """Dtype tag of the values in the file."""
         return self.fields[0 if self.packing == "dense" else 2].dtype
 
 
 def prefix_of(fqn: str) -> str:
-    """What the fields of a packed tensor are named after: ``fqn`` less a final ``.weight``."""
+    """Prefix of the field names of a packed tensor: ``fqn`` without a final ``.weight``."""
     return fqn.removesuffix(".weight")
 
 
@@ -95,7 +96,7 @@ def candidate_plans(
 
     Args:
         fqn: Its name.
-        tensor: An array or tensor, of which only shape and dtype are used (meta tensors will do).
+        tensor: An array or tensor; only shape and dtype are used (meta tensors are enough).
         num_kept: Kept weights of a prunable tensor; None for one that is never pruned.
         precision: Stored precision of floating-point tensors. ``int8`` applies to two and more
             dimensions; vectors stay fp32.

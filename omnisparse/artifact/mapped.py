@@ -1,4 +1,4 @@
-"""The tensors of a safetensors checkpoint, with few of them in memory."""
+"""The tensors of a safetensors checkpoint, with only a few of them in memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from omnisparse.errors import FormatError
 class MappedState(Mapping[str, Array]):
     """A safetensors file as a state dict whose arrays are views of the file (BF16 as uint16 bits).
 
-    Asking for a tensor gives the memory of the one that the same thread asked for before back to
-    the system, so a walk over a checkpoint of any size needs the memory of its largest tensor, or
-    of one per thread. Arrays are to be read only: what is written to one is lost.
+    When a thread gets a tensor, the memory of the tensor that it got before is given back to the
+    system. So a pass over a checkpoint of any size needs the memory of its largest tensor (one per
+    thread). Arrays are for reading only: changes to them are lost.
 
     Args:
         path: The file.
-        order: Names that come first when the state is walked; files are sorted otherwise. The
-            order of the model decides which of two matrices gets an odd weight.
+        order: Names that come first in iteration; other names follow in sorted order. The order of
+            the model decides which of two matrices gets an odd weight.
 
     Raises:
-        FormatError: If it is not a sound safetensors file, or lacks a name of ``order``.
+        FormatError: If it is not a valid safetensors file, or lacks a name of ``order``.
     """
 
     def __init__(self, path: Path, order: Sequence[str] = ()) -> None:

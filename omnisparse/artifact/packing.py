@@ -1,4 +1,4 @@
-"""Packing one tensor of one artifact, a chunk of rows after the other, straight into its file."""
+"""Packing one tensor of one artifact directly into its file, one chunk of rows at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TensorPacker:
     """Writes the fields of one tensor.
 
     Args:
-        plan: What the tensor was planned to be.
+        plan: The plan of the tensor.
         writer: The file.
     """
 
@@ -61,7 +61,7 @@ class TensorPacker:
             raise type(error)(f"{plan.fqn}: {error}") from None
 
     def finish(self) -> None:
-        """Store what is known only now.
+        """Store the fields that are known only at the end.
 
         Raises:
             CountError: If fewer weights were kept than planned.
@@ -109,7 +109,7 @@ class TensorPacker:
             self._writer.append(f"{self._prefix}.scale", scales)
         stored = round_values(weight, precision, per_row)
         if VALUE_DTYPES[precision] == "BF16":
-            stored = np.where(stored == 0x8000, np.uint16(0), stored)  # -0.0 is no value
+            stored = np.where(stored == 0x8000, np.uint16(0), stored)  # -0.0 counts as zero
         if plan.packing == "dense":
             self._count(stored.size, int(np.count_nonzero(stored)))
             self._writer.append(plan.fqn, stored)
@@ -144,7 +144,7 @@ def count_kept(tensor: Any, block: Block) -> Kept:
 
 
 def count_rows(rows: Rows, index: int, block: Block) -> Kept:
-    """What subnet ``index`` keeps of some rows, counted as :func:`count_kept` does."""
+    """Weights that subnet ``index`` keeps of some rows, counted as in :func:`count_kept`."""
     nonzero = rows.masked(index) != 0
     num_nonzero = int(np.count_nonzero(nonzero))
     if block == (1, 1):

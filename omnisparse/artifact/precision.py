@@ -1,8 +1,8 @@
 """Rounding weights to the precision of a file, and back.
 
-A kept weight is never rounded to zero: where it would be, it becomes the smallest non-zero number
-of its sign. So the number of non-zeros of a net does not depend on the precision it is stored in,
-and can be recounted from the bytes.
+A kept weight is never rounded to zero. Instead, it becomes the smallest non-zero number of its
+sign. So the number of non-zeros of a net does not depend on the precision of the file, and can be
+counted from the bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse_precision(text: str) -> Precision:
 def row_scales(weight: FloatArray) -> FloatArray:
     """Symmetric int8 scales, one per row: the largest magnitude of a row becomes 127.
 
-    127 times a scale is a float32, too, so that what is stored can be read.
+    127 times a scale does not overflow float32, so that stored values can be restored.
 
     Args:
         weight: [R, C] float32.
@@ -80,7 +80,7 @@ def round_values(
             bits = np.ascontiguousarray(values.astype(np.float16)).view(np.uint16)
         infinite = np.uint16(0x7C00)
     else:
-        # To the nearest number with 16 bits less, halves to even.
+        # Round to the nearest number with 16 bits less, ties to even.
         whole = np.ascontiguousarray(values).view(np.uint32)
         carry = np.uint32(0x7FFF) + ((whole >> np.uint32(16)) & np.uint32(1))
         bits = ((whole + carry) >> np.uint32(16)).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Reading an artifact that may come from anyone."""
+"""Reading an artifact from an untrusted source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAX_TOKENIZER_BYTES = 256_000_000
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact read back: ``config`` is our block, ``arrays`` dense (weights in float32)."""
+    """An artifact that was read: ``config`` is our block, ``arrays`` are dense, in float32."""
 
     config: dict[str, Any]
     arrays: dict[str, Array]
@@ -52,7 +52,7 @@ class Artifact:
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether a directory looks like an artifact; not whether it is sound."""
+    """Whether a directory looks like an artifact; its content is not checked."""
     config = path / CONFIG
     try:
         if not (path / WEIGHTS).is_file() or config.stat().st_size > MAX_CONFIG_BYTES:
@@ -73,10 +73,10 @@ def file_digest(path: Path) -> str:
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Our block of ``config.json``, and what is wrong with the bytes around it.
+    """Our block of ``config.json``, and the problems of the file's checksum.
 
     Raises:
-        FormatError: If the file cannot be understood, or has an unknown format version.
+        FormatError: If the file cannot be read, or has an unknown format version.
     """
     data = _read_file(path / CONFIG, MAX_CONFIG_BYTES)
     ours = parse_json(data, CONFIG).get("omnisparse")
@@ -119,13 +119,13 @@ def _check_config(ours: Mapping[str, Any], path: Path) -> None:
         if not all(isinstance(name, str) and 0 < len(name) <= 512 for name in names):
             raise FormatError(f"{path}: config.json: {key} must be a list of names")
         if len(set(names)) != len(names) or not set(names) <= set(ours["fqns"]):
-            raise FormatError(f"{path}: config.json: {key} repeats or invents a name")
+            raise FormatError(f"{path}: config.json: {key} has a repeated or unknown name")
 
 
 def _read_file(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
-            # Python allocates what it is asked to read: ask for what is there.
+            # Python allocates the requested number of bytes: request only what the file has.
             data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror})") from None
@@ -160,7 +160,7 @@ def check_files(path: Path, ours: Mapping[str, Any]) -> tuple[bytes, bytes, list
 
 
 def check_names(file: TensorFile, ours: Mapping[str, Any]) -> None:
-    """Demand that the file holds the named tensors and nothing else.
+    """Check that the file holds exactly the named tensors.
 
     Raises:
         FormatError: Naming the first tensor that is missing or unknown.
@@ -172,13 +172,13 @@ def check_names(file: TensorFile, ours: Mapping[str, Any]) -> None:
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Read an artifact that may come from anyone.
+    """Read an artifact from an untrusted source.
 
     Checksums, header, names, shapes, masks and values are all verified before use. Memory: the
     dense net in float32, at most 32 bytes per byte of the file (512 with 16x1 blocks).
 
     Raises:
-        FormatError: If anything is not as it should be, in one line.
+        FormatError: If any check fails; the message is one line.
     """
     path = Path(path)
     ours, problems = read_config(path)

@@ -1,4 +1,4 @@
-"""What one tensor holds in a file: the row of every report, planned or recounted."""
+"""The counts of one tensor in a file: a row of every report, planned or counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omnisparse.sparsity.report import SizeReport, TensorCount, size_report
 
 
 def mask_bits(packing: str, shape: Sequence[int], block: Block) -> int:
-    """Bits of the mask of a tensor that an artifact packs as ``dense``, ``bitmask``, ``block``."""
+    """Bits of a tensor's mask for the packing ``dense``, ``bitmask`` or ``block``."""
     if packing == "dense":
         return 0
     return num_blocks(shape, block if packing == "block" else (1, 1))
@@ -28,10 +28,10 @@ class StoredTensor:
         shape: Its dense shape.
         nonzero: Weights that count: the non-zero ones of a prunable tensor, all of any other.
         bytes: Bytes of its fields.
-        dtype: Of its values, as the file calls it.
+        dtype: Dtype tag of its values in the file.
         packing: ``dense``, ``bitmask``, ``block`` or (in nested files) ``bands``.
-        mask_bits: Bits that say which weights these are; 0 where all are stored.
-        prunable: Whether a mask may thin it.
+        mask_bits: Bits that tell the positions of these weights; 0 if all are stored.
+        prunable: Whether a mask may prune it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class StoredTensor:
 
 
 def report_of(tensors: Iterable[StoredTensor], bits: int) -> SizeReport:
-    """Both counts of a model; masks count where they are stored.
+    """The counts of a model, with and without masks; only stored masks count.
 
     Args:
         tensors: Its parameters, in model order.

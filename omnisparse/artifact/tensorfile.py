@@ -1,8 +1,8 @@
-"""The safetensors container: a reader that trusts no header, a writer whose size is known first.
+"""The safetensors container: a reader that checks every header, a writer with a planned size.
 
-The ``safetensors`` library reads these files too (a test holds that). We lay them out ourselves
+The ``safetensors`` library can read these files, too (a test checks this). We write them ourselves
 because a byte budget needs the exact size of a file before it is packed, and because a packed net
-is then written matrix by matrix, never held in memory as a whole.
+is then written matrix by matrix and is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "BOOL": 1, "I32":
 NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "F32": np.float32,
     "F16": np.float16,
-    "BF16": np.uint16,  # numpy has no bfloat16: its bits are carried as uint16
+    "BF16": np.uint16,  # numpy has no bfloat16: its bits are stored as uint16
     "I8": np.int8,
     "U8": np.uint8,
     "BOOL": np.bool_,
@@ -40,10 +40,10 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
 }
 
 SYNC_BYTES = 16_000_000
-"""Bytes after which a file begins to go to the disk, while the rest of it is still being packed."""
+"""After this many bytes a file is synced to the disk, while the rest is still being packed."""
 
 WINDOW_BYTES = 1024 * mmap.ALLOCATIONGRANULARITY
-"""Bytes of a file mapped at once for hashing."""
+"""Bytes of a file that are mapped at a time for hashing."""
 
 MAX_HEADER_BYTES = 8_000_000
 MAX_DIMENSION = 2**31 - 1
@@ -71,7 +71,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every field lies: the header with its length, absolute offsets, the file's bytes."""
+    """Positions of all fields: the header with its length, absolute offsets, the file's bytes."""
 
     header: bytes
     offsets: Mapping[str, int]
@@ -81,12 +81,12 @@ class Layout:
 def plan_layout(fields: Iterable[Field], header_bytes: int = 0) -> Layout:
     """Header and offsets of a file holding ``fields``.
 
-    Fields lie widest item first, so that each is aligned to its items without holes, as the format
-    demands.
+    Fields with the widest items come first, so that each is aligned without gaps, as the format
+    requires.
 
     Args:
-        fields: What the file holds.
-        header_bytes: Least bytes of the header, length included; the rest of it is spaces.
+        fields: All fields of the file.
+        header_bytes: Least bytes of the header, including its length; it is padded with spaces.
     """
     ordered = sorted(fields, key=lambda field: -ITEM_BYTES[field.dtype])
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -116,10 +116,10 @@ def _header_text(entries: Mapping[str, object]) -> bytes:
 def longest_header(choices: Iterable[Sequence[Sequence[Field]]]) -> int:
     """Bytes of a header that has room for any choice of fields.
 
-    A file whose header is padded to it is as large as its data, up to a constant.
+    The size of a file with such a header is the size of its data plus a constant.
 
     Args:
-        choices: Per tensor, the sets of fields that may hold it, each field as long as it gets.
+        choices: Per tensor, the sets of fields that may hold it, each field with its largest size.
     """
     alternatives = list(choices)
     end = sum(max(sum(f.num_bytes for f in fields) for fields in c) for c in alternatives)
@@ -133,20 +133,20 @@ def longest_header(choices: Iterable[Sequence[Sequence[Field]]]) -> int:
 
 
 class TensorFileWriter:
-    """Writes fields in any order at their planned places, each whole or piece by piece.
+    """Writes fields in any order to their planned positions, each at once or in pieces.
 
     Different fields may be written by different threads.
 
     Args:
         path: File to create; it must not exist.
-        fields: Everything the file will hold.
+        fields: All fields of the file.
         header_bytes: Least bytes of the header.
     """
 
     def __init__(self, path: Path, fields: Sequence[Field], header_bytes: int = 0) -> None:
         self._fields = {field.key: field for field in fields}
         if len(self._fields) != len(fields):
-            raise ValueError("tensor names collide once packed; rename the parameters")
+            raise ValueError("names of packed tensors collide; rename the parameters")
         self._layout = plan_layout(fields, header_bytes)
         self._num_bytes = {field.key: field.num_bytes for field in fields}
         self._written = dict.fromkeys(self._fields, 0)
@@ -182,14 +182,14 @@ class TensorFileWriter:
             start_sync(self._file.fileno())
 
     def finish(self) -> None:
-        """Demand that the file is complete, and bring it to the disk.
+        """Check that the file is complete, and sync it to the disk.
 
         Raises:
-            ValueError: If a field was not written to its end.
+            ValueError: If a field is incomplete.
         """
         missing = [key for key, done in self._written.items() if done != self._num_bytes[key]]
         if missing:
-            raise ValueError(f"fields not written to their end: {missing[:3]}")
+            raise ValueError(f"fields are incomplete: {missing[:3]}")
         os.fsync(self._file.fileno())
 
     def digest(self) -> str:
@@ -198,7 +198,7 @@ class TensorFileWriter:
         size = self._layout.size_bytes
         for start in range(0, size, WINDOW_BYTES):
             length = min(WINDOW_BYTES, size - start)
-            # Mapped: a copy of every byte would be a fifth of what hashing costs.
+            # Mapped: copying every byte would take a fifth of the time of hashing.
             with mmap.mmap(
                 self._file.fileno(), length, access=mmap.ACCESS_READ, offset=start
             ) as window:
@@ -273,10 +273,10 @@ def _parse_field(key: str, entry: object, what: str) -> tuple[Field, int, int]:
 
 
 class TensorFile:
-    """A safetensors file opened for reading, its header proven consistent with its size.
+    """A safetensors file opened for reading; its header is checked against its size.
 
     Arrays are views of a private memory map: nothing is read until it is used, and the file is
-    never written. A :class:`FormatError` names whatever is wrong.
+    never written. A :class:`FormatError` names the problem.
 
     Args:
         path: The file.
@@ -301,7 +301,7 @@ class TensorFile:
         self.header_bytes = 8 + length
         self.fields = self._parse(text, what)
         with path.open("rb") as file:
-            # Copy on write: views may be handed to torch, and can never reach the file.
+            # Copy on write: torch may get writable views, but they never change the file.
             self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         if len(self._pages) != size:
             raise FormatError(f"{what}: changed while it was read")
@@ -321,7 +321,7 @@ class TensorFile:
         expected = 0
         for field, start, end in parsed:
             if start != expected:
-                raise FormatError(f"{what}: {field.key[:80]!r} overlaps or leaves a hole")
+                raise FormatError(f"{what}: {field.key[:80]!r} overlaps or leaves a gap")
             expected = end
         if self.header_bytes + expected != self.size_bytes:
             raise FormatError(
@@ -337,11 +337,11 @@ class TensorFile:
         start = self.header_bytes + self._starts[key]
         raw = self._map[start : start + field.num_bytes]
         if start % ITEM_BYTES[field.dtype]:
-            raw = raw.copy()  # a foreign writer may leave items unaligned
+            raw = raw.copy()  # other writers may leave items unaligned
         return np.asarray(raw).view(NUMPY_DTYPES[field.dtype]).reshape(field.shape)
 
     def release(self, key: str) -> None:
-        """Give the memory of a field back; views stay valid and are read from the file again."""
+        """Free the memory of a field; views stay valid and read the file again."""
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         start = self.header_bytes + self._starts[key]

@@ -1,8 +1,8 @@
-"""Tensors as this room handles them: numpy arrays, whoever made them.
+"""Conversion between torch tensors and numpy arrays, which this room works with.
 
-Reading, packing and writing need no torch. Where a caller holds tensors they are taken as arrays
-that share their memory; where one wants tensors, arrays are given back as such. numpy has no
-bfloat16: its bits are carried as uint16.
+Reading, packing and writing need no torch. Tensors of a caller become arrays that share their
+memory, and arrays become tensors for a caller that needs them. numpy has no bfloat16: its bits are
+stored as uint16.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _TAGS = {
 
 
 def tag_of(tensor: Any) -> str | None:
-    """Tag of a dtype (``F32``, ``BF16``, ...) of an array or tensor; None if there is none for it.
+    """Tag of the dtype (``F32``, ``BF16``, ...) of an array or tensor; None if it has no tag.
 
-    ``F64`` is no dtype of a file: such weights are stored in another precision.
+    ``F64`` does not occur in files: such weights are stored in another precision.
     """
     return _TAGS.get(arrays.dtype_name(tensor))
 
 
 def as_array(tensor: Any) -> Array:
-    """An array or tensor as a contiguous array; no copy of what is one in main memory already."""
+    """An array or tensor as a contiguous array; not copied if it is one in main memory."""
     return np.asarray(arrays.host(tensor), order="C")
 
 

@@ -1,4 +1,4 @@
-"""Room: cli. One file per verb: parse, call one function, show."""
+"""Room: cli. One file per verb: parse options, call one function, show the result."""
 
 from omnisparse.cli.main import main
 

@@ -1,9 +1,9 @@
-"""What ``recipes/train_baseline.py`` runs: one row of the comparison at one size.
+"""Implementation of ``recipes/train_baseline.py``: one row of the comparison at one size.
 
-A row that learns from a teacher gets one: the dense net of the same configuration and seed, trained
-first unless it is there already. A student is then initialised from a net of its own shape that was
-trained on labels for a part of the steps; both parts together take as many as every other row. So
-each point of a sweep is a command of its own, in any order.
+A row with distillation gets a teacher: the dense net of the same configuration and seed, which is
+trained first unless it exists already. The student then starts from a net of its own shape that was
+trained on labels for a part of the steps; both parts together have as many steps as every other
+row. So each point of a sweep is a separate command, and the order of commands does not matter.
 
 Source: Pang et al. 2018, sections 3.1.2 and 5.1 (all their later distillation results start from a
 partially trained student).
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     from omnisparse.config import RunConfig
 
 KEYS = ("method", "size", "teacher", "init", "pretrain", "max_layer_parameters")
-"""Overrides that are the recipe's own; all others are keys of the configuration."""
+"""Overrides of the recipe itself; all others are keys of the configuration."""
 
 ALIASES = {"dense": "base", "sandwich": "supernet"}
-"""Method kinds of a configuration that are rows by themselves."""
+"""Method kinds of a configuration that are rows of their own."""
 
 WITHOUT_TEACHER = {
     "distilled": "base",
     "factored_distilled": "factored",
     "factored_distilled_pruned": "pruned",
 }
-"""For a row that needs a teacher, one of the same size (a student: of the same shape) without."""
+"""For a row that needs a teacher, a row of the same size (a student: the same shape) that does not
+need one."""
 
 STUDENTS = ("distilled", "factored_distilled")
 """Rows whose net is first trained on labels for a part of the steps."""
@@ -47,14 +48,14 @@ NONE = {"", "none", "null", "None"}
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks the recipe for."""
+    """The request of a command line to the recipe."""
 
     method: str
     size: str | None
     teacher: Path | None
     init: Path | None
     pretrain: float
-    """Share of the steps, in [0, 1), that a student trains on labels alone."""
+    """Share of the steps, in [0, 1), in which a student trains only on labels."""
     max_layer_parameters: str | None
     common: tuple[str, ...]
     """Overrides of the configuration that all rows share."""
@@ -63,20 +64,20 @@ class Request:
 
     @property
     def lacks_teacher(self) -> bool:
-        """Whether a teacher has to be trained for this row."""
+        """Whether a teacher must be trained for this row."""
         return self.method in WITHOUT_TEACHER and self.teacher is None
 
     @property
     def pretrains(self) -> bool:
-        """Whether a net has to be trained that this row starts from."""
+        """Whether an initial net must be trained for this row."""
         return self.method in STUDENTS and self.init is None and self.pretrain > 0
 
 
 def parse_request(overrides: Sequence[str]) -> Request:
-    """Tell the recipe's own keys from those of the configuration; the last of equals wins.
+    """Separate the recipe's own keys from those of the configuration; the last of equal keys wins.
 
-    ``method`` is the name of a row, or a mapping whose ``kind`` is one and whose other entries are
-    that row's ``method.*``, so that a sweep over one parameter can run whole methods.
+    ``method`` is the name of a row, or a mapping: its ``kind`` is the name, and its other entries
+    are ``method.*`` keys of that row. So a sweep over one parameter can run different methods.
 
     Raises:
         ConfigError: If the method is unknown or a value is not legal.
@@ -114,7 +115,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
 
 
 def _row_and_choices(text: str) -> tuple[str, list[str]]:
-    """The row that ``method=`` names, and overrides of its choices where it is a mapping."""
+    """The row that ``method=`` names, and its overrides if it is a mapping."""
     from omnisparse.config import ConfigError, parse_value
 
     value = parse_value("method", text)
@@ -141,7 +142,7 @@ def _share(text: str) -> float:
 def plan_baseline(
     config: Path, overrides: Sequence[str]
 ) -> Callable[[Report, Path | None], Mapping[str, Any]]:
-    """Check the request and return what trains it, called with the report and a run directory.
+    """Check the request and return the training function, called with report and run directory.
 
     Raises:
         ConfigError: If a key is unknown or a value is not legal.
@@ -153,7 +154,7 @@ def plan_baseline(
 
     request = parse_request(overrides)
     base = load_config(config, request.common)
-    # What can be checked before hours go into a teacher; with one, the row itself.
+    # Check as much as possible before the long training of a teacher.
     first = WITHOUT_TEACHER[request.method] if request.lacks_teacher else request.method
     row = configure(
         base, replace(request, method=first, own=() if first != request.method else request.own)
@@ -179,7 +180,7 @@ def plan_baseline(
 
 
 def configure(base: RunConfig, request: Request) -> RunConfig:
-    """The configuration of one row, named after the row, its size and its seed."""
+    """The configuration of one row; its name contains the row, its size and its seed."""
     from omnisparse.comparison.baselines import baseline_config, kind_of
     from omnisparse.config import override_config
 
@@ -199,7 +200,7 @@ def configure(base: RunConfig, request: Request) -> RunConfig:
 
 
 def _first_part(base: RunConfig, share: float) -> RunConfig:
-    """The first steps of ``base`` as a run: an early checkpoint, its learning rate kept up."""
+    """A run with the first steps of ``base``: like an early checkpoint, without final decay."""
     from omnisparse.comparison.baselines import scale_length
 
     part = scale_length(base, share)
@@ -208,7 +209,7 @@ def _first_part(base: RunConfig, share: float) -> RunConfig:
 
 
 def _train_first(report: Report, base: RunConfig, request: Request, row: str | None = None) -> Path:
-    """Train a run that another needs, unless it is there, and return its directory."""
+    """Train a run that another run needs, unless it exists, and return its directory."""
     config = configure(base, request)
     if os.environ.get("WANDB_SWEEP_ID"):  # the agent's W&B run is that of the row itself
         config = replace(config, tracking=replace(config.tracking, wandb="off"))

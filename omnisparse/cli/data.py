@@ -1,4 +1,4 @@
-"""The verbs of ``prepare``: corpora that are spoken or imported."""
+"""The verbs of ``prepare``: make a synthetic corpus, or import a corpus."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def prepare() -> None:
 def prepare_synthetic(
     report: Report, out: Path, hours: float, text: Path | None, seed: int, preset: Any
 ) -> Mapping[str, Any]:
-    """Speak a corpus with espeak-ng; the voices of the splits are disjoint."""
+    """Make a corpus with espeak-ng; no voice is in two splits."""
     from omnisparse.synthetic import corpus as synthetic
 
     try:

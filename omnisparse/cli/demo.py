@@ -16,7 +16,7 @@ from omnisparse.cli.group import PATH, Report, reports
 @click.option(
     "--with-baseline",
     is_flag=True,
-    help="Also train a plain dense net for as long and cut it to the same sizes.",
+    help="Also train a plain dense net for as long, and prune it to the same sizes.",
 )
 @click.option("--hours", type=float, help="Hours of speech to make; the demo's own by default.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -24,10 +24,10 @@ from omnisparse.cli.group import PATH, Report, reports
 def demo(
     report: Report, out: Path, with_baseline: bool, hours: float | None, overrides: tuple[str, ...]
 ) -> Mapping[str, Any]:
-    """Speak a corpus, train a small supernet, extract its sizes, compare them.
+    """Make a corpus, train a small supernet, extract its sizes, compare them.
 
     Takes under ten minutes on two cores (under twenty with the baseline), and needs no data and no
-    network. What is already finished in --out is kept. KEY=VALUE overrides the demo's config.
+    network. Finished parts in --out are kept. KEY=VALUE overrides the demo's config.
     """
     from omnisparse.pipeline.demo import run_demo
 

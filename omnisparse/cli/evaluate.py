@@ -25,7 +25,7 @@ _SHOWN = 10
 @click.option("--card", is_flag=True, help="Write the result into the artifact's model card.")
 @click.option(
     "--against", type=PATH, metavar="OTHER",
-    help="Recognise with this model, too, and test whether the two differ (paired bootstrap).",
+    help="Also evaluate this model, and test whether the two differ (paired bootstrap).",
 )  # fmt: skip
 @click.option(
     "--transcripts", type=PATH, metavar="FILE",
@@ -114,16 +114,14 @@ def _group_line(group: Mapping[str, Any]) -> list[str]:
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--by", type=click.Choice(["method", "configuration"]), default="method", show_default=True,
-    help="What a row is; of configurations, the first RUN's is the reference.",
+    help="What a row is; with configuration, the first RUN is the reference.",
 )  # fmt: skip
 @click.option("--out", type=PATH, default=Path("comparison"), show_default=True)
 @click.option(
     "--manifest", "manifests", type=PATH, multiple=True,
     help=f"{MANIFEST_HELP} May be given several times; the runs' own test sets if unset.",
 )  # fmt: skip
-@click.option(
-    "--sizes", help="Columns, such as 50%,25%,16M; those the runs were made for if unset."
-)
+@click.option("--sizes", help="Columns, such as 50%,25%,16M; the sizes of the runs if unset.")
 @click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(
     "--reference", type=click.Choice(["pang2018"]), help="Draw a paper's tables beside ours."
@@ -138,20 +136,20 @@ def compare(
     report: Report, paths: tuple[Path, ...], by: Any, out: Path, manifests: tuple[Path, ...],
     sizes: str | None, beam: int, reference: str | None, wandb: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """Set runs side by side: method against size, with intervals and what each row cost.
+    """Compare runs in a table of methods and sizes, with intervals and training costs.
 
-    A supernet gives all sizes by extraction, any other run its own. Runs of one row that differ in
-    their seed are averaged. With --by configuration, rows are what the runs were trained as, such
-    as the arms of an ablation, each labelled by what differs from the reference. Recognised text
-    is kept in the runs, so a second comparison is quick. Writes compare.md, .csv, .json and .png
-    into OUT.
+    A supernet gives all sizes by extraction, any other run only its own. Runs of one row with
+    different seeds are averaged. With --by configuration, runs of one configuration are a row (for
+    example in an ablation); its label is the difference from the reference. Recognised text is
+    stored in the runs, so a second comparison is fast. Writes compare.md, .csv, .json and .png into
+    OUT.
     """
     from omnisparse.comparison import measure as runs_compare
     from omnisparse.comparison.candidates import read_candidates
     from omnisparse.comparison.report import write_comparison
 
     if reference is not None and by != "method":
-        raise click.UsageError("--reference goes with --by method: a paper's rows are methods")
+        raise click.UsageError("--reference needs --by method: a paper's rows are methods")
     candidates, rows = read_candidates(paths, by=by)
     tests = runs_compare.list_manifests(candidates, manifests)
     columns = [size.strip() for size in sizes.split(",")] if sizes else []

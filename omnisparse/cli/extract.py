@@ -47,7 +47,7 @@ PREFIX_SIZE_HELP = (
     help="Take the spec of --size from what `search` found (its folder, or front.json in it); of a "
     "size in bytes, the best that fits.",
 )  # fmt: skip
-@click.option("--from", "place", help="Nested file, or its http(s) address, in place of a run.")
+@click.option("--from", "place", help="Nested file, or its http(s) address, instead of a run.")
 @click.option(
     "--prefix", type=PATH, metavar="FILE",
     help="With --from and --size: write the first bytes that hold the size, a smaller nested file.",
@@ -68,11 +68,11 @@ PREFIX_SIZE_HELP = (
 )  # fmt: skip
 @click.option(
     "--scope", type=click.Choice(["layer", "global", "lamp"]), default="layer", show_default=True,
-    help="How matrices share the size; layer is what a supernet is trained for.",
+    help="How matrices share the size; a supernet is trained with layer.",
 )  # fmt: skip
 @click.option(
     "--floor", type=float, default=0.0, show_default=True,
-    help="Least share of its weights that any matrix keeps, in [0, 1]; one weight always stays.",
+    help="Least share of its weights that any matrix keeps, in [0, 1]; at least one weight.",
 )  # fmt: skip
 @click.option(
     "--format", "format_", type=click.Choice(["bitmask", "dense"]), default="bitmask",
@@ -166,7 +166,7 @@ def _check_extract_usage(
     if prefix is not None:
         alone = (sparsity, spec, run, front, out, precision) == (None,) * 6 and not nested
         if not alone or size is None or place is None or not plain or floor or format_ != "bitmask":
-            raise click.UsageError("--prefix goes with --from and --size only")
+            raise click.UsageError("--prefix is legal only with --from and --size")
     if nested:
         if front is not None:
             raise click.UsageError(
@@ -184,7 +184,7 @@ def _check_extract_usage(
         alone = spec is None and run is None and front is None
         if not alone or not plain or floor:
             raise click.UsageError(
-                "--from goes with --size or --sparsity, "
+                "--from is legal with --size or --sparsity, "
                 "not --run/--spec/--front/--block/--norm/--scope/--floor"
             )
         if out is None and prefix is None:
@@ -197,7 +197,7 @@ def _extract(
     out: Path | None, precision: str | None, block: str | None, norm: Norm, scope: Scope,
     floor: float, format_: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Calls the one function that the options of `extract` ask for."""
+    """Calls the function that the options of `extract` select."""
     from omnisparse.pipeline import extract as runs_extract
     from omnisparse.pipeline import nested as runs_nested
 
@@ -228,7 +228,7 @@ def _extract(
 @click.option("--size", required=True, help=PREFIX_SIZE_HELP)
 @reports
 def grow(report: Report, file: Path, place: str, size: str) -> Mapping[str, Any]:
-    """Fetch what the nested FILE lacks for a larger size, and append it."""
+    """Fetch the bytes that the nested FILE lacks for a larger size, and append them."""
     from omnisparse.pipeline import nested as runs_nested
 
     result = runs_nested.grow(file, place, size=size)

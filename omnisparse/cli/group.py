@@ -1,4 +1,4 @@
-"""What all verbs share: sections in the help, failures as one line, ``--json``."""
+"""Code shared by all verbs: sections in the help, failures as one line, ``--json``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATH = click.Path(path_type=Path)
 
 
 class PlaceType(click.Path):
-    """A path, or an ``http(s)://`` address as it was written."""
+    """A path, or an unchanged ``http(s)://`` address."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -40,16 +40,16 @@ CUT_HELP = (
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 FIRST_SIGNAL_CODE = 129
-"""Exit codes from here on tell of a signal: 128 and its number."""
+"""Exit codes from this number on mean a signal: 128 plus its number."""
 EXIT_NO_READER = 141
-"""Of a tool that SIGPIPE ended, as shells tell it."""
+"""Exit code of a tool that SIGPIPE ended, as in shells."""
 
 
 class OneLineFailures(click.Command):
     """A command whose failures become one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs it; what a user can act on is told in one line, without a traceback."""
+        """Runs the command; errors for the user are shown in one line, without a traceback."""
         with failures_in_one_line(ctx, debug=bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
 
@@ -59,7 +59,7 @@ class Verbs(OneLineFailures, click.Group):
 
     Args:
         sections: Title of each section of the help, and the names of its verbs.
-        **settings: What click's groups take.
+        **settings: Arguments of click's groups.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Verbs(OneLineFailures, click.Group):
         self.sections = sections or {}
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the verbs by section instead of by the alphabet."""
+        """Lists the verbs by section instead of alphabetically."""
         for section, names in self.sections.items():
             rows = [
                 (name, self.commands[name].get_short_help_str(limit=150))
@@ -82,7 +82,7 @@ class Verbs(OneLineFailures, click.Group):
 
 @contextlib.contextmanager
 def failures_in_one_line(ctx: click.Context, *, debug: bool) -> Iterator[None]:
-    """Turns the failures a user can act on into one line on stderr and an exit code."""
+    """Turns errors for the user into one line on stderr and an exit code."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -122,7 +122,7 @@ def extra_of(error: ModuleNotFoundError) -> str | None:
 
 
 def describe(error: Exception) -> str:
-    """The message of an error, never empty; system errors lead with the file they are about."""
+    """The message of an error, never empty; for system errors it starts with the file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
@@ -137,24 +137,24 @@ def describe(error: Exception) -> str:
 
 
 def is_main_process() -> bool:
-    """True but in the second and further processes of one training."""
+    """False only in the second and further processes of one training."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Report(Console):
-    """The console of one verb, which also knows where results go."""
+    """The console of one verb, which also prints its results."""
 
     def __init__(self, *, as_json: bool) -> None:
-        # Of several processes of one training, the first speaks for all.
+        # Of several processes of one training, only the first prints.
         super().__init__(quiet=not is_main_process())
         self.as_json = as_json
         self.stdout = sys.stdout
         self.has_failed = False
         self.accept_changes = False
-        """Whether trainings go on although their data or a teacher has changed."""
+        """Whether trainings continue although their data or a teacher has changed."""
 
     def result(self, text: str) -> None:
-        """Prints a line of the result itself on stdout, unless JSON will hold it."""
+        """Prints a line of the result on stdout, unless the result is printed as JSON."""
         if not self.as_json:
             _print_result(text, self.stdout)
 
@@ -166,7 +166,7 @@ def reports(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
     @functools.wraps(function)
     def verb(*args: Any, as_json: bool, **options: Any) -> None:
         report = Report(as_json=as_json)
-        # Whatever a library prints must not get between the results.
+        # Output of libraries must not be mixed with the results.
         with contextlib.redirect_stdout(sys.stderr):
             result = function(report, *args, **options)
         if not report.quiet:
@@ -178,7 +178,7 @@ def reports(function: Callable[..., Mapping[str, Any]]) -> Callable[..., None]:
 
 
 def _give_result(text: str, *, as_json: bool) -> None:
-    """Gives the JSON object to whoever asked for it."""
+    """Writes the JSON object to stdout or to the result file, if requested."""
     if file := os.environ.get(RESULT_FILE):
         Path(file).write_text(text + "\n", encoding="utf-8")
     if as_json:
@@ -186,17 +186,17 @@ def _give_result(text: str, *, as_json: bool) -> None:
 
 
 def _print_result(text: str, stdout: TextIO) -> None:
-    """Prints a line; where its reader has gone, as `head` does, exits without a word."""
+    """Prints a line; exits without a message if its reader has closed the pipe, as `head` does."""
     try:
         print(text, file=stdout, flush=True)
     except BrokenPipeError:
-        # What is still in the buffer must not fail again when Python ends.
+        # The rest of the buffer must not cause another error when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         sys.exit(EXIT_NO_READER)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: paths become strings, numbers that are not finite become null."""
+    """JSON-serialisable data: paths become strings, numbers that are not finite become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

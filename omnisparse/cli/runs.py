@@ -1,4 +1,4 @@
-"""The verb ``runs``: which runs there are."""
+"""The verb ``runs``: a list of runs."""
 
 from __future__ import annotations
 

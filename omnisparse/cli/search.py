@@ -1,4 +1,4 @@
-"""The verb that looks for better subnets of a trained run: ``search``."""
+"""The verb ``search``: better subnets of a trained run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omnisparse.console import format_interval, format_seconds
     help="Sizes to find a model of: 16M = non-zero parameters, 25% = of the dense net's.",
 )  # fmt: skip
 @click.option("--evaluations", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--manifest", type=PATH, help="What to search on; the run's dev split if unset.")
+@click.option("--manifest", type=PATH, help="Utterances; the run's dev split if unset.")
 @click.option("--out", type=PATH, help="Folder of the results; RUN/search if unset.")
 @click.option(
     "--objective", type=click.Choice(["loss", "wer"]), default="loss", show_default=True,

@@ -25,9 +25,9 @@ def sweep(
 ) -> Mapping[str, Any]:
     """Run a W&B sweep FILE (grid or random), one run after the other.
 
-    Started again it passes over finished runs and continues an interrupted one. A run that fails is
-    reported, the others go on, and the exit code is 1. On many machines: `wandb sweep FILE` and
-    `wandb agent`.
+    When started again, it skips finished runs and continues an interrupted run. A failed run is
+    reported, the others continue, and the exit code is 1. For several machines use
+    `wandb sweep FILE` and `wandb agent`.
     """
     from omnisparse.sweeps.file import load_sweep
     from omnisparse.sweeps.local import FINISHED, run_sweep

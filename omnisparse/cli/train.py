@@ -1,4 +1,4 @@
-"""What the scripts in ``recipes/`` run, and the verb ``train``: one code path for all of them."""
+"""The verb ``train`` and the scripts in ``recipes/``: one code path for all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUT_HELP = "Run directory; runs/<name> if unset."
 ACCEPT_HELP = "Continue a run although its training data, teacher or init has changed."
 LIMIT_HELP = "Most parameters of a recurrent layer, such as 4M; prints every layer's."
 EMBEDDED_CONFIG = Path(__file__).parents[1] / "configs" / "las_assistant.yaml"
-"""What a recipe trains when it is given no configuration."""
+"""The configuration of a recipe if none is given."""
 
 
 def train_and_report(
@@ -33,15 +33,15 @@ def train_and_report(
     """Train with a progress bar.
 
     Args:
-        report: Where to tell people about it.
-        config: What to train.
+        report: Console for messages.
+        config: The run configuration.
         out: Run directory; None for ``runs/<name>``.
-        row: Row of a comparison that the run is made for.
-        size: Size that the run is made for.
-        is_helper: Whether another run needs it: ``runs/latest`` is left alone.
+        row: Row of a comparison for which the run is trained.
+        size: Size for which the run is trained.
+        is_helper: Whether another run needs it; then ``runs/latest`` is not changed.
 
     Returns:
-        ``run``, ``steps``, ``metrics``, and the run's account under ``cost``.
+        ``run``, ``steps``, ``metrics``, and the cost of the run under ``cost``.
     """
     from omnisparse.pipeline import train as pipeline
     from omnisparse.runs.record import read_record
@@ -73,7 +73,7 @@ def train(
 ) -> Mapping[str, Any]:
     """Train what CONFIG (YAML) describes; KEY=VALUE overrides it.
 
-    `training.max_steps=0` writes the untrained net as a run.
+    With `training.max_steps=0` the run holds the untrained net.
     """
     from omnisparse.config import load_config
 
@@ -88,7 +88,7 @@ def limit_override(max_layer_parameters: str | None) -> list[str]:
 
 
 def join_flags(overrides: Sequence[str]) -> list[str]:
-    """``--key=value`` and ``--key value``, as agents write them, as ``key=value``."""
+    """Turns ``--key=value`` and ``--key value`` of W&B agents into ``key=value``."""
     joined = []
     rest = iter(overrides)
     for override in rest:
@@ -101,7 +101,7 @@ def join_flags(overrides: Sequence[str]) -> list[str]:
 
 
 def _check(config: Path, overrides: Sequence[str]) -> Callable[..., Mapping[str, Any]]:
-    """The plain recipe: trains what the configuration says."""
+    """The plain recipe: trains the net of the configuration."""
     from omnisparse.config import load_config
 
     loaded = load_config(config, join_flags(overrides))
@@ -114,18 +114,18 @@ def run_recipe(
     defaults: Sequence[str] = (),
     plan: Callable[[Path, Sequence[str]], Callable[..., Mapping[str, Any]]] = _check,
 ) -> int:
-    """What the scripts in ``recipes/`` run: training, on any number of processes.
+    """The main function of the scripts in ``recipes/``: training, on any number of processes.
 
     The configuration is read and checked before further processes are started, so that a mistake in
-    it is told once.
+    it is reported only once.
 
     Args:
         arguments: ``[--config FILE] [--out DIR] [--json] [key=value ...]``, as on a command line;
             ``--key=value`` and ``--key value``, which W&B agents write, are the same as
             ``key=value``.
-        defaults: ``key=value`` settings of the recipe; those in ``arguments`` win over them.
-        plan: Checks a configuration file and its overrides, and returns what then trains, called
-            with the report and the run directory asked for.
+        defaults: ``key=value`` settings of the recipe; those in ``arguments`` override them.
+        plan: Checks a configuration file and its overrides, and returns the training function,
+            which is called with the report and the requested run directory.
 
     Returns:
         The exit code.

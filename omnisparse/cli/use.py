@@ -1,4 +1,4 @@
-"""The verbs that use a model as it is: ``inspect`` counts it, ``transcribe`` recognises with it."""
+"""The verbs that use a model: ``inspect`` counts its content, ``transcribe`` recognises with it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from omnisparse.errors import OmnisparseError, UsageError
 @click.argument("model", type=PLACE)
 @reports
 def inspect(report: Report, model: Path | str) -> Mapping[str, Any]:
-    """Count what MODEL (or a nested file) holds, from its bytes.
+    """Count the content of MODEL (or of a nested file) from its bytes.
 
-    What the files say of themselves and is not so is told, and the exit code is 1. Of the address
-    (http or https) of a nested file only the header is read: the sizes in it, and how many of its
-    first bytes each takes.
+    If the files contain wrong statements, these are reported and the exit code is 1. For the
+    address (http or https) of a nested file, only the header is read: its sizes, and how many bytes
+    from its start each size needs.
     """
     from omnisparse.runs import directory as runs
 
@@ -32,9 +32,9 @@ def inspect(report: Report, model: Path | str) -> Mapping[str, Any]:
     show_model(report, result)
     show_bands(report, result.get("bands", []))
     if result["kind"] == "nested":
-        report.note("a model of up to that size is in so many first bytes: `extract --prefix`")
+        report.note("each row: a size, and its number of bytes from the start: `extract --prefix`")
     if not result.get("has_ranges", True):
-        report.note("the server sends no ranges of bytes: a prefix is a download that is cut off")
+        report.note("the server supports no byte ranges: for a prefix, the download is cut off")
     report.table(
         ["layer", "shape", "non-zero", "sparsity", "bytes"],
         [
@@ -58,7 +58,7 @@ def inspect(report: Report, model: Path | str) -> Mapping[str, Any]:
 @click.argument("model", type=PLACE)
 @click.argument("files", type=PATH, nargs=-1, required=True)
 @click.option(
-    "--size", help="Where MODEL is a nested file: which model of it; the largest there if unset."
+    "--size", help="If MODEL is a nested file: the size of the model; the largest if unset."
 )
 @click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
@@ -75,10 +75,10 @@ def transcribe(
 ) -> Mapping[str, Any]:
     """Recognise recordings: text on stdout, the real-time factor on stderr.
 
-    MODEL may be a nested file, too, or its address (http or https).
+    MODEL may also be a nested file, or its address (http or https).
 
-    With --streaming a terminal shows the words while they are found. A file that cannot be read is
-    named, the others are recognised, and the exit code is 1.
+    With --streaming, a terminal shows the words while they are found. If a file cannot be read, it
+    is named, the others are recognised, and the exit code is 1.
     """
     from omnisparse.deploy.recognizer import Recognizer
     from omnisparse.evaluation.notes import length_note

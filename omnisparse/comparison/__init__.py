@@ -1,1 +1,1 @@
-"""Room: comparison. Methods and sizes side by side: which rows, how measured, how shown."""
+"""Room: comparison. Methods and sizes in one table: its rows, measurements and presentation."""

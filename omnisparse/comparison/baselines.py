@@ -1,18 +1,18 @@
 """The rows of Pang et al. 2018, tables 3 and 4, as run configurations of the same parts.
 
-A row is a method and a size; everything else (corpus, features, batches, optimizer, length) is
-that of the base configuration, so that rows differ in nothing but the compression.
+A row is a method and a size. Everything else (corpus, features, batches, optimizer, length) comes
+from the base configuration, so that rows differ only in the compression.
 
-The order of a combination is the paper's: the net is factored, the factored net is distilled, and
-what is distilled is pruned, still under the teacher.
+The order of combined methods is the paper's: the net is factored, the factored net is distilled,
+and then it is pruned while it still learns from the teacher.
 
 Every row takes as many utterance passes (one utterance, forward and backward, through any net) as
-the dense net: a supernet, whose subnets see utterances too, makes fewer steps. ``supernet_double``
-is a supernet of twice that budget, still one training for all sizes.
+the dense net. A supernet makes fewer steps, because its subnets see utterances, too.
+``supernet_double`` is a supernet with twice these passes; it is still one training for all sizes.
 
-Choice: the paper does not say how large the net is that F+D+S prunes. Here its parameters are the
-geometric mean of the dense net's and the target, so that factorization and pruning compress by the
-same factor each.
+Choice: the paper does not state the size of the net that F+D+S prunes. Here its number of
+parameters is the geometric mean of the dense net's and the target's, so that factorization and
+pruning each compress by the same factor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from omnisparse.sparsity.layer_limit import parse_layer_limit
 from omnisparse.sparsity.sizes import parse_count
 
 SUPERNET_BUDGETS = {row: 2.0 if row == "supernet_double" else 1.0 for row in SUPERNETS}
-"""Rows of every size, and their utterance passes in those of the dense net."""
+"""Rows with models of every size, and their utterance passes relative to the dense net."""
 
 
 def baseline_config(
@@ -58,26 +58,28 @@ def baseline_config(
 
     Args:
         base: The dense net (its ``model`` is the net of 100 %) and everything that all rows share.
-            Where its ``method`` is of the kind that the row trains, its choices are kept; what a
-            supernet is told to prune, pruned rows prune, too.
-        method: One of ``ROWS``; a registered method is that of ``base`` where it is of its kind.
-        size: ``25%`` (of the dense net) or ``16M``, as ``--size`` takes it; None keeps the shape
-            of ``base`` (and is the only legal value for supernets, which have every size, while
-            the rows with ``pruned`` in their name need one).
-        teacher: Run or artifact that is distilled; needed by the rows with ``distilled`` in their
-            name, optional for ``pruned``, refused by the others.
-        init: Run, artifact or checkpoint folder that the weights start from; None for a fresh
-            net. It becomes ``RunConfig.init``, which copies weights of the same shape, and
-            factorises those of the dense relative (same cells, no projection) by truncated SVD.
-        max_layer_parameters: ``4M``: no recurrent layer has more; with ``size=None`` the widths
-            are the largest that hold this, and factored rows project encoder and decoder, as
-            table 4 does (table 2 and so the other factored rows: the encoder only).
+            If its ``method`` is of the kind that the row trains, its settings are kept. Pruned
+            rows prune the same matrices as a supernet in ``base``.
+        method: One of ``ROWS``. For a registered method, the settings of ``base`` are used if they
+            are of this kind.
+        size: ``25%`` (of the dense net) or ``16M``, in the syntax of ``--size``; None keeps the
+            shape of ``base``. None is the only legal value for supernets, which have every size;
+            rows with ``pruned`` in their name need a size.
+        teacher: Run or artifact to distil; required by the rows with ``distilled`` in their name,
+            optional for ``pruned``, refused by the others.
+        init: Run, artifact or checkpoint folder with the initial weights; None for a new net. It
+            becomes ``RunConfig.init``: weights of the same shape are copied; weights of the same
+            net without projections are factorised by truncated SVD.
+        max_layer_parameters: Most parameters of a recurrent layer, such as ``4M``. With
+            ``size=None``, the widths are the largest within this limit, and factored rows project
+            encoder and decoder, as in table 4 (other factored rows, as in table 2: the encoder
+            only).
 
     Returns:
-        The configuration, named ``<base name>-<method>-<size>``, its widths and sizes solved.
+        The configuration, named ``<base name>-<method>-<size>``, with computed widths and sizes.
 
     Raises:
-        OmnisparseError: If the method is unknown, a teacher is missing or useless, or the size is
+        OmnisparseError: If the method is unknown, a teacher is missing or not used, or the size is
             not legal for this net or above the teacher's; one line that names the legal values.
     """
     _check_arguments(method, size, teacher, max_layer_parameters)
@@ -128,9 +130,9 @@ def layer_limit_configs(base: RunConfig, limit: str, *, teacher: Path) -> dict[s
     """The experiments of table 4 that a limit per layer defines, E1 to E5 and E8.
 
     Args:
-        base: The dense net, whose depth is that of E1 to E4; the deep nets have twice the layers.
+        base: The dense net with the depth of E1 to E4; the deep nets have twice as many layers.
         limit: Most parameters of a recurrent layer, such as 4M.
-        teacher: What E2 and E4 distil.
+        teacher: Teacher of E2 and E4.
 
     Returns:
         Configurations named ``base``, ``distilled``, ``factored``, ``factored_distilled``,
@@ -157,7 +159,7 @@ def layer_limit_configs(base: RunConfig, limit: str, *, teacher: Path) -> dict[s
 
 
 def kind_of(method: str) -> str | None:
-    """Kind of the method that trains a row, where that alone says what is trained, else None."""
+    """Kind of the method that trains a row; None if other settings also define the row."""
     if method in REGISTERED:
         return method
     return SandwichConfig().kind if method in SUPERNETS else None
@@ -181,13 +183,13 @@ def _check_arguments(
     if method not in ROWS:
         raise OmnisparseError(f"method {method!r} is unknown; legal: {', '.join(ROWS)}")
     if method in SUPERNET_BUDGETS and size is not None:
-        raise OmnisparseError(f"a supernet has every size; size {size} belongs to its extraction")
+        raise OmnisparseError(f"a supernet has every size; give size {size} to its extraction")
     if _is_pruned(method) and size is None:
         raise OmnisparseError(f"method {method} needs a size to prune to, such as 25% or 16M")
     if method in BUILT_IN and "distilled" in method and teacher is None:
         raise OmnisparseError(f"method {method} needs a teacher: a run or artifact directory")
     if teacher is not None and not _takes_teacher(method):
-        raise OmnisparseError(f"method {method} has no use for a teacher, and {teacher} is given")
+        raise OmnisparseError(f"method {method} uses no teacher, but {teacher} is given")
     if max_layer_parameters is not None and method in SUPERNET_BUDGETS:
         raise OmnisparseError("a limit per layer is for the separate nets, not for a supernet")
 
@@ -217,7 +219,7 @@ def _check_teacher(teacher: Path, target: int) -> None:
 
 
 def _widest(method: str, target: int | None, dense: int) -> int | None:
-    """Parameters of the net before any pruning; None for those of the family as it is."""
+    """Parameters of the net before any pruning; None keeps those of the given net."""
     if target is None:
         return None
     if method == "factored_distilled_pruned":
@@ -228,7 +230,7 @@ def _widest(method: str, target: int | None, dense: int) -> int | None:
 def _method(
     given: MethodConfig, method: str, size: str | None, target: int | None, teacher: Path | None
 ) -> MethodConfig:
-    """The training method of a row, with the choices of ``given`` where the kinds agree."""
+    """The training method of a row, with the settings of ``given`` if the kinds agree."""
     if method in REGISTERED:
         return _registered(given, method, target, teacher)
     if method in SUPERNET_BUDGETS:
@@ -247,7 +249,7 @@ def _method(
         pruning = given if isinstance(given, GradualPruningConfig) else GradualPruningConfig()
         if isinstance(given, SandwichConfig) and given.prunable:
             pruning = replace(pruning, prunable=given.prunable)
-        # In parameters, because a share would be one of the net that is pruned.
+        # As a number of parameters, because a share would refer to the net that is pruned.
         return replace(pruning, size=str(target), distillation=distillation)
     return distillation or DenseConfig()
 
@@ -255,7 +257,7 @@ def _method(
 def _registered(
     given: MethodConfig, method: str, target: int | None, teacher: Path | None
 ) -> MethodConfig:
-    """The configuration of a method that is a row of its own kind."""
+    """The configuration of a registered method, which is a row of its own."""
     config: Any = given if given.kind == method else KINDS[method]()
     choices: dict[str, Any] = {}
     if target is not None and has_key(method, "size"):

@@ -1,4 +1,4 @@
-"""Which row of a comparison a run belongs to: that of its method, or that of its configuration."""
+"""The row of a comparison that a run belongs to: by its method, or by its configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from omnisparse.training.tracking import flatten
 By = Literal["method", "configuration"]
 
 REFERENCE = "reference"
-"""The row of the first run, where rows are configurations."""
+"""The row of the first run, if rows are configurations."""
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -38,13 +38,13 @@ WITHOUT_EFFECT = frozenset(
         "training.evaluate_every", "training.evaluate_utterances", "method.size",
     }
 )  # fmt: skip
-"""Keys in which runs of one row may differ: none changes what is trained but the seed, and the
-size that a net was pruned to, which its column says."""
+"""Keys in which runs of one row may differ. Only the seed and the pruned size change the trained
+net; the size is the column of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A run, and what it is in the table."""
+    """A run, and its place in the table."""
 
     path: Path
     record: RunRecord
@@ -56,24 +56,24 @@ class Candidate:
 
 
 def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], TableRows]:
-    """Read what runs are, and the rows that they make.
+    """Read runs, and the rows that they form.
 
     Args:
-        paths: The runs, each counted once however it is named; those that are only the first steps
-            of others are left out. Where rows are configurations, the first is of the row that
-            all others are compared with.
-        by: What a row is: a method of ``ROWS``, or everything of one configuration.
+        paths: The runs; a run that is named twice counts once. Runs that are only the first steps
+            of others are left out. If rows are configurations, all others are compared with the
+            row of the first run.
+        by: Definition of a row: a method of ``ROWS``, or all runs with one configuration.
 
     Raises:
-        OmnisparseError: If a path is not a run, or it cannot be told to which row it belongs.
+        OmnisparseError: If a path is not a run, or its row cannot be determined.
     """
     for path in paths:
         runs.require_directory(path)
-        runs.read_description(path)  # an artifact is told so, not that it lacks a file
+        runs.read_description(path)  # gives a clear message for an artifact
     found = list(dict.fromkeys(path.resolve() for path in paths))
     found = [path for path in found if read_record(path).row != PART]
     if not found:
-        raise OmnisparseError("the runs are only the first steps of others; name those")
+        raise OmnisparseError("all runs are only the first steps of other runs; name these")
     if by == "method":
         return [_read(path, row=None) for path in found], METHODS
     configs = [read_config(path) for path in found]
@@ -82,7 +82,7 @@ def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], 
 
 
 def _read(path: Path, *, row: str | None) -> Candidate:
-    """Read a run; without a row given, it has that of its method."""
+    """Read a run; if ``row`` is None, its method gives the row."""
     description = runs.read_description(path)
     weights, checkpoint = runs.newest_weights(path)
     record = read_record(checkpoint)
@@ -113,7 +113,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 def derive_row(config: RunConfig) -> str:
-    """The row of a run that was trained without naming one, from its configuration."""
+    """The row of a run that was trained without a row, from its configuration."""
     kind: str = config.method.kind
     if kind in REGISTERED:
         return kind
@@ -136,7 +136,7 @@ def configuration_rows(configs: Sequence[RunConfig], *, name: str) -> tuple[list
 
     Args:
         configs: The configurations, at least one.
-        name: What people call the first.
+        name: Displayed name of the first configuration.
 
     Returns:
         The row of each, and all rows: the reference, then the others by label.
@@ -165,12 +165,12 @@ def configuration_rows(configs: Sequence[RunConfig], *, name: str) -> tuple[list
 
 
 def differences(config: RunConfig, reference: RunConfig) -> dict[str, Any]:
-    """What distinguishes ``config`` from ``reference``, as keys and values of overrides.
+    """Differences of ``config`` from ``reference``, as keys and values of overrides.
 
-    A section of another kind than the reference's, such as ``method``, gives its kind and what
-    differs from the defaults of that. Runs that a configuration names are compared by what they
-    were trained as, seeds aside; an artifact, or a run that is not there any more, by its path.
-    Lengths that come to the same utterance passes are the same.
+    A section of another kind than the reference's, such as ``method``, gives its kind and the
+    differences from the defaults of this kind. Runs that a configuration names are compared by
+    their own configurations without seeds; an artifact, or a run that no longer exists, is compared
+    by its path. Lengths with the same number of utterance passes are equal.
     """
     found = dict(_differences(config, reference, ""))
     if math.isclose(_passes(config), _passes(reference), rel_tol=1e-6):
@@ -179,7 +179,7 @@ def differences(config: RunConfig, reference: RunConfig) -> dict[str, Any]:
 
 
 def _passes(config: RunConfig) -> float:
-    """Passes over the training set, those of subnets included."""
+    """Passes over the training set, including those of subnets."""
     return config.training.epochs * passes_of(config.method)
 
 
@@ -206,7 +206,7 @@ def _differences(own: Any, base: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _default(item: Field[Any]) -> Any:
-    """The default of a field; ``MISSING``, which equals no value, where it has none."""
+    """The default of a field; if it has none, ``MISSING``, which equals no value."""
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 
@@ -218,13 +218,13 @@ def _is_same(key: str, own: Any, base: Any) -> bool:
 
 
 def _source(path: str, trail: tuple[Path, ...] = ()) -> Any:
-    """What stands for a run in a configuration: its settings; for anything else its path."""
+    """Stands for a path in a comparison of configurations: a run's settings, else the path."""
     place = Path(path).resolve()
     checkpoint = place.name if place.parent.name == "checkpoints" else None
     run = place if checkpoint is None else place.parents[1]
     try:
         if run in trail:
-            return str(place)  # a run that names itself, through a link that has moved on
+            return str(place)  # a run that names itself, by a link that has changed
         config = read_config(run)
     except ConfigError:
         return str(place)
@@ -243,7 +243,7 @@ def _label(found: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as an override is written."""
+    """A value in the syntax of an override."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_text, value))}]"
     if value is None or isinstance(value, bool):
@@ -252,6 +252,6 @@ def _text(value: Any) -> str:
 
 
 def _natural(label: str) -> list[str | float]:
-    """Sorts numbers within text by their value: text and numbers take turns."""
+    """Sort key by the values of numbers within a text: alternating text and numbers."""
     parts = re.split(r"(\d+(?:\.\d+)?)", label)
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]

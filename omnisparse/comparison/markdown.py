@@ -1,4 +1,4 @@
-"""Rows against sizes as text: the tables of a comparison in markdown, a paper's beside them."""
+"""The tables of a comparison (rows by sizes) in markdown, with those of a paper."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COST_COLUMNS = ("trainings", "utterance passes", "device s")
 """What a row cost."""
 
 _MANY_COMPARISONS = 20
-"""So many at p < 0.05 are expected to show a difference where there is none."""
+"""Share of comparisons that are expected to show a difference by chance at p < 0.05."""
 
 
 def to_markdown(
@@ -31,13 +31,13 @@ def to_markdown(
     means: Sequence[MeanDifference] = (),
     reference: Reference | None = None,
 ) -> str:
-    """The tables of all test sets, with what they cost, and the paper's beside them if asked.
+    """The tables of all test sets with training costs, and, if requested, those of a paper.
 
     Args:
         cells: The cells of all test sets.
         costs: The cost of every row.
         rows: The rows of the table.
-        means: Rows against their rival over all sizes.
+        means: Differences of rows from the rival row, over all sizes.
         reference: A paper whose tables follow; None for none.
     """
     parts = [rows.note, ""] if rows.note else []
@@ -74,7 +74,7 @@ def _footnote(cells: Sequence[Cell], rows: TableRows) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A markdown table; a bar within a cell (of a regular expression) does not end it."""
+    """A markdown table; a bar within a cell (of a regular expression) is escaped."""
     lines = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     return [
         f"| {' | '.join(columns)} |",
@@ -173,12 +173,12 @@ def _significance_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
 
 
 def relative_text(relative: float | None) -> str:
-    """A relative difference with its sign, or a dash where there is none."""
+    """A relative difference with its sign, or a dash if there is none."""
     return "-" if relative is None else f"{relative:+.1f} %"
 
 
 def p_text(p_value: float | None) -> str:
-    """A probability, or a dash where there is none."""
+    """A p-value, or a dash if there is none."""
     return "-" if p_value is None else f"{p_value:.3f}"
 
 
@@ -188,14 +188,14 @@ def difference_table(
     rows: TableRows,
     means: Sequence[MeanDifference],
 ) -> tuple[list[str], list[list[str]]]:
-    """Columns and lines of a table of one test set that is narrow enough for a screen.
+    """Columns and lines of a table of one test set, narrow enough for a screen.
 
     Args:
         cells: The cells of one test set.
         costs: The cost of every row.
         rows: The rows of the table.
-        means: Rows against their rival over all sizes of the test set; a row without has the
-            relative difference of its one size.
+        means: Differences of rows from the rival row, over all sizes of the test set. A row without
+            a mean shows the relative difference of its one size.
     """
     sizes, places = sizes_of(cells), _by_place(cells)
     passes = {cost.row: format_count(cost.utterance_passes) for cost in costs}

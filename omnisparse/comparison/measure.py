@@ -1,7 +1,7 @@
-"""Runs side by side: which models they give, their errors (kept in the run), and the table.
+"""Measuring runs: the models that they give, their errors (stored in the run), and the table.
 
-A supernet gives a model of every size by extraction; any other run gives the one model it was
-trained to be, its zeros included. Every model is measured from the files that a user would get.
+A supernet gives a model of every size by extraction. Any other run gives the one model that it
+trained, including its zeros. Every model is measured from the files that a user would get.
 """
 
 from __future__ import annotations
@@ -45,37 +45,38 @@ if TYPE_CHECKING:
 
 WHOLE = "100%"
 DEFAULT_SIZES = (WHOLE, "50%", "25%", "12%")
-"""Columns where no run was made for a size."""
+"""Columns if no run was trained for a size."""
 
 TOLERANCE = 0.05
-"""A run belongs to a column if its non-zeros differ by this share at most: widths are whole."""
+"""A run belongs to a column if its non-zeros differ at most by this share, because widths are
+whole numbers."""
 
 _FORMAT = 1
 _FOLDER = "compare"
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Gives a progress callback for a piece of work of this name."""
+"""Gives a progress callback for a task of this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model to measure: a column, and how it is made from its run."""
+    """One model to measure: its column, and how to make it from its run."""
 
     candidate: Candidate
     size: str
     request: str | None
-    """What to extract, as ``--size``; None for what the run holds."""
+    """The size to extract, in the syntax of ``--size``; None for the run's own net."""
 
 
 def plan_models(
     candidates: Sequence[Candidate], sizes: Sequence[str], warn: Callable[[str], None]
 ) -> list[Model]:
-    """Which models of which runs stand in which column.
+    """The models of all runs, each with its column.
 
     Args:
         candidates: The runs.
-        sizes: Columns, as ``--size`` takes them; empty for the sizes that the runs were made for.
-        warn: Told of a size that a supernet cannot give.
+        sizes: Columns, in the syntax of ``--size``; empty for the sizes of the runs.
+        warn: Called with a message about a size that a supernet cannot give.
 
     Raises:
         OmnisparseError: If a run fits no column, or no run can give any of the sizes.
@@ -110,25 +111,25 @@ def require_seeds(models: Sequence[Model]) -> None:
     """Refuse two trainings with one seed where a row at a size averages over seeds.
 
     Raises:
-        OmnisparseError: If there are such; the message names both runs.
+        OmnisparseError: If there are two; the message names both runs.
     """
     cells: dict[tuple[str, str, int], Path] = {}
     for model in models:
         candidate = model.candidate
         if candidate.record.seed is None:
-            continue  # of a run from before seeds were recorded: nobody knows
+            continue  # the seed of an old run is unknown
         cell = (candidate.row, model.size, candidate.record.seed)
         other = cells.setdefault(cell, candidate.path)
         if other != candidate.path:
             raise OmnisparseError(
                 f"{other} and {candidate.path} are both {cell[0]} at {cell[1]} with seed "
-                f"{cell[2]}, so their mean is not one over seeds: leave one out, or compare "
+                f"{cell[2]}, so their mean is not a mean over seeds: leave one out, or compare "
                 "--by configuration"
             )
 
 
 def _sizes_of(candidates: Sequence[Candidate], dense: int) -> list[str]:
-    """The sizes that the runs were made for, the largest first."""
+    """The sizes for which the runs were trained, the largest first."""
     sizes: dict[int, str] = {}
     for candidate in candidates:
         if candidate.is_supernet:
@@ -157,7 +158,7 @@ def _column_of(candidate: Candidate, counts: dict[str, int]) -> str | None:
 
 
 def _refusal(model: Model) -> str | None:
-    """Why a supernet cannot give the size, if it cannot; others give what they hold."""
+    """The reason why a supernet cannot give the size; None if it can, and for other runs."""
     if model.request is None:
         return None
     try:
@@ -207,15 +208,15 @@ def measure(
     progress: Progress,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Measurement]:
-    """Measure every model on every test set; what the runs keep from before is used.
+    """Measure every model on every test set; results that the runs store already are used.
 
     Args:
         models: The models.
         manifests: The test sets by name.
         beam: Hypotheses kept while decoding; 1 is greedy.
         progress: Gives a progress callback.
-        tell: Told first what is tested on: corpora, utterances, hours, speakers; and what may
-            spoil the rates.
+        tell: Called first with lines about the test sets: corpora, utterances, hours, speakers, and
+            problems that may distort the rates.
 
     Raises:
         OmnisparseError: If a run or manifest cannot be used.
@@ -267,12 +268,12 @@ def _rate_of(models: Sequence[Model]) -> int | None:
 
 
 def _digest(cuts: CutSet) -> str:
-    """A name of what is said and heard in a test set, wherever its files lie."""
+    """A digest of the words and audio of a test set, independent of file names."""
     return hashlib.sha256(repr(identify(cuts)).encode()).hexdigest()
 
 
 def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[str, Any]]:
-    """Where the transcripts of a model are kept, and all that they depend on."""
+    """The file for the transcripts of a model, and everything that they depend on."""
     key = {
         "format": _FORMAT,
         "version": __version__,
@@ -292,7 +293,7 @@ def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[s
 
 
 def _read_kept(place: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """What was measured before; None if nothing was, or it cannot be read."""
+    """The stored transcripts; None if there are none, or they cannot be read."""
     try:
         document = json.loads(place.read_text(encoding="utf-8"))
         sound = document["key"] == key and all(len(line) == 3 for line in document["utterances"])
@@ -307,7 +308,7 @@ def _keep(place: Path, document: dict[str, Any]) -> None:
 
 
 def _make(model: Model, folder: Path) -> dict[str, Any]:
-    """Write the model's files, as a user would."""
+    """Write the model's files as a user would get them."""
     run = model.candidate.path
     out = folder / "model"
     if model.request is not None:
@@ -357,7 +358,7 @@ def _measurement(model: Model, test: str, kept: dict[str, Any]) -> Measurement:
 
 
 def cost_of_rows(models: Sequence[Model], rows: TableRows) -> list[RowCost]:
-    """What each row cost in all, in the order of the table."""
+    """The total cost of each row, in the order of the table."""
     costs = []
     for row in rows.those_of(model.candidate.row for model in models):
         chosen = [model for model in models if model.candidate.row == row]

@@ -1,4 +1,4 @@
-"""The comparison as a picture: WER against size, or differences; costs; a paper's figures."""
+"""Plots of a comparison: WER against size, or differences; costs; a paper's results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TITLE = {"loc": "left", "fontweight": "bold", "fontsize": 10}
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """A published result; papers give no interval."""
+    """A published result; it has no interval."""
 
     nonzero: int
     wer: float
@@ -57,9 +57,9 @@ def plot_comparison(
         costs: The cost of every row.
         path: The image to write; its suffix is the format.
         test: Name of the test set.
-        rows: The rows of the table, and which picture they get. Where no two rows share a size,
-            there is no difference to draw, and sizes are drawn.
-        reference: A paper whose tables get panels of their own, beside sizes.
+        rows: The rows of the table, and the kind of plot. If no two rows have a size in common,
+            there is no difference to draw, and WER against size is drawn.
+        reference: A paper whose tables get their own panels (only with WER against size).
 
     Raises:
         ValueError: If there is no cell.
@@ -113,14 +113,14 @@ def _mark(axes: Any, cell: Cell, colour: str, aside: float) -> None:
 
 
 def _literal(label: str) -> str:
-    """A label that may hold a regular expression; matplotlib reads dollars as formulae."""
+    """A label with escaped dollar signs, which matplotlib would read as formulae."""
     return label.replace("$", r"\$")
 
 
 def _plot_differences(
     cells: Sequence[Cell], costs: Sequence[RowCost], path: Path, test: str, rows: TableRows
 ) -> None:
-    """A panel per size: every row's difference from the rival; then what each row cost."""
+    """A panel per size with every row's difference from the rival; then a panel of costs."""
     sizes = sizes_of(cell for cell in cells if cell.difference is not None)
     shown = rows.those_of(cell.row for cell in cells)
     widest = 0.07 * max(len(rows.labels[row]) for row in shown)
@@ -143,7 +143,7 @@ def _plot_differences(
 def _draw_differences(
     axes: Any, cells: Sequence[Cell], shown: Sequence[str], rows: TableRows
 ) -> None:
-    """Dots with intervals, the first row at the top; left of the line is better than the rival."""
+    """Dots with intervals, the first row at the top; dots left of the line beat the rival."""
     places = {row: place for place, row in enumerate(reversed(shown))}
     axes.axvline(0.0, color="#787774", linewidth=1.0)
     for cell in cells:
@@ -169,7 +169,7 @@ def _draw_differences(
 def _draw_costs(
     axes: Any, costs: Sequence[RowCost], rows: TableRows, *, one_colour: bool = False
 ) -> None:
-    """Bars of utterance passes, the part of teachers and initialisations lighter."""
+    """Bars of utterance passes; the part of teachers and initialisations is lighter."""
     shown = list(reversed(costs))
     for place, cost in enumerate(shown):
         colour = COLOURS[0 if one_colour else rows.number(cost.row) % len(COLOURS)]
@@ -226,7 +226,7 @@ def _text(cell: Any) -> str:
 
 
 def _scatter(axes: Any, rows: Sequence[tuple[str, float, str]]) -> None:
-    """Single results with a word beside each; equal results share theirs."""
+    """Single results with a label beside each; equal results share one label."""
     words: dict[_Point, str] = {}
     for size, rate, word in rows:
         point = _Point(int(parse_size(size).value), rate)

@@ -1,4 +1,4 @@
-"""Published figures to be drawn beside one's own."""
+"""Published results to be drawn beside one's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 REFERENCES = ("pang2018",)
-"""Papers whose figures are here, each a YAML file beside this one."""
+"""Papers with results in this folder, each in a YAML file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class ReferenceTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
-    """Cells in the order of ``columns``; None where the paper has none."""
+    """Cells in the order of ``columns``; None for an empty cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class Reference:
 
 @cache
 def load_reference(name: str) -> Reference:
-    """Read the figures of a paper.
+    """Read the results of a paper.
 
     Raises:
-        ValueError: If there are none of this name.
+        ValueError: If there is no paper of this name.
     """
     if name not in REFERENCES:
         raise ValueError(f"reference {name!r} is unknown; legal: {', '.join(REFERENCES)}")

@@ -1,4 +1,4 @@
-"""What a comparison leaves: files, the table on the screen, and a W&B run where that is on."""
+"""Output of a comparison: files, the table on the screen, and a W&B run if W&B is on."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def write_comparison(
         measurements: What was measured.
         costs: The cost of every row.
         rows: The rows of the table.
-        reference: A paper whose figures stand beside ours; None for none.
+        reference: A paper whose results are shown beside ours; None for none.
         wandb: Whether W&B gets table and plot.
-        console: Where people read it.
+        console: The terminal.
 
     Returns:
-        ``rows`` (cells), ``models`` (every seed), ``costs`` (rows' totals), ``means`` (rows against
-        their rival over all sizes), ``files``.
+        ``rows`` (cells), ``models`` (every seed), ``costs`` (totals of rows), ``means``
+        (differences of rows from the rival row, over all sizes), ``files``.
 
     Raises:
         ValueError: If the models of a test set were not measured on the same utterances.
@@ -107,7 +107,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose lists are text, for tables of plain cells."""
+    """A row with its lists as text, for tables with plain cells."""
     return {
         key: " ".join(map(str, value)) if isinstance(value, list | tuple) else value
         for key, value in row.items()
@@ -122,7 +122,7 @@ def _show(
     costs: Sequence[RowCost],
     rows: TableRows,
 ) -> None:
-    """The table of one test set on the screen, and what the differences are."""
+    """Show the table of one test set and its differences on the screen."""
     if rows.picture == "differences":
         table = difference_table(cells, costs, rows, means)
         console.table(*table, title=test, drop=[table[0][-1]])
@@ -137,7 +137,7 @@ def _show(
 
 
 def _verdicts(cells: Sequence[Cell], means: Sequence[MeanDifference], rows: TableRows) -> list[str]:
-    """What the paired bootstrap says about rows and their rival, in words."""
+    """The results of the paired bootstrap for rows and their rival, in words."""
     rival = rows.spoken(rows.rival)
     lines = [
         f"{cell.size}: {rows.spoken(cell.row)} minus {rival} {cell.difference:+.2f} points "

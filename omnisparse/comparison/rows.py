@@ -1,4 +1,4 @@
-"""Rows of a comparison: what they are called, their order, and which is set against which."""
+"""Rows of a comparison: their names and order, and the row that others are compared with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from omnisparse.methods import KINDS, has_every_size
 
 PART = "part"
-"""Row of a run that is only the first steps of another: no row of a table."""
+"""Row of a run that is only the first steps of another run; it is in no table."""
 
 BUILT_IN = {
     "base": "Base",
@@ -21,17 +21,17 @@ BUILT_IN = {
     "supernet": "Supernet",
     "supernet_double": "Supernet, twice the budget",
 }
-"""The rows of Pang et al. 2018 and the supernets in their order, and what people call them."""
+"""The rows of Pang et al. 2018 and the supernets, in order, with their displayed names."""
 
 _KINDS_OF_BUILT_IN = {"dense", "sandwich", "distillation", "gradual_pruning"}
 
 REGISTERED = {
     kind: kind.replace("_", " ").capitalize() for kind in KINDS if kind not in _KINDS_OF_BUILT_IN
 }
-"""Methods of other kinds: each is a row of its own, named as its kind."""
+"""Methods of other kinds: each is a row of its own, named by its kind."""
 
 ROWS = {**BUILT_IN, **REGISTERED}
-"""All rows of methods in their order, and what people call them."""
+"""All rows of methods in order, with their displayed names."""
 
 SUPERNET, PRUNED = "supernet", "pruned"
 SUPERNETS = (SUPERNET, "supernet_double", *filter(has_every_size, REGISTERED))
@@ -40,18 +40,18 @@ SUPERNETS = (SUPERNET, "supernet_double", *filter(has_every_size, REGISTERED))
 
 @dataclass(frozen=True, kw_only=True)
 class TableRows:
-    """What the rows of one table are."""
+    """The rows of one table."""
 
     heading: str
-    """What a row is, above the first column."""
+    """Heading of the first column."""
     labels: Mapping[str, str]
-    """Names of all rows there may be, in the order of the table, and what people call them."""
+    """Names of all possible rows, in the order of the table, with their displayed names."""
     rival: str
-    """The row that others are compared with."""
+    """The row with which others are compared."""
     compared: frozenset[str]
     """The rows that are compared with ``rival``, at every size that both have."""
     picture: Literal["sizes", "differences"]
-    """What is drawn: WER against size, or every row's difference from ``rival``."""
+    """Kind of plot: WER against size, or every row's difference from ``rival``."""
     note: str = ""
     """A line that explains the labels."""
 
@@ -61,7 +61,7 @@ class TableRows:
         return [row for row in self.labels if row in present]
 
     def number(self, row: str) -> int:
-        """Place of ``row`` among all that there may be, from 0: it decides the colour."""
+        """Position of ``row`` among all possible rows, from 0: it decides the colour."""
         return list(self.labels).index(row)
 
     def spoken(self, row: str) -> str:
@@ -77,4 +77,4 @@ METHODS = TableRows(
     compared=frozenset((*SUPERNETS, *REGISTERED)),
     picture="sizes",
 )
-"""All methods; supernets and registered ones are set against gradual pruning."""
+"""All methods; supernets and registered methods are compared with gradual pruning."""

@@ -1,4 +1,4 @@
-"""Rows against sizes: models put together into cells, and rows compared with one of them."""
+"""Tables of rows by sizes: models combined to cells, and rows compared with one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omnisparse.evaluation.confidence import (
 from omnisparse.evaluation.wer import ErrorCounts, corpus_wer
 
 SIGNIFICANT = 0.05
-"""A smaller probability is called a difference."""
+"""A difference with a smaller p-value is called significant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +26,9 @@ class Measurement:
     """One model of one run on one test set."""
 
     row: str
-    """Row of the table that it belongs to."""
+    """Row of the table."""
     size: str
-    """Column: the size asked for."""
+    """Column of the table: the requested size."""
     test: str
     """Name of the test set."""
     run: str
@@ -43,7 +43,7 @@ class Measurement:
     account: TrainingAccount
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures on one level, ready for JSON and CSV."""
+        """The numbers on one level, ready for JSON and CSV."""
         low, high, method = confidence_interval(self.counts)
         cer_low, cer_high, _ = confidence_interval(self.characters)
         return {
@@ -67,7 +67,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SummedCosts:
-    """What models cost together: sums over their trainings."""
+    """Total cost of models: sums over their trainings."""
 
     utterance_passes: float
     optimizer_steps: int
@@ -78,7 +78,7 @@ class SummedCosts:
     teacher_device_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON: what is described, then its costs."""
+        """All fields, ready for JSON: first the described item, then its costs."""
         whole = asdict(self)
         costs = {item.name: whole.pop(item.name) for item in fields(SummedCosts)}
         return {**whole, **costs}
@@ -93,7 +93,7 @@ class Cell(SummedCosts):
 
     row: str
     label: str
-    """What people call the row."""
+    """Displayed name of the row."""
     size: str
     test: str
     nonzero: int
@@ -103,11 +103,11 @@ class Cell(SummedCosts):
     wer: float
     """Mean over seeds."""
     wer_low: float | None
-    """Lower end of the 95 % interval over utterances, the seeds being what they are; None where
-    there is none."""
+    """Lower end of the 95 % interval over utterances for the given seeds; None if there is no
+    interval."""
     wer_high: float | None
     interval: str | None
-    """How the interval was found: ``bootstrap`` or ``wilson``; None where there is none."""
+    """Method of the interval: ``bootstrap`` or ``wilson``; None if there is no interval."""
     cer: float
     """Character error rate, mean over seeds."""
     cer_low: float | None
@@ -116,30 +116,30 @@ class Cell(SummedCosts):
     seeds: tuple[int | None, ...]
     commits: tuple[str | None, ...]
     difference: float | None = None
-    """WER minus that of the rival row at this size, in points; None where not compared."""
+    """WER minus that of the rival row at this size, in points; None if not compared."""
     difference_low: float | None = None
     difference_high: float | None = None
     relative: float | None = None
     """``difference`` in percent of the rival's WER; None also where that is 0."""
     p_value: float | None = None
-    """Two-sided paired bootstrap probability that equal rows differ so clearly; None where not
-    compared, or for one utterance."""
+    """Two-sided p-value of the paired bootstrap: the probability that equal rows differ at least
+    this much; None if not compared, or for one utterance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCost(SummedCosts):
-    """What all models of a row cost together, every training counted once."""
+    """Total cost of all models of a row; every training is counted once."""
 
     row: str
     models: int
-    """Models of different sizes and seeds that the row has."""
+    """Number of models of the row, over sizes and seeds."""
     trainings: int
-    """Trainings behind them: their own, and those of teachers and initialisations."""
+    """Number of their trainings, including those of teachers and initialisations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanDifference:
-    """A row against the rival on a test set, over all sizes that both have."""
+    """Difference of a row from the rival on a test set, over all sizes that both have."""
 
     row: str
     label: str
@@ -148,7 +148,7 @@ class MeanDifference:
     relative: float
     """Mean over sizes of the relative difference in WER, in percent."""
     relative_low: float | None
-    """Lower end of the 95 % interval over utterances, the same ones at every size."""
+    """Lower end of the 95 % interval over utterances; the utterances are the same at every size."""
     relative_high: float | None
     p_value: float | None
 
@@ -158,14 +158,14 @@ class MeanDifference:
 
 
 def make_cells(measurements: Sequence[Measurement], rows: TableRows = METHODS) -> list[Cell]:
-    """Put the seeds of a cell together, and compare rows with their rival.
+    """Combine the seeds of every cell, and compare rows with their rival.
 
     Args:
         measurements: What was measured.
         rows: The rows of the table.
 
     Returns:
-        Cells by test set, row and size, the largest first.
+        Cells by test set, row and size, the largest size first.
 
     Raises:
         ValueError: If the models of one test set were not measured on the same utterances.
@@ -184,7 +184,7 @@ def make_cells(measurements: Sequence[Measurement], rows: TableRows = METHODS) -
 def mean_differences(
     measurements: Sequence[Measurement], rows: TableRows = METHODS
 ) -> list[MeanDifference]:
-    """Compare rows with their rival over all sizes together, where they share several.
+    """Compare rows with their rival over all sizes together, if they have several in common.
 
     Args:
         measurements: What was measured.
@@ -276,11 +276,11 @@ def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement]
 
 
 def pool(parts: Sequence[Sequence[ErrorCounts]], *, times: int = 1) -> list[ErrorCounts]:
-    """Add the errors of several models utterance by utterance; their rate is the mean rate.
+    """Add the errors of several models per utterance; the rate of the sum is the mean rate.
 
     Args:
         parts: Errors of each model on the same utterances.
-        times: Count everything so often, to set it against another number of models.
+        times: Multiply all counts by this number, to compare with another number of models.
 
     Raises:
         ValueError: If the models were not measured on the same utterances.
@@ -300,7 +300,7 @@ def pool(parts: Sequence[Sequence[ErrorCounts]], *, times: int = 1) -> list[Erro
 
 
 def _compared(rival: Sequence[Measurement], group: Sequence[Measurement]) -> dict[str, Any]:
-    """WER minus that of the rival, paired by utterance, means over seeds."""
+    """WER minus that of the rival, paired by utterance, averaged over seeds."""
     [(first, second)] = _paired([(rival, group)])
     found: PairedDifference = paired_bootstrap(first, second)
     wer = corpus_wer(first)
@@ -316,7 +316,7 @@ def _compared(rival: Sequence[Measurement], group: Sequence[Measurement]) -> dic
 def _paired(
     pairs: Sequence[tuple[Sequence[Measurement], Sequence[Measurement]]],
 ) -> list[tuple[list[ErrorCounts], list[ErrorCounts]]]:
-    """The errors of rows, their seeds pooled, as if all of them had equally many."""
+    """The errors of rows with pooled seeds, scaled to equal numbers of seeds."""
     common = math.lcm(*(len(part) for pair in pairs for part in pair))
 
     def pooled(part: Sequence[Measurement]) -> list[ErrorCounts]:

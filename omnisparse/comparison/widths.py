@@ -1,14 +1,15 @@
 """Widths of a dense or factored net from a number of parameters, or from a limit per layer.
 
-A family is any configuration of a model: its widths (cells, projections, attention, predictor,
-joiner) scale together, while its depth, vocabulary and embedding stay. The count is that of the
-net itself, built without memory for its weights, so that what is printed is what is trained.
+A family is given by any configuration of a model: its widths (cells, projections, attention,
+predictor, joiner) scale together, while depth, vocabulary and embedding stay fixed. Parameters are
+counted on the net itself, built without memory for its weights, so the count is exact.
 
-How far the counts of Pang et al. 2018 reproduce (``tools/pang_sizes.py``: 80 mel bins stacked by
-3, no time reduction, 4,096 word pieces, embedding 96, attention as wide as the encoder's output):
-most dense nets within 7 % (110 M: 106.4; 16 M: 15.0; 32 M: 30.7; 29 M: 29.8; 58 M: 53.7), but
-the "57 M" of 700 and 1024 cells has 43.4 M, and the factored nets have 5 to 37 % less than printed
-(32 M of 1024 p 256 and 660: 22.4; 57 M of 1400 p 256 and 1024: 36.2). So widths are solved.
+The counts of Pang et al. 2018 can be reproduced only in part (``tools/pang_sizes.py``: 80 mel bins
+stacked by 3, no time reduction, 4,096 word pieces, embedding 96, attention as wide as the encoder's
+output). Most dense nets are within 7 % (110 M: 106.4; 16 M: 15.0; 32 M: 30.7; 29 M: 29.8; 58 M:
+53.7). But the "57 M" net of 700 and 1024 cells has 43.4 M, and the factored nets have 5 to 37 %
+less than printed (32 M of 1024 p 256 and 660: 22.4; 57 M of 1400 p 256 and 1024: 36.2). Therefore
+widths are computed from the number of parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WIDTHS = (
 """Fields that scale together, those with the most parameters first."""
 
 PROJECTION_SHARE = 4
-"""Cells per projection of a factored family without one of its own: 1024 to 256 in Pang et al."""
+"""Ratio of cells to projection width if a family has no projection: 1024 to 256 in Pang et al."""
 
 
 def parameter_shapes(
@@ -56,7 +57,7 @@ def count_parameters(config: ModelConfig, *, input_dim: int, vocab_size: int) ->
 def with_projections(
     config: ModelConfig, *, encoder: bool = True, decoder: bool = False
 ) -> ModelConfig:
-    """The factored family of a dense net; projections that are there stay as they are.
+    """The factored family of a dense net; existing projections are not changed.
 
     Raises:
         ValueError: If the decoder of a transducer is to be factored.
@@ -87,8 +88,8 @@ def solve_model(
         family: Any member of the family.
         input_dim: Width of the features.
         vocab_size: Word pieces.
-        parameters: Most parameters of the net; the result has hardly fewer (a step of its
-            narrowest width), never more.
+        parameters: Most parameters of the net; the result has slightly fewer (less than a step of
+            its narrowest width), never more.
         layer_limit: Most parameters of a recurrent layer.
 
     Raises:
@@ -125,7 +126,7 @@ def solve_model(
 
 
 def _with_widths(family: ModelConfig, widths: Widths) -> ModelConfig:
-    """The member of the family with these widths; a projection stays below its cells."""
+    """The member of the family with these widths; projections are kept narrower than the cells."""
     legal = dict(widths)
     for part in ("encoder", "decoder"):
         if f"{part}_projection" in legal:

@@ -29,17 +29,17 @@ from omnisparse.training.config import TrainingConfig
 from omnisparse.training.tracking import TrackingConfig
 
 MAX_SEED = 2**63 - 1
-"""Largest seed that torch's generators take as it is written."""
+"""Largest seed that torch's generators accept unchanged."""
 
 
 _NO_NAMES = ("latest", "None", "none", "null")
-"""Names that no run may have: the link to the newest, and ways to write that there is no name."""
+"""Names that no run may have: the link to the newest run, and words that mean "no name"."""
 _EMBEDDED = SyntheticConfig()
-"""The embedded corpus of those who name none; an equal one that is written down is asked for."""
+"""The default embedded corpus. An equal corpus in the configuration counts as requested."""
 
 
 class ConfigError(OmnisparseError):
-    """A configuration that cannot be used: bad usage, and so exit code 2."""
+    """A configuration that cannot be used (bad usage: exit code 2)."""
 
     exit_code = 2
     on_every_process = True
@@ -47,13 +47,13 @@ class ConfigError(OmnisparseError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusConfig:
-    """What to train, tune and test on: an embedded corpus, manifests, or both together."""
+    """Corpora for training, development and test: an embedded corpus, manifests, or both."""
 
     synthetic: SyntheticConfig | None = _EMBEDDED
-    """Embedded corpus, spoken when absent; null for none. Left out, it is used only where there are
-    no ``train`` manifests; to train on both, give both in one place."""
+    """Embedded corpus, made when it is missing; null for none. If this key is left out, the corpus
+    is used only without ``train`` manifests; to train on both, give both keys."""
     base: str = "."
-    """Folder that ``train``, ``dev`` and ``test`` are relative to."""
+    """Base folder of relative paths in ``train``, ``dev`` and ``test``."""
     train: tuple[str, ...] = ()
     """Training manifests (NeMo JSONL or lhotse cuts)."""
     dev: tuple[str, ...] = ()
@@ -61,10 +61,10 @@ class CorpusConfig:
     test: tuple[str, ...] = ()
     """Manifests to report on, each separately."""
     root: str = "data"
-    """Where spoken corpora and computed features are kept."""
+    """Folder for embedded corpora and computed features."""
 
     def __post_init__(self) -> None:
-        """Leave the embedded corpus out where it was not asked for; check that there is one."""
+        """Leave out the embedded corpus if it was not requested; check that there is a corpus."""
         if self.train and self.synthetic is _EMBEDDED:
             object.__setattr__(self, "synthetic", None)
         if self.synthetic is None and not self.train:
@@ -94,8 +94,9 @@ class RunConfig:
     license: str | None = None
     """Licence of the weights as model hubs know it, such as apache-2.0; for the model card."""
     init: str | None = None
-    """Run, artifact or checkpoint folder whose weights the training starts from: a net of the same
-    shape, or its dense relative, which is then factorised by truncated SVD; null for fresh ones."""
+    """Run, artifact or checkpoint folder with the initial weights: a net of the same shape, or the
+    same net without projections, which is then factorised by truncated SVD; null for random
+    weights."""
     max_layer_parameters: str | int | None = None
     """Most parameters of any recurrent layer, such as 4M; null for no limit."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -104,13 +105,11 @@ class RunConfig:
     """Experiment tracking."""
 
     def __post_init__(self) -> None:
-        """Check the name, which becomes a folder, and the seed."""
+        """Check the name, which becomes a folder name, and the seed."""
         if self.name in _NO_NAMES:
-            raise ValueError(
-                f"name is {self.name!r}; a name of its own, not one of {', '.join(_NO_NAMES)}"
-            )
+            raise ValueError(f"name is {self.name!r}; it must not be one of {', '.join(_NO_NAMES)}")
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise ValueError(f"name is {self.name!r}; a plain folder name")
+            raise ValueError(f"name is {self.name!r}; it must be a plain folder name")
         check_ranges(self)
         if self.data.statistics == "init" and self.init is None:
             raise ValueError(
@@ -140,7 +139,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: no YAML ({_one_line(error)})") from error
+            raise ConfigError(f"{path}: not YAML ({_one_line(error)})") from error
     if document is None:
         document = {}
     if not isinstance(document, dict):
@@ -150,7 +149,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
 
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return ``config`` changed by ``dotted.key=value`` strings, as :func:`load_config` takes them.
+    """Return ``config`` changed by ``dotted.key=value`` strings, as in :func:`load_config`.
 
     Raises:
         ConfigError: If a key is unknown or a value is not legal.
@@ -178,17 +177,17 @@ def config_from_dict(document: Mapping[str, Any], *, source: str = "configuratio
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
-    """Return ``config`` as plain data that YAML and JSON can hold."""
+    """Return ``config`` as plain data for YAML and JSON."""
     return _plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
 
 
 def config_to_yaml(config: RunConfig) -> str:
-    """Return ``config`` as YAML, every value resolved."""
+    """Return ``config`` as YAML with every value resolved."""
     return write_yaml(config_to_dict(config))
 
 
 def _with_kind(key: str, value: Any) -> Any:
-    """Fill in the default ``kind`` where a section of a union does not name one."""
+    """Fill in the default ``kind`` if a section of a union does not name one."""
     default = {"model": LasConfig().kind, "method": SandwichConfig().kind}.get(key)
     if default is None or not isinstance(value, Mapping) or "kind" in value:
         return value
@@ -212,16 +211,16 @@ def parse_value(key: str, text: str) -> Any:
     """The value of an override: YAML 1.2, as in a configuration file, and Python's ``None``.
 
     Raises:
-        ConfigError: If it is none; the message names ``key``.
+        ConfigError: If it is not YAML; the message names ``key``.
     """
     try:
         return read_argument(text) if text else ""
     except yaml.YAMLError as error:
-        raise ConfigError(f"'{key}={text}': the value is no YAML ({_one_line(error)})") from error
+        raise ConfigError(f"'{key}={text}': the value is not YAML ({_one_line(error)})") from error
 
 
 def _apply_all(document: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set overrides; train manifests that they bring switch the embedded corpus off."""
+    """Apply overrides; if they set train manifests, the embedded corpus is switched off."""
     before = document.get("corpus")
     had_manifests = bool(before.get("train")) if isinstance(before, Mapping) else False
     for override in overrides:
@@ -252,7 +251,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 
 def _check_keys(owner: type, document: Any, path: str) -> None:
-    """Raise on the first key of ``document`` that dataclass ``owner`` has not."""
+    """Raise for the first key of ``document`` that is not a field of dataclass ``owner``."""
     if not isinstance(document, Mapping):
         return  # pydantic reports the wrong type
     hints = get_type_hints(owner, include_extras=True)
@@ -270,7 +269,7 @@ def _check_keys(owner: type, document: Any, path: str) -> None:
 
 
 def _dataclass_of(hint: Any, value: Any) -> type | None:
-    """The dataclass that ``value`` is to become, for unions by its ``kind``."""
+    """The dataclass for ``value``; for unions its ``kind`` decides."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     options = get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)

@@ -1,6 +1,6 @@
-"""YAML as its version 1.2 reads it: for configurations, overrides and sweep files alike.
+"""A reader of YAML 1.2, for configurations, overrides and sweep files.
 
-PyYAML follows YAML 1.1, where ``1e-5`` is a text, ``off`` is false and ``010`` is eight.
+PyYAML follows YAML 1.1, where ``1e-5`` is a string, ``off`` is false and ``010`` is eight.
 
 Source: YAML 1.2.2, section 10.3 (the core schema). ``<<``, merging, is kept from 1.1.
 """
@@ -35,7 +35,7 @@ _PYTHON: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (_NULL, r"None", ("N",)),
     (_FLOAT, r"[-+]?inf|nan", tuple("-+in")),
 )
-"""How Python, and so a W&B agent, writes what YAML writes otherwise."""
+"""Values that Python, and so a W&B agent, writes differently from YAML."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,13 +45,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _ArgumentLoader(_Loader):
-    """The core schema, and what Python writes for null, infinity and no number."""
+    """The core schema, and Python's forms of null, infinity and NaN."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what is no text for a reader of YAML 1.1 or of 1.2."""
+    """Quotes a string that a reader of YAML 1.1 or 1.2 would read as another type."""
 
     yaml_implicit_resolvers = dict(yaml.SafeDumper.yaml_implicit_resolvers)  # noqa: RUF012
 
@@ -75,23 +75,23 @@ def read_yaml(text: str) -> Any:
     """Return the document in ``text``.
 
     Raises:
-        yaml.YAMLError: If it is none.
+        yaml.YAMLError: If it is not YAML.
     """
     return yaml.load(text, _Loader)
 
 
 def read_argument(text: str) -> Any:
-    """Return the value of ``key=value`` on a command line: YAML, or as Python writes it.
+    """Return the value of ``key=value`` on a command line, in YAML or in Python's form.
 
-    ``None``, ``inf`` and ``nan`` are null and numbers there, because a W&B agent writes them so.
+    ``None`` is null there, and ``inf`` and ``nan`` are numbers, because a W&B agent writes these.
 
     Raises:
-        yaml.YAMLError: If it is none.
+        yaml.YAMLError: If it is not YAML.
     """
     return yaml.load(text, _ArgumentLoader)
 
 
 def write_yaml(document: Any) -> str:
-    """Return ``document`` as YAML that versions 1.1 and 1.2 read alike, keys in their order."""
+    """Return ``document`` as YAML with the same meaning in versions 1.1 and 1.2, keys in order."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False)
     return text

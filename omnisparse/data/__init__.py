@@ -1,4 +1,4 @@
-"""Room: data. From corpora of the world to batches; knows nothing of models, sparsity or training.
+"""Room: data. From corpora to batches; independent of models, sparsity and training.
 
 `corpora` (manifests, import) -> `feature_store` (frames on disk) -> `filtering` -> `batching`.
 """

@@ -1,4 +1,4 @@
-"""A folder whose files appear complete, or not at all."""
+"""A folder whose files appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from omnisparse.durable import sync_path
 def atomic_folder(final: Path) -> Iterator[Path]:
     """Give a new folder beside ``final`` to write files into, and move it to ``final`` at the end.
 
-    Where ``final`` exists already, the new files replace those of the same name, in the order of
-    their names, and everything else in it stays: it may be a folder of the user. Where the body
-    fails, ``final`` is as it was. Left-overs of killed processes are removed on the way.
+    If ``final`` exists already, the new files replace those of the same name, in the order of their
+    names, and all other files stay: it may be a folder of the user. If the body fails, ``final`` is
+    unchanged. Remains of killed processes are removed.
 
     Args:
-        final: Path that the folder shall have. Its parents are made.
+        final: Final path of the folder. Its parents are made.
 
     Yields:
         Path of the folder to fill; files only.
     """
     final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{final.name}.tmp-{platform.node()}-"  # on a shared disk: only this machine's
+    prefix = f".{final.name}.tmp-{platform.node()}-"  # on a shared disk, only those of this machine
     for stale in final.parent.glob(f"{prefix}*"):
         if not _is_alive(stale.name.removeprefix(prefix).partition("-")[0]):
             shutil.rmtree(stale, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Audio of an utterance, read, mixed and checked in one way for training and evaluation."""
+"""Reading the audio of an utterance in the same way for training and evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def read_samples(cut: Cut, sampling_rate: int | None = None) -> FloatArray:
-    """Audio of a cut, exactly as long as the cut says.
+    """Audio of a cut, with exactly the duration of the cut.
 
     Args:
         cut: An utterance; its changes of speed and rate are applied, of several channels that it
@@ -104,11 +104,11 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def recordings_of(cut: Cut) -> list[Recording]:
-    """Recordings that a cut is made of: several where it mixes others, none for mere padding."""
+    """Recordings that a cut consists of: several for a mixture, none for pure padding."""
     from lhotse.cut import MixedCut
     from lhotse.cut.data import DataCut
 
-    # By type: a manifest may give a cut any further attribute, one named `tracks` too.
+    # Checked by type, because a manifest may give a cut any attribute, also one named `tracks`.
     parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
     recordings = [part.recording for part in parts if isinstance(part, DataCut)]
     return [recording for recording in recordings if recording is not None]

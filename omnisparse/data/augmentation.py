@@ -1,6 +1,6 @@
-"""Augmentation that depends on nothing but a seed and the name of the utterance.
+"""Augmentation that depends only on a seed and the name of the utterance.
 
-So a run that was stopped and resumed, or spread over more processes, sees the same data.
+So a run that was resumed, or uses more processes, sees the same data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentationConfig:
-    """What is done to the training data, and only to it."""
+    """Augmentation of the training data; other data is not changed."""
 
     num_frequency_masks: NonNegativeInt = 2
     """Bands of mel bins masked in every utterance; 0 masks none."""
@@ -29,13 +29,13 @@ class AugmentationConfig:
     time_mask_fraction: Share = 0.05
     """Longest stretch masked, as a fraction of the utterance."""
     max_time_mask_frames: NonNegativeInt = 100
-    """Longest stretch masked, in frames of 10 ms, however long the utterance is."""
+    """Longest stretch masked, in frames of 10 ms, for utterances of any length."""
     unmasked_epochs: NonNegativeInt = 0
-    """Epochs, at the start, in which nothing is masked: an encoder that hears nothing yet learns
-    to hear several times sooner so."""
+    """Epochs, at the start, without masking: an untrained encoder then learns several times
+    faster."""
     speed_factors: tuple[float, ...] = (1.0,)
-    """Speeds of which the training manifests give a copy each; (0.9, 1.0, 1.1) is usual. The
-    embedded corpus varies its rates of speech by itself and is left alone."""
+    """Speeds; the training set has a copy of its manifests at each speed. (0.9, 1.0, 1.1) is usual.
+    The embedded corpus is not copied, because it already varies its rates of speech."""
     noise_probability: Share = 0.0
     """Share of the utterances that get noise."""
     noise_snr_db: tuple[float, float] = (10.0, 30.0)
@@ -56,7 +56,7 @@ class AugmentationConfig:
             raise ValueError(f"noise_snr_db must be (low, high), got {self.noise_snr_db}")
 
     def spec_augment(self) -> SpecAugment | None:
-        """The masking that the fields ask for; None where they ask for none."""
+        """The masking that the fields configure; None if they configure none."""
         masks_bands = self.num_frequency_masks > 0 and self.frequency_mask_bins > 0
         masks_time = self.num_time_masks > 0 and self.time_mask_fraction > 0
         if not masks_bands and not masks_time:
@@ -84,8 +84,9 @@ def utterance_generator(*key: object) -> np.random.Generator:
 class SpecAugment:
     """Masks bands of bins and stretches of time of normalised features.
 
-    The stretches are bounded by a fraction of the utterance, so that a short utterance is not
-    masked away: plain SpecAugment, with masks of a fixed length, can cover a whole short command.
+    The length of a stretch is limited to a fraction of the utterance, so that a short utterance
+    keeps enough frames: the masks of plain SpecAugment have a fixed largest length and can cover a
+    whole short command.
 
     Args:
         num_frequency_masks: Bands masked.
@@ -118,7 +119,7 @@ class SpecAugment:
 
         Args:
             frames: [T, num_bins] float32, normalised, so that 0 is the mean of each bin.
-            generator: Where the masks are drawn from.
+            generator: Source of the random masks.
 
         Returns:
             [T, num_bins] float32, with 0 where masked.
@@ -147,7 +148,7 @@ def add_noise(samples: FloatArray, snr_db: float, generator: np.random.Generator
     Args:
         samples: [N] float32; silence is returned as it is.
         snr_db: Power of the signal over that of the noise, both over the whole utterance, in dB.
-        generator: Where the noise is drawn from.
+        generator: Source of the random noise.
 
     Returns:
         [N] float32.
@@ -155,7 +156,7 @@ def add_noise(samples: FloatArray, snr_db: float, generator: np.random.Generator
     power = float(np.mean(np.square(samples, dtype=np.float64)))
     if power == 0.0:
         return samples
-    # A power of two is transformed fast whatever the length of the utterance.
+    # With a power of two, the FFT is fast for any length of the utterance.
     length = 1 << max(1, (len(samples) - 1).bit_length())
     spectrum = np.fft.rfft(generator.standard_normal(length))
     slope = generator.uniform(0.0, 1.0)  # power falls with frequency ** -slope

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one process computes on in one step."""
+    """The data of one process in one step."""
 
     features: Tensor
     """[B, T, F] float32, 0 where padded."""
@@ -41,8 +41,8 @@ class Batch:
     texts: Mapping[str, str] = field(default_factory=dict)
     """Transcripts by id."""
     is_copy: bool = False
-    """Whether another process computes on these utterances, too, and they count there: a batch
-    smaller than the number of processes leaves some without, and all must synchronise."""
+    """Whether these utterances are copies that count in another process. If a batch is smaller than
+    the number of processes, some get copies, because all processes must synchronise."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with features and tokens on ``device``; lengths stay, so that none waits."""
@@ -53,7 +53,7 @@ class Batch:
         )
 
     def select(self, index: Tensor) -> Batch:
-        """Some utterances of the batch, with the padding that they no longer need removed.
+        """Some utterances of the batch, without padding that is no longer needed.
 
         Args:
             index: [N] int64 on the CPU, rows in the wanted order, at least one.
@@ -119,16 +119,17 @@ def collate(
 
 
 def text_of(cut: Cut) -> str:
-    """The transcript of a cut; empty where it has none."""
+    """The transcript of a cut; empty if it has none."""
     return " ".join(supervision.text or "" for supervision in cut.supervisions).strip()
 
 
 def process_slice(num_utterances: int, rank: int, world_size: int) -> list[int]:
-    """Places of a global batch that one process takes.
+    """Positions of a global batch that one process takes.
 
-    Stretches differ in size by at most one and joined in order of rank give the batch. A batch
-    smaller than ``world_size`` is cycled, because every process must have something to compute;
-    from rank ``num_utterances`` on these are copies (:attr:`Batch.is_copy`).
+    Each process takes a contiguous part; parts differ in size by at most one, and in order of rank
+    they form the batch. A batch smaller than ``world_size`` is repeated, because every process must
+    compute something; from rank ``num_utterances`` on, its utterances are copies
+    (:attr:`Batch.is_copy`).
     """
     if num_utterances < world_size:
         return [rank % num_utterances]

@@ -1,7 +1,7 @@
-"""The same batches in the same order, whatever the number of processes or restarts.
+"""The same batches in the same order, for any number of processes or restarts.
 
-Every epoch is laid out as global batches by lhotse's bucketing sampler, and process `r` takes its
-stretch of each. A position in a run is therefore two numbers: the epoch and the batches done in it.
+lhotse's bucketing sampler divides every epoch into global batches, and process `r` takes its part
+of each. So a position in a run is two numbers: the epoch, and the number of batches done in it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """How training data becomes batches."""
+    """Batches, features and word pieces of the training data."""
 
     batch_seconds: float = 300.0
     """Audio of one batch over all processes, padding included, in seconds."""
@@ -53,16 +53,17 @@ class DataConfig:
     max_batch_size: PositiveInt = 64
     """Most utterances of one batch over all processes."""
     num_buckets: PositiveInt = 20
-    """Classes of duration from which batches are drawn; more pad less and shuffle less."""
+    """Classes of duration from which batches are drawn; more classes give less padding and less
+    shuffling."""
     short_first_epochs: NonNegativeInt = 0
-    """Epochs, at the start, whose batches come shortest first: attention finds its way along
-    short utterances long before it does along long ones."""
+    """Epochs, at the start, in which short batches come first: attention learns to align short
+    utterances much earlier than long ones."""
     min_seconds: NonNegativeFloat = 0.1
     """Shorter utterances are left out of training, in seconds."""
     max_seconds: float = 30.0
     """Longer utterances are left out of training, in seconds."""
     vocab_size: Annotated[int, Range(minimum=4)] = 500
-    """Word pieces, the three special ones included; that of ``tokenizer`` where one is given."""
+    """Number of word pieces with the three special ones; if ``tokenizer`` is given, its number."""
     tokenizer: str | None = None
     """Run, artifact or ``tokenizer.model`` whose word pieces are used: those of the net that the
     training starts from (``init``); null learns them from the training transcripts."""
@@ -73,7 +74,7 @@ class DataConfig:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Shape of the features."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    """What is done to the training data only."""
+    """Augmentation of the training data."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -95,25 +96,25 @@ class DataConfig:
 
 
 class TrainingBatches:
-    """The endless sequence of training batches, from a position that can be saved.
+    """The endless sequence of training batches; its position can be saved.
 
     The data is a pure function of (seed, epoch, utterance), the order of (seed, epoch).
 
     Args:
         cuts: Training utterances; those that ``features`` had to skip are left out.
-        features: Frames of all of them.
+        features: Frames of all utterances.
         extractor: Normalises and stacks them.
         tokenizer: Encodes the transcripts.
         batch_seconds: Audio of one global batch, padding included, in seconds.
         max_batch_size: Most utterances of one global batch.
-        num_buckets: Classes of duration; fewer are used where the data is little.
-        short_first_epochs: Epochs, at the start, whose batches come shortest first.
+        num_buckets: Classes of duration; a small data set uses fewer.
+        short_first_epochs: Epochs, at the start, in which short batches come first.
         spec_augment: Masks the normalised frames; None masks nothing.
-        unmasked_epochs: Epochs, at the start, that it leaves alone.
-        seed: Of order and masks.
+        unmasked_epochs: Epochs, at the start, without masking.
+        seed: Seed of order and masks.
         rank: Number of this process.
         world_size: Number of processes.
-        prefetch: Batches made ahead by a thread; 0 makes each when it is asked for.
+        prefetch: Batches that a thread makes in advance; 0 makes each when it is needed.
 
     Raises:
         ValueError: If there are no cuts, an utterance is longer than ``batch_seconds``, or
@@ -179,7 +180,7 @@ class TrainingBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of the present epoch; epochs may differ by a few."""
+        """Number of global batches of the present epoch; it may differ slightly between epochs."""
         return len(self._epoch_order(self._epoch))
 
     @property
@@ -195,12 +196,12 @@ class TrainingBatches:
         """Go to a saved position, also one saved with another number of processes.
 
         Raises:
-            ValueError: If the position is not one of this data.
+            ValueError: If this data has no such position.
         """
         epoch, batches = int(state["epoch"]), int(state["batches"])
         if epoch < 0 or not 0 <= batches < len(self._epoch_order(max(epoch, 0))):
             raise ValueError(
-                f"epoch={epoch}, batches={batches} is no position in this data: an epoch has "
+                f"epoch={epoch}, batches={batches} is not a position in this data: an epoch has "
                 f"{self.steps_per_epoch} batches"
             )
         self._epoch, self._batches = epoch, batches
@@ -225,7 +226,7 @@ class TrainingBatches:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Batch of this process at any position; the position of the iterator does not move."""
+        """Batch of this process at any position; the position of the iterator does not change."""
         return self._assemble((epoch, self._epoch_order(epoch)[index]))
 
     def _advance(self) -> None:
@@ -243,7 +244,7 @@ class TrainingBatches:
             order = self._epoch_order(epoch)
 
     def _epoch_order(self, epoch: int) -> list[list[Cut]]:
-        """Global batches of an epoch; the two last used are kept, for batches made ahead."""
+        """Global batches of an epoch; the last two epochs are stored, for prefetched batches."""
         if epoch not in self._orders:
             self._orders = dict(list(self._orders.items())[-1:])
             self._orders[epoch] = self._lay_out(epoch)
@@ -252,7 +253,7 @@ class TrainingBatches:
     def _lay_out(self, epoch: int) -> list[list[Cut]]:
         """Global batches of an epoch."""
         generator = utterance_generator("order", self._seed, epoch)
-        # lhotse shuffles by (its seed + epoch), which would give neighbouring seeds the same order.
+        # lhotse shuffles by (its seed + epoch): neighbouring seeds would have the same orders.
         self._sampler.set_epoch(int(generator.integers(1 << 62)))
         batches = [list(batch) for batch in self._sampler]
         if epoch < self._short_first_epochs:
@@ -283,10 +284,10 @@ def _bucketing_sampler(
     from lhotse.dataset import BucketingSampler, SimpleCutSampler
     from lhotse.utils import fastcopy
 
-    # Every bucket ends in a batch that is not full, so a bucket should make several.
+    # Every bucket ends with a batch that is not full, so a bucket should have several batches.
     seconds = sum(cut.duration for cut in cuts)
     enough = min(int(seconds / (3 * batch_seconds)), len(cuts) // (3 * max_batch_size) or 1)
-    # Copies, because lhotse writes the rank into every cut that it hands out.
+    # Copies, because lhotse writes the rank into every cut that it returns.
     copies = CutSet.from_cuts(fastcopy(cut) for cut in cuts)
     fields: dict[str, Any] = {
         "max_duration": batch_seconds,
@@ -301,9 +302,9 @@ def _bucketing_sampler(
         try:
             return BucketingSampler(copies, num_buckets=buckets, seed=seed, **fields)
         except KeyError:
-            # lhotse looks for a bucket after the last one where rounding overfills the middle one.
+            # If rounding overfills the middle bucket, lhotse searches for one after the last.
             continue
-    # What a single bucket of lhotse's is, and in its order, without the search for buckets.
+    # Equal to a single bucket of lhotse, in the same order, without the search for buckets.
     return SimpleCutSampler(copies.sort_by_duration(ascending=True), seed=0, **fields)
 
 
@@ -317,7 +318,7 @@ class EvaluationBatches:
         batch_seconds: Audio of one batch, padding included, in seconds; an utterance that is longer
             makes a batch of its own.
         max_batch_size: Most utterances of one batch.
-        store: Where the frames are taken from; without it they are computed from audio.
+        store: Source of the frames; without it they are computed from audio.
         rank: Number of this process.
         world_size: Number of processes; each takes every `world_size`-th batch.
     """
@@ -355,7 +356,8 @@ class EvaluationBatches:
         """Batches of this process.
 
         Raises:
-            DataError: If audio cannot be read. It is never left out: the error rate would change.
+            DataError: If audio cannot be read. No utterance is left out: the error rate would
+                change.
         """
         for cuts in self._batches:
             features = [self._prepare(cut) for cut in cuts]

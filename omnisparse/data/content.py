@@ -1,8 +1,8 @@
-"""What is known of audio files from before: the digest of their content, what decoding it showed.
+"""A cache of facts about audio files: the digest of their content, and the result of decoding it.
 
-One small database in the user's cache serves every corpus and every command: corpora may be
-read-only, and an imported corpus names the files of the one it was imported from. A file is read
-again only when its size or time has changed; what is known of a content holds wherever it lies.
+All corpora and commands share one small database in the user's cache folder, because corpora may be
+read-only, and an imported corpus names the files of the original corpus. A file is read again only
+when its size or time has changed. Facts about a content are valid for all files with this content.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _FILE = "audio.sqlite"
 _FORMAT_VERSION = 1
 _READ_BYTES = 1 << 20
 _DIGEST_BYTES = 20
-_ROWS = 500  # of one question to the database
+_ROWS = 500  # per database query
 _WAIT_SECONDS = 10.0  # for another process to finish writing
-# A file that is written twice within one tick of the clock keeps its time: it is not trusted yet.
+# A file that is written twice within one clock tick keeps its time, so new times are not trusted.
 _SETTLED_NS = 100_000_000
 
 State = tuple[int, int, int]
-"""Size of a file in bytes, and when its content and its entry last changed, in ns."""
+"""Size of a file in bytes, and the times of the last change of content and inode, in ns."""
 
 
 def cache_folder() -> Path | None:
-    """Where verdicts are kept: ``$OMNISPARSE_CACHE``, or ``omnisparse`` in the user's cache.
+    """Folder of the cache: ``$OMNISPARSE_CACHE``, or ``omnisparse`` in the user's cache folder.
 
     Returns:
-        The folder, whether it exists or not; None where the user has no home.
+        The folder, which may not exist yet; None if the user has no home folder.
     """
     if named := os.environ.get(ENVIRONMENT):
         return Path(named)
@@ -50,7 +50,7 @@ def cache_folder() -> Path | None:
 
 
 def file_state(path: str) -> State | None:
-    """The state of a file; None where there is none."""
+    """The state of a file; None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -74,17 +74,16 @@ def digest_file(path: str) -> str:
 class ContentCache:
     """Digests of files, and a document about each content, on disk.
 
-    A cache that cannot be written or is damaged costs time only: what it cannot tell is found out
-    again.
+    A cache that cannot be written or is damaged costs only time: missing facts are computed again.
 
     Args:
-        folder: Folder of the database; None for that of the user.
+        folder: Folder of the database; None for the user's cache folder.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = cache_folder() if folder is None else folder
         self.problem: str | None = None
-        """Why nothing is kept, if so; one line."""
+        """The reason why nothing can be stored, one line; None if there is no problem."""
 
     def digests(self, paths: Iterable[str]) -> dict[str, str]:
         """Digest of each file, by its path; files that cannot be read are not in it."""
@@ -113,7 +112,7 @@ class ContentCache:
         return known
 
     def documents(self, digests: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What is known of each content, by its digest."""
+        """The stored document about each content, by its digest."""
         documents: dict[str, dict[str, Any]] = {}
         with self._database() as database:
             for rows in _in_parts(database, "digest, document", "contents", digests):
@@ -131,11 +130,11 @@ class ContentCache:
         files: Mapping[str, tuple[State, str]],
         documents: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """Keep what was found out.
+        """Store new facts.
 
         Args:
             files: State, taken before the file was read, and digest, by absolute path.
-            documents: What is known of each content, by its digest; replaces what was known.
+            documents: Document about each content, by its digest; replaces an earlier document.
         """
         if not files and not documents:
             return
@@ -155,18 +154,18 @@ class ContentCache:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection | None]:
-        """The open database; None where there can be none."""
+        """The open database; None if it cannot be opened."""
         try:
             database = self._open()
         except (sqlite3.Error, OSError) as error:
-            self.problem = f"what is known of audio cannot be kept in {self._folder}: {_why(error)}"
+            self.problem = f"facts about audio cannot be stored in {self._folder}: {_why(error)}"
             yield None
             return
         try:
             with closing(database) as connection:
                 yield connection
         except sqlite3.Error as error:
-            self.problem = f"what is known of audio cannot be kept in {self._folder}: {_why(error)}"
+            self.problem = f"facts about audio cannot be stored in {self._folder}: {_why(error)}"
 
     def _open(self) -> sqlite3.Connection:
         if self._folder is None:
@@ -176,9 +175,9 @@ class ContentCache:
         try:
             return _connect(path)
         except sqlite3.OperationalError:
-            raise  # locked, or no room: the file is sound
+            raise  # locked, or the disk is full: the file is not damaged
         except sqlite3.DatabaseError:
-            path.unlink(missing_ok=True)  # damaged, and worth no more than the time to fill it
+            path.unlink(missing_ok=True)  # damaged; its content can be computed again
             return _connect(path)
 
 
@@ -215,15 +214,15 @@ def _in_parts(
     for first in range(0, len(listed), _ROWS):
         part = listed[first : first + _ROWS]
         marks = ", ".join("?" * len(part))
-        # Names of columns and tables are ours; keys are bound.
+        # Names of columns and tables are constants; keys are bound parameters.
         query = f"SELECT {columns} FROM {table} WHERE {key} IN ({marks})"
         yield database.execute(query, part).fetchall()
 
 
 def _why(error: Exception) -> str:
-    """What went wrong, in words of our own."""
+    """A short description of an error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, sqlite3.OperationalError):
-        return "another process holds it, or it cannot be written"
+        return "another process uses it, or it cannot be written"
     return "it is damaged"

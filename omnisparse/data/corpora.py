@@ -202,7 +202,7 @@ def load_manifest(
 
 
 def manifest_name(path: Path) -> str:
-    """What results call a manifest: ``books-test`` for ``data/books/test.jsonl.gz``."""
+    """Name of a manifest in results: ``books-test`` for ``data/books/test.jsonl.gz``."""
     path = path.absolute()
     return f"{path.parent.name}-{path.name.split('.')[0]}"
 
@@ -231,7 +231,7 @@ def import_corpus(
         rules: How transcripts are changed, in order (`normalization.RULES`).
         split: Divide a corpus without splits, as `90/5/5`: train, dev and test by duration, each
             speaker on one side. None keeps the splits of the corpus.
-        seed: Decides which speakers go where.
+        seed: Seed of the assignment of speakers to splits.
 
     Returns:
         As :func:`write_splits`, and with ``split`` also `"split_by"` (speaker, recording or

@@ -1,7 +1,7 @@
 """Filterbanks computed once and kept on disk: one file of float16 frames and one JSON index.
 
-The file is mapped, not read, so that tens of hours at three speeds need little memory and any
-number of processes share one copy. A store is found again by a hash of all it depends on.
+The file is memory-mapped, so that tens of hours at three speeds need little memory, and any number
+of processes share one copy. A hash of everything that a store depends on is its name.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-_FORMAT_VERSION = 3  # 2 was found by names of files, 1 held the first of several channels
+_FORMAT_VERSION = 3  # 2 hashed names of files, 1 used only the first channel
 _FRAMES_FILE = "features.f16"
 _INDEX_FILE = "index.json"
-# Utterances handed to a process at once: few enough to balance, enough to make messages rare.
+# Utterances per task of a process: few enough for equal load, many enough for few messages.
 _BLOCK = 64
-# A bin that never changes must not become a division by nothing.
+# A bin that never changes must not cause a division by zero.
 _SMALLEST_STD = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What, besides the cuts, the content of a store depends on."""
+    """Settings on which the content of a store depends, besides the cuts."""
 
     num_bins: int
     sampling_rate: int
@@ -57,7 +57,7 @@ class _Settings:
 
 @dataclass(slots=True)
 class _BlockResult:
-    """What one block of utterances left behind: everything but the frames themselves."""
+    """Result of one block of utterances, without the frames themselves."""
 
     written: list[str]
     skipped: list[SkippedItem]
@@ -114,19 +114,19 @@ class FeatureStore:
         in_memory: bool = False,
         progress: Progress | None = None,
     ) -> FeatureStore:
-        """Open the store of ``cuts``, and compute it first where it is not there or not whole.
+        """Open the store of ``cuts``; compute it first if it is missing or incomplete.
 
         Args:
-            cuts: Utterances, copies at other speeds included; each id once.
-            cache: Folder that holds stores; the store gets a folder of its own in it.
+            cuts: Utterances, including copies at other speeds; each id once.
+            cache: Folder of all stores; the store gets a folder of its own in it.
             num_bins: Mel bins.
             sampling_rate: Rate of the audio, in Hz.
             noise_probability: Share of the utterances that get noise, in [0, 1].
             noise_snr_db: Range of their signal-to-noise ratio, in dB.
-            seed: Of the noise; the noise of an utterance depends on this and its id only.
-            num_jobs: Processes that compute.
-            in_memory: As of the class.
-            progress: Told (utterances done, utterances in all).
+            seed: Seed of the noise; the noise of an utterance depends only on this and its id.
+            num_jobs: Number of processes.
+            in_memory: As in the class.
+            progress: Called with (utterances done, utterances in all).
 
         Returns:
             The store. Utterances that could not be read are in its `skipped`.
@@ -134,7 +134,7 @@ class FeatureStore:
         Raises:
             DataError: If more than 5 % of the utterances cannot be read, or writing fails.
         """
-        # Without noise the frames are the same for every seed, and so is the store.
+        # Without noise, frames and store are the same for every seed.
         noise_seed = seed if noise_probability > 0 else 0
         settings = _Settings(num_bins, sampling_rate, noise_probability, noise_snr_db, noise_seed)
         listed = list(cuts)
@@ -167,7 +167,7 @@ class FeatureStore:
         return self._places[utterance][1]
 
     def available(self, cuts: CutSet) -> CutSet:
-        """The cuts whose features the store holds; those it had to skip are left out.
+        """The cuts whose features the store holds, without the skipped ones.
 
         Raises:
             ValueError: If a cut was never given to the store.
@@ -208,7 +208,7 @@ def _reopen(folder: Path, in_memory: bool) -> FeatureStore:
 
 
 def store_key(cuts: Sequence[Cut], settings: _Settings) -> str:
-    """Name of a store: a hash of all that is heard, by content, and of the settings."""
+    """Name of a store: a hash of the audio content and of the settings."""
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, asdict(settings)]).encode())
     for cut, row in zip(cuts, sound_rows(cuts), strict=True):
         digest.update(json.dumps([cut.id, *row], default=str).encode())
@@ -216,7 +216,7 @@ def store_key(cuts: Sequence[Cut], settings: _Settings) -> str:
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
-    """Index of a complete store; None where the store is absent, cut short or damaged."""
+    """Index of a complete store; None if the store is missing, incomplete or damaged."""
     try:
         index: dict[str, Any] = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
         size = (folder / _FRAMES_FILE).stat().st_size
@@ -280,7 +280,7 @@ def _compute(
 
 @contextmanager
 def _worker_map(num_jobs: int) -> Iterator[Any]:
-    """A `map` over processes, in order; the plain one for a single job."""
+    """A `map` over processes, in order; the built-in `map` for a single job."""
     if num_jobs <= 1:
         yield map
         return
@@ -297,8 +297,8 @@ def _worker_map(num_jobs: int) -> Iterator[Any]:
 def _start_worker() -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to answer
-    # One thread for each process: they share the cores, and a forked thread pool would hang.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # One thread per process: processes share the cores, and a forked thread pool would hang.
     torch.set_num_threads(1)
 
 

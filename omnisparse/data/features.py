@@ -1,7 +1,7 @@
 """Kaldi-compatible log-mel filterbanks, normalised per corpus and stacked.
 
-The options are those that sherpa-onnx and icefall assume: 80 bins, 25 ms Povey windows every 10 ms,
-no dither, edges kept, samples in [-1, 1], highest frequency 400 Hz below Nyquist.
+The options are those of sherpa-onnx and icefall: 80 bins, 25 ms Povey windows every 10 ms, no
+dither, edges kept, samples in [-1, 1], highest frequency 400 Hz below Nyquist.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FeatureConfig:
 
 
 class FeatureExtractor:
-    """From samples to what the model reads.
+    """Computes the features that a model reads from samples.
 
     Args:
         num_bins: Mel bins of a frame.
@@ -92,7 +92,7 @@ class FeatureExtractor:
         return self.num_bins * self.stack
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of 10 ms, before stacking, of so many samples."""
+        """Number of frames of 10 ms, before stacking, for a number of samples."""
         return num_frames(num_samples, self.sampling_rate)
 
     def fbank(self, samples: FloatArray) -> FloatArray:
@@ -114,7 +114,7 @@ class FeatureExtractor:
         frames = np.empty((total, self.num_bins), dtype=np.float32)
         for first in range(0, total, _CHUNK_FRAMES):
             end = min(first + _CHUNK_FRAMES, total)
-            if total - end < 2 * _MARGIN_FRAMES:  # leave no chunk that is all margin
+            if total - end < 2 * _MARGIN_FRAMES:  # no chunk may consist only of margins
                 end = total
             before = max(0, first - _MARGIN_FRAMES)
             stop = len(samples) if end == total else (end + _MARGIN_FRAMES) * shift
@@ -139,7 +139,7 @@ class FeatureExtractor:
             frames: [T, num_bins].
 
         Returns:
-            [T, num_bins] float32; ``frames`` itself where there are no statistics.
+            [T, num_bins] float32; ``frames`` itself if there are no statistics.
         """
         if self.mean is None or self.std is None:
             return frames
@@ -201,7 +201,7 @@ class FeatureExtractor:
 
 
 def num_frames(num_samples: int, sampling_rate: int = 16000) -> int:
-    """Frames of 10 ms of so many samples, edges kept: rounded to the nearest whole frame."""
+    """Number of frames of 10 ms with edges kept: rounded to the nearest whole frame."""
     shift = sampling_rate // 100
     return (num_samples + shift // 2) // shift
 

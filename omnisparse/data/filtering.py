@@ -1,4 +1,4 @@
-"""Utterances that a model cannot be trained on, taken out before training and named."""
+"""Removing utterances that cannot be used for training, with their names and reasons."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def filter_utterances(
     min_seconds: float = 0.0,
     max_seconds: float = float("inf"),
 ) -> tuple[CutSet, tuple[SkippedItem, ...]]:
-    """Keep the utterances whose tokens do not outnumber their encoder frames.
+    """Keep the utterances that have no more tokens than encoder frames.
 
-    A transducer has no path through more tokens than it can emit, and its loss is then infinite
-    or meaningless; one such utterance can spoil a run.
+    A transducer has no alignment for more tokens than it can emit; its loss is then infinite or
+    meaningless, and one such utterance can spoil a run.
 
     Args:
-        cuts: Utterances, copies at other speeds included.
+        cuts: Utterances, including copies at other speeds.
         tokenizer: Encodes the transcripts.
         output_lengths: Encoder frames for a number of stacked feature frames.
         stack: Frames of 10 ms in a stacked frame.

@@ -1,4 +1,4 @@
-"""What a read corpus is, by content: so that two may be told apart wherever their files lie."""
+"""Identity of a corpus by its content, to compare corpora independent of file names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DIGITS = 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusIdentity:
-    """A corpus by content: equal where the same is heard and written in the same order."""
+    """Content of a corpus: equal for the same audio and transcripts in the same order."""
 
     utterances: int
     """Utterances."""
@@ -33,12 +33,12 @@ class CorpusIdentity:
     """Digest of their samples, in order, by the content of their files."""
 
     def differences(self, other: CorpusIdentity) -> list[str]:
-        """What differs in ``other``, for a person; nothing where the two are one corpus."""
+        """Differences of ``other`` in words; empty if the two corpora are equal."""
         found = []
         if self.utterances != other.utterances:
             found.append(f"{other.utterances:,} utterances instead of {self.utterances:,}")
         elif self.ids != other.ids:
-            found.append("other utterances, or another order")
+            found.append("other utterances or another order")
         if self.texts != other.texts:
             found.append("other transcripts")
         if self.audio != other.audio:
@@ -47,11 +47,11 @@ class CorpusIdentity:
 
 
 def identify(cuts: Iterable[Cut], cache: ContentCache | None = None) -> CorpusIdentity:
-    """The identity of utterances; files whose size and time are known are not read again.
+    """The identity of utterances; files with known size and time are not read again.
 
     Args:
         cuts: Utterances with one supervision each.
-        cache: Where digests of files are kept; None for that of the user.
+        cache: Cache of file digests; None for the user's cache.
     """
     listed = list(cuts)
     ids, texts, audio = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
@@ -69,14 +69,14 @@ def identify(cuts: Iterable[Cut], cache: ContentCache | None = None) -> CorpusId
 
 
 def sound_rows(cuts: Sequence[Cut], cache: ContentCache | None = None) -> Iterator[list[Any]]:
-    """For each utterance all that its samples depend on: the content of files, never their names.
+    """For each utterance, everything that its samples depend on: file contents, not file names.
 
     Args:
         cuts: Utterances.
-        cache: Where digests of files are kept; None for that of the user.
+        cache: Cache of file digests; None for the user's cache.
 
     Yields:
-        A list that JSON can hold.
+        A JSON-serialisable list.
     """
     paths = {
         str(source.source)
@@ -91,7 +91,7 @@ def sound_rows(cuts: Sequence[Cut], cache: ContentCache | None = None) -> Iterat
         if len(recordings) == 1 and recordings[0] is getattr(cut, "recording", None):
             data: Any = cut
             row = [data.start, data.duration, data.channel, *_recording_row(recordings[0], digests)]
-        else:  # a mixture: its tracks have places and loudness
+        else:  # a mixture: its tracks have offsets and loudness
             row = [_without_words(cut.to_dict(), digests)]
         yield row
 
@@ -114,7 +114,7 @@ def _recording_row(recording: Any, digests: dict[str, str]) -> list[Any]:
 
 
 def _without_words(record: Any, digests: dict[str, str]) -> Any:
-    """A record of lhotse's without names and transcripts, its files named by their content."""
+    """A record of lhotse without names and transcripts, with digests instead of file names."""
     if isinstance(record, list):
         return [_without_words(value, digests) for value in record]
     if not isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""Changes the sampling rate of a stream; joined, the pieces are the whole, resampled."""
+"""Resampling of a stream; the joined pieces equal the resampled whole recording."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ _KERNEL_CROSSINGS = 6
 _ROLLOFF = 0.99
 
 _LARGEST_PATTERN = 1 << 22
-"""Samples in times samples out of one repetition of the kernels; 44.1 to 16 kHz has 7e4."""
+"""Input samples times output samples of one kernel period; 44.1 to 16 kHz has 7e4."""
 
 
 class StreamingResampler:
     """Resamples a growing recording.
 
     Args:
-        rate: Rate of what comes in, in Hz, >= 1.
-        target: Rate of what goes out, in Hz, >= 1.
+        rate: Input rate in Hz, >= 1.
+        target: Output rate in Hz, >= 1.
 
-    Deviation: the kernels of rates without a common divisor (15,999 and 16,000 Hz) fill gigabytes;
-    such a ratio is replaced by one less than a thousandth away (there, by 1).
+    Deviation: the kernels of rates without a common divisor (15,999 and 16,000 Hz) need gigabytes.
+    Such a ratio is replaced by a ratio that differs by less than a thousandth (here, by 1).
     """
 
     def __init__(self, rate: int, target: int) -> None:
         self._step, self._new_step = resampling_ratio(rate, target)
         width = _KERNEL_CROSSINGS * self._step / (min(self._step, self._new_step) * _ROLLOFF)
-        # Counted in steps, of which the pattern of the kernels repeats.
+        # Counted in steps, the period of the kernels.
         self._margin = math.ceil(width / self._step)
         same = self._step == self._new_step
         self._kernels = None if same else _kernels(self._step, self._new_step)
         self._samples = np.zeros(0, dtype=np.float32)
-        self._num_dropped = 0  # steps let go from the front of the buffer
-        self._num_done = 0  # steps already given out
+        self._num_dropped = 0  # steps removed from the front of the buffer
+        self._num_done = 0  # steps already returned
 
     def accept(self, samples: FloatArray, *, final: bool = False) -> FloatArray:
-        """Takes the next samples and gives what is certain by now.
+        """Processes the next samples and returns the output that is complete.
 
         Args:
             samples: [N] float32, N may be 0.
             final: Whether the recording ends with them.
 
         Returns:
-            [M] float32; over the whole recording ``ceil(N * target / rate)`` samples, or as many
-            as the nearby ratio gives.
+            [M] float32; over the whole recording ``ceil(N * target / rate)`` samples, or the number
+            for the replaced ratio.
         """
         if self._step == self._new_step:
             return samples

@@ -1,4 +1,4 @@
-"""Training, dev and test sets from a corpus that has none, each voice on one side only."""
+"""Dividing a corpus into training, dev and test sets; each speaker is in only one of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LEGAL = "legal: shares of train, dev and test such as 90/5/5, or of train and te
 
 
 class Split(NamedTuple):
-    """A corpus divided."""
+    """A divided corpus."""
 
     cuts: dict[str, list[Cut]]
     """The utterances of each split, in the order of the corpus."""
     by: str
-    """What is never on two sides: ``speaker``, ``recording`` or ``utterance``."""
+    """The unit that is never divided: ``speaker``, ``recording`` or ``utterance``."""
     notes: tuple[str, ...]
-    """What people should know: why no voice could be kept together, for example."""
+    """Remarks for the user, for example why speakers could not be kept together."""
 
 
 def parse_shares(text: str) -> dict[str, float]:
@@ -34,7 +34,7 @@ def parse_shares(text: str) -> dict[str, float]:
         Share of each split, in (0, 1); together 1.
 
     Raises:
-        UsageError: If it is neither, a share is not above 0, or they are not 100 together.
+        UsageError: If it has neither form, a share is not above 0, or the sum is not 100.
     """
     try:
         numbers = [float(part) for part in text.split("/")]
@@ -47,28 +47,28 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def require_one_split(names: Sequence[str], what: str) -> None:
-    """Refuse to divide a corpus that is divided already.
+    """Refuse to divide a corpus that already has splits.
 
     Raises:
         DataError: If it has several splits; names them.
     """
     if len(names) > 1:
         raise DataError(
-            f"{what}: has the splits {', '.join(names)} already; --split is for a corpus without"
+            f"{what}: already has the splits {', '.join(names)}; --split is for a corpus without"
         )
 
 
 def split_cuts(cuts: Sequence[Cut], shares: Mapping[str, float], *, seed: int = 0) -> Split:
-    """Divide utterances so that no voice is on two sides, by duration as near to the shares.
+    """Divide utterances so that no speaker is in two splits, with durations close to the shares.
 
-    Voices are taken in an order that the seed and their names decide, whatever the order of the
-    utterances. Where fewer voices than splits are named, whole recordings are kept together, and
-    where there are fewer recordings than splits, only utterances; a note says so.
+    The order of speakers depends only on the seed and their names, not on the order of the
+    utterances. With fewer named speakers than splits, whole recordings are kept together instead.
+    With fewer recordings than splits, the utterances are divided. A note reports this.
 
     Args:
         cuts: Utterances, at least as many as splits.
-        shares: Share of the duration that each split is to have; together 1.
-        seed: Of the order.
+        shares: Wanted share of the duration of each split; the sum is 1.
+        seed: Seed of the order.
 
     Raises:
         DataError: If there are fewer utterances than splits.
@@ -101,7 +101,7 @@ def split_cuts(cuts: Sequence[Cut], shares: Mapping[str, float], *, seed: int = 
 
 
 def _speakers(cuts: Sequence[Cut]) -> list[tuple[str, str]]:
-    """What belongs together: the utterances of a speaker, and those of none."""
+    """Groups that stay together: the utterances of a speaker, and those without a speaker."""
     names = [next((one.speaker for one in cut.supervisions if one.speaker), None) for cut in cuts]
     return [("", "") if name is None else ("speaker", str(name)) for name in names]
 
@@ -113,10 +113,10 @@ def _file(cut: Cut) -> str:
 def _assign(
     seconds: Mapping[Hashable, float], shares: Mapping[str, float], seed: int
 ) -> dict[Hashable, str]:
-    """The split of every group: that which lacks most, and at the end those still empty."""
+    """The split of every group: the one that lacks most; the last groups fill empty splits."""
     order = sorted(seconds, key=str)
     random.Random(seed).shuffle(order)
-    # Who has no name may be anybody: never on the side that measures.
+    # An unnamed speaker may be anyone, so these utterances are never in dev or test.
     order.sort(key=lambda key: key != ("", ""))
     total = sum(seconds.values())
     lacking = {name: share * total for name, share in shares.items()}

@@ -2,10 +2,10 @@
 
 `<blk>` is 0, `<sos/eos>` is 1, `<unk>` is 2.
 
-sentencepiece keeps some characters for itself: U+2581 stands for a space, and a line with the name
-of a special token loses that name before pieces are learned. Such characters are escaped before
-they reach it, so a text that only has characters of the training texts is the same after
-``decode(encode(text))``, up to the kind and the number of its spaces.
+sentencepiece reserves some characters: U+2581 stands for a space, and a line with the name of a
+special token loses that name before pieces are learned. Such characters are escaped first. So a
+text with only characters of the training texts is unchanged by ``decode(encode(text))``, except for
+the kind and number of its spaces.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 
 UNKNOWN_TEXT = "\u2047"
-"""What stands for an unknown character in a decoded text, without spaces: one word stays one."""
+"""Replaces an unknown character in a decoded text; it has no spaces, so a word stays one word."""
 
 _SPECIAL = ("<blk>", "<sos/eos>", "<unk>")
 _ESCAPE = "\ue000"
@@ -42,7 +42,7 @@ class Tokenizer:
             `<unk>`.
 
     Raises:
-        DataError: If ``model`` is no such model.
+        DataError: If ``model`` is not such a model.
     """
 
     BLANK = 0
@@ -77,7 +77,7 @@ class Tokenizer:
 
         Args:
             texts: Transcripts.
-            vocab_size: Pieces, the three special ones included.
+            vocab_size: Number of pieces, including the three special ones.
             out: Folder for `tokenizer.model` and `tokens.txt` (one `symbol id` per line).
             model_type: "bpe" or "unigram".
 
@@ -103,7 +103,7 @@ class Tokenizer:
                 model_type=model_type,
                 vocab_size=vocab_size,
                 character_coverage=1.0,
-                # Transcripts are taken as they are given.
+                # Transcripts are used unchanged.
                 normalization_rule_name="identity",
                 max_sentence_length=1 << 20,
                 control_symbols=list(_SPECIAL[:2]),
@@ -127,7 +127,7 @@ class Tokenizer:
         """Read a `tokenizer.model` file.
 
         Raises:
-            DataError: If it is missing or not a fitting model.
+            DataError: If it is missing or not a suitable model.
         """
         try:
             model = path.read_bytes()
@@ -137,7 +137,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes) -> Tokenizer:
-        """The tokenizer that `to_bytes` gave."""
+        """The tokenizer from the bytes of `to_bytes`."""
         return cls(model)
 
     def to_bytes(self) -> bytes:
@@ -167,17 +167,17 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, the three special ones included."""
+        """Number of token ids, including the three special ones."""
         return int(self._processor.get_piece_size())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, never blank or start-of-sentence, whatever the text says."""
+        """Token ids of a text; never blank or start-of-sentence, for any text."""
         return [int(token) for token in self._processor.encode(_escaped(text))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids.
 
-        Blank and start-of-sentence are left out; an unknown token becomes :data:`UNKNOWN_TEXT`
+        Blank and start-of-sentence are left out. An unknown token becomes :data:`UNKNOWN_TEXT`
         within its word.
         """
         pieces = [
@@ -198,9 +198,9 @@ class Tokenizer:
 
 
 def _escaped(text: str) -> str:
-    """The text with single spaces, without anything that sentencepiece keeps for itself.
+    """The text with single spaces and with reserved characters of sentencepiece escaped.
 
-    Half a surrogate pair is no character and cannot be written as UTF-8: it becomes U+FFFD.
+    Half a surrogate pair is not a character and cannot be written as UTF-8: it becomes U+FFFD.
     """
     spaced = _SURROGATES.sub("\ufffd", " ".join(text.split()))
     return _RESERVED.sub(lambda found: _ESCAPE + _ESCAPED[found[0]], spaced)

@@ -1,6 +1,6 @@
-"""Words that a tokenizer cannot write: they hold characters that its training texts had not.
+"""Words that a tokenizer cannot write, because its training texts lacked some of their characters.
 
-A model with such a tokenizer gets these words wrong whatever it hears, so they are told before a
+A model with such a tokenizer can never recognise these words, so they are reported before a
 training and in every evaluation.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omnisparse.data.tokenizer import Tokenizer
 
 _SHOWN = 5
-"""Characters, and words, that a message names."""
+"""Number of characters, and of words, that a message names."""
 
 _RULES = (
     ("nfc",),
@@ -35,7 +35,7 @@ _RULES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnseenWords:
-    """What a tokenizer cannot write of some texts."""
+    """The words of some texts that a tokenizer cannot write."""
 
     words: int
     """Words of the texts."""
@@ -53,11 +53,11 @@ class UnseenWords:
 
     @property
     def percent(self) -> float:
-        """Share of the words, in percent; 0 where there is no word."""
+        """Share of the words, in percent; 0 if there is no word."""
         return 100.0 * self.unseen / self.words if self.words else 0.0
 
     def describe(self) -> str:
-        """One line for people; empty where every word can be written."""
+        """One line for the user; empty if every word can be written."""
         if not self.unseen:
             return ""
         shown = ", ".join(_name(character) for character in self.characters[:_SHOWN])
@@ -119,7 +119,7 @@ def _can_write(tokenizer: Tokenizer, word: str) -> bool:
 
 
 def _unknown_characters(tokenizer: Tokenizer, word: str) -> list[str]:
-    """The characters that are at fault; the whole word where none is by itself."""
+    """The unknown characters; the whole word if each of its characters alone is known."""
     return [c for c in word if not _can_write(tokenizer, c)] or [word]
 
 

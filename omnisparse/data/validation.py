@@ -1,7 +1,7 @@
 """What a corpus declares of its utterances, and the rules by which bad ones are left out.
 
-One bad file must neither stop a day of training nor enter it silently: each bad item is named with
-its reason, left out and counted, and a corpus with too many of them is refused.
+A bad file must not stop a long training, and must not be used without notice. So each bad item is
+named with its reason, left out and counted, and a corpus with too many of them is refused.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MAX_BAD_FRACTION = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SkippedItem:
-    """An utterance left out, and why."""
+    """An utterance that is left out, and the reason."""
 
     id: str
-    """Name of the utterance, or `file:line` where it has none."""
+    """Name of the utterance, or `file:line` if it has none."""
     reason: str
     """One word for counting, such as `missing` or `wrong-rate`."""
     detail: str
-    """What was found, for a person."""
+    """The finding, in words."""
     split: str = ""
     """Split that the utterance belongs to, where known."""
 
@@ -51,7 +51,7 @@ class Item:
     """None where the corpus has no transcript for it; empty where nobody speaks."""
     offset: Seconds = 0.0
     duration: Seconds | None = None
-    """None where the corpus does not say; then the utterance lasts to the end of the file."""
+    """None if the corpus does not state it; then the utterance lasts to the end of the file."""
     speaker: str | None = None
     segment: bool = False
     """True for a stretch of a longer recording, whose file may end later than the item."""
@@ -94,12 +94,12 @@ class ReadSplit:
 
 
 def duration_tolerance(duration: Seconds) -> Seconds:
-    """Difference between declared and decoded duration that rounding and codecs explain."""
+    """Difference between declared and decoded duration that rounding and codecs may cause."""
     return max(0.1, 0.01 * duration)
 
 
 def summarise_skipped(skipped: Sequence[SkippedItem], num_names: int = 3) -> str:
-    """One line: each reason with its count, its first names and what was found at the first.
+    """One line: each reason with its count, its first names and the finding of the first.
 
     Args:
         skipped: Items left out.
@@ -118,11 +118,11 @@ def summarise_skipped(skipped: Sequence[SkippedItem], num_names: int = 3) -> str
 
 
 def require_mostly_good(skipped: Sequence[SkippedItem], total: int, what: str) -> None:
-    """Refuse a corpus of which too much is bad.
+    """Refuse a corpus with too many bad items.
 
     Args:
         skipped: Items left out.
-        total: Items looked at, bad ones included.
+        total: All items, including bad ones.
         what: Name of the corpus for the message.
 
     Raises:

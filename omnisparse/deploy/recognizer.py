@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 
 CHUNK_SECONDS = 0.32
-"""Audio handed over at once where a whole recording is streamed."""
+"""Audio per chunk when a whole recording is streamed."""
 
 Runtime = Literal["auto", "sparse", "torch"]
 
@@ -111,7 +111,7 @@ class Recognizer:
             ValueError: If the nested file has no model of ``size``.
             OSError: If its files cannot be read.
         """
-        # Through the public API: this room stands below the one that knows what a run is.
+        # Through the public API, because this room must not import the room of runs.
         import omnisparse
 
         if runtime != "torch":
@@ -190,7 +190,7 @@ class Recognizer:
         return tuple(words_of(found, self.tokenizer, self.frame_seconds))
 
     def stream(self, *, beam: int = 1, sampling_rate: int | None = None) -> RecognizerStream:
-        """Starts a recording that arrives piece by piece.
+        """Starts a recording that arrives in pieces.
 
             stream = recognizer.stream()
             for samples in microphone:
@@ -199,7 +199,7 @@ class Recognizer:
 
         Args:
             beam: Hypotheses kept while decoding; 1 is greedy.
-            sampling_rate: Rate of the samples in Hz, the extractor's where None.
+            sampling_rate: Rate of the samples in Hz; None for the extractor's rate.
 
         Raises:
             ValueError: If ``beam`` or ``sampling_rate`` is below 1, or the model cannot stream.
@@ -222,12 +222,12 @@ class Recognizer:
 
         Args:
             audio: Path of a sound file (WAV, FLAC, OGG, ...), or samples: [N] float in [-1, 1].
-            sampling_rate: Rate of the samples in Hz, the extractor's where None. A file knows
-                its own.
+            sampling_rate: Rate of the samples in Hz; None for the extractor's rate. Ignored for a
+                file, which states its rate.
             beam: Hypotheses kept while decoding; 1 is greedy.
-            streaming: Hand the recording over chunk by chunk, as a microphone would; a file is
-                not read into memory as a whole.
-            on_partial: Called with the text so far after every chunk, where streaming.
+            streaming: Recognise chunk by chunk, as with a microphone; a file is not read into
+                memory as a whole.
+            on_partial: Called with the text so far after every chunk when streaming.
 
         Raises:
             DataError: If the recording cannot be read, is empty or holds values that are not finite
@@ -307,7 +307,7 @@ class Recognizer:
     def load_samples(
         self, audio: str | Path | FloatArray, sampling_rate: int | None = None
     ) -> FloatArray:
-        """Audio as the extractor wants it: [N] float32 at its rate, one channel.
+        """Audio in the form that the extractor needs: [N] float32 at its rate, one channel.
 
         Args:
             audio: A path, or samples: [N] float in [-1, 1].

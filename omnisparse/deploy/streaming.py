@@ -1,8 +1,8 @@
 """Recognises audio while it arrives: features, encoder and search, chunk by chunk.
 
-The words are those of offline recognition: every frame is computed from the same samples, and the
-states of the encoder and the search are carried from chunk to chunk. Memory does not grow with the
-recording, but for the tokens found.
+The words equal those of offline recognition: every frame is computed from the same samples, and the
+states of the encoder and the search are kept between chunks. Memory does not grow with the
+recording, except for the tokens found.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EndpointRules:
 
 
 class StreamingFeatures:
-    """Features of a growing recording; joined, they are the extractor's features of the whole.
+    """Features of a growing recording; joined, they equal the features of the whole recording.
 
     Args:
         extractor: Computes the frames.
@@ -66,12 +66,12 @@ class StreamingFeatures:
         self.extractor = extractor
         self._shift = extractor.sampling_rate // 100
         self._samples = np.zeros(0, dtype=np.float32)
-        self._num_dropped = 0  # whole frames of samples let go from the front of the buffer
-        self._num_frames = 0  # frames already given out
+        self._num_dropped = 0  # whole frames of samples removed from the front of the buffer
+        self._num_frames = 0  # frames already returned
         self._total = 0
 
     def accept(self, samples: FloatArray, *, final: bool = False) -> FloatArray:
-        """Takes the next samples and gives the features that are certain by now.
+        """Processes the next samples and returns the features that are complete.
 
         Args:
             samples: [N] float32 in [-1, 1], N may be 0.
@@ -83,18 +83,18 @@ class StreamingFeatures:
         extractor = self.extractor
         self._total += len(samples)
         self._samples = np.concatenate([self._samples, samples.astype(np.float32)])
-        # The newest frame's window reaches beyond its own shift: it waits for one more.
+        # The window of the newest frame extends beyond its own shift: it waits for one more frame.
         ready = extractor.num_frames(self._total) if final else self._total // self._shift - 1
         ready -= self._num_frames
         if not final:
-            ready -= ready % extractor.stack  # only whole stacks go out before the end
+            ready -= ready % extractor.stack  # only whole stacks are returned before the end
         if ready < 1:
             return np.zeros((0, extractor.input_dim), dtype=np.float32)
         skip = self._num_frames - self._num_dropped
         frames = extractor.fbank(self._samples)[skip : skip + ready]
         self._num_frames += ready
-        # The next window reaches back into one frame; the second keeps the last buffer longer than
-        # a window, which the edges are computed from.
+        # The next window extends back into one frame. The second frame keeps the last buffer longer
+        # than a window; the edges are computed from it.
         keep_from = max(0, self._num_frames - 2)
         self._samples = self._samples[(keep_from - self._num_dropped) * self._shift :].copy()
         self._num_dropped = keep_from
@@ -137,7 +137,7 @@ class StreamingSession:
         return self._stream.num_frames
 
     def check_open(self) -> None:
-        """Refuses to go on after the end.
+        """Refuses to continue after the end.
 
         Raises:
             ValueError: If the recording has ended.
@@ -146,7 +146,7 @@ class StreamingSession:
             raise ValueError("this stream has ended; start a new one for the next recording")
 
     def accept(self, samples: FloatArray, *, final: bool = False) -> list[int]:
-        """Takes the next samples.
+        """Processes the next samples.
 
         Args:
             samples: [N] float32 in [-1, 1] at the extractor's rate, N may be 0.

@@ -1,1 +1,1 @@
-"""Evaluation: word errors with their intervals, running a model over a corpus, tables and plots."""
+"""Evaluation: word errors with intervals, running a model on a corpus, tables and plots."""

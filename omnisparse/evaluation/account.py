@@ -1,4 +1,4 @@
-"""What a model cost to make: the part of every result row that keeps comparisons honest."""
+"""Training cost of a model: a part of every result row, so that comparisons are fair."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingAccount:
-    """The bill of one trained model, and what identifies the training.
+    """The cost of one trained model, and the identity of its training.
 
-    ``teacher_*`` is what the other runs cost that this training needed (teacher, initialisation,
-    and theirs), each counted once; it is not contained in the first numbers.
+    ``teacher_*`` is the cost of the other runs that this training needed (teacher, initialisation,
+    and the runs that these needed), each counted once. It is not included in the other numbers.
     """
 
     utterance_passes: float = 0.0
-    """Utterances that went forward and backward through the net, over all processes."""
+    """Forward and backward passes of utterances through the net, over all processes."""
 
     optimizer_steps: int = 0
     """Steps of the optimizer."""
 
     device_seconds: float = 0.0
-    """Wall time of the steps, summed over processes; a fixed teacher's forward passes included."""
+    """Wall time of the steps, summed over processes, including a teacher's forward passes."""
 
     search_evaluations: int = 0
     """Models that a search evaluated to find this one."""
@@ -45,12 +45,12 @@ class TrainingAccount:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> TrainingAccount:
-        """The account in ``document``, which may come from anyone.
+        """The account in ``document``, which may come from an untrusted source.
 
-        What it does not hold gets its default; what is no part of an account is left aside.
+        Missing fields get their defaults; unknown fields are ignored.
 
         Raises:
-            ValueError: If a value is of the wrong kind.
+            ValueError: If a value has the wrong type.
         """
         found = {}
         for field in fields(cls):
@@ -60,6 +60,6 @@ class TrainingAccount:
             legal = str if field.name == "commit" else int | float
             missing = value is None and field.default is None
             if isinstance(value, bool) or not (missing or isinstance(value, legal)):
-                raise ValueError(f"{field.name} is {str(value)[:40]!r}, not of its kind")
+                raise ValueError(f"{field.name} is {str(value)[:40]!r}, which has the wrong type")
             found[field.name] = value
         return cls(**found)

@@ -1,4 +1,4 @@
-"""Word by word: what was said beside what was recognised, and which words were taken for which."""
+"""Alignment of reference and hypothesis word by word, and counts of confused words."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _OPERATIONS: dict[str, Operation] = {"equal": "=", "replace": "S", "delete": "D"
 
 
 class Edit(NamedTuple):
-    """A word of a reference beside a word of a hypothesis."""
+    """A word of a reference aligned with a word of a hypothesis."""
 
     operation: Operation
     """``=`` equal, ``S`` substituted, ``D`` deleted, ``I`` inserted."""
 
     reference: str | None
-    """The word that was said; None where one was inserted."""
+    """The word that was said; None for an insertion."""
 
     hypothesis: str | None
-    """The word that was recognised; None where one was deleted."""
+    """The word that was recognised; None for a deletion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusion:
-    """An error that was made so often; of several words, the most frequent come first."""
+    """An error and how often it was made; the most frequent come first."""
 
     reference: str | None
     """The word that was said; None for an insertion."""
@@ -44,7 +44,7 @@ class Confusion:
 
 
 def align(reference: str, hypothesis: str) -> list[Edit]:
-    """Sets the words of two texts side by side, with as few errors as can be.
+    """Aligns the words of two texts with the fewest possible errors.
 
     The numbers of substitutions, deletions and insertions are those of
     :func:`omnisparse.evaluation.wer.word_errors`.
@@ -67,13 +67,14 @@ def align(reference: str, hypothesis: str) -> list[Edit]:
 
 
 def count_confusions(pairs: Iterable[tuple[str, str]]) -> list[Confusion]:
-    """Every error of a corpus with its number, the most frequent first.
+    """Every error of a corpus with its count, the most frequent first.
 
     Args:
         pairs: Reference and hypothesis of each utterance.
 
     Returns:
-        Substitutions, deletions and insertions together; equally frequent ones by the alphabet.
+        Substitutions, deletions and insertions together; equally frequent ones in alphabetical
+        order.
     """
     counter = Counter(
         (edit.reference, edit.hypothesis)

@@ -1,4 +1,4 @@
-"""Where the errors are: word error rates by speaker, and by length of the utterance."""
+"""Word error rates by speaker, and by length of the utterance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omnisparse.evaluation.result import UtteranceResult
 from omnisparse.evaluation.wer import total_errors
 
 _EDGES = (2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0)
-"""Lengths in seconds that separate groups; an edge belongs to the group above."""
+"""Lengths in seconds that separate groups; a length equal to an edge is in the longer group."""
 
 UNKNOWN = "unknown"
 
@@ -44,8 +44,8 @@ class Group:
 def by_speaker(utterances: Sequence[UtteranceResult]) -> list[Group]:
     """The errors of each speaker, the most errors first.
 
-    Utterances without a speaker are one group, ``unknown``; where no utterance has one, there is
-    nothing to tell apart and the list is empty.
+    Utterances without a speaker are one group, ``unknown``. If no utterance has a speaker, the list
+    is empty.
     """
     if not any(utterance.speaker for utterance in utterances):
         return []

@@ -1,8 +1,8 @@
-"""How sure one may be of a word error rate, and of the difference of two.
+"""Confidence intervals of a word error rate, and of the difference between two rates.
 
-Two methods give 95 % intervals. Resampling utterances (bootstrap) is the rule. It says nothing
-where every resample has the same rate: there the score interval of Wilson takes its place, above
-all for a test without any error. One utterance has no interval and no probability.
+Two methods give 95 % intervals. Usually utterances are resampled (bootstrap). If every resample has
+the same rate, the bootstrap gives no information; then Wilson's score interval is used, above all
+for a test without any error. One utterance has no interval and no p-value.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ FloatArray = npt.NDArray[np.float64]
 NUM_BOOTSTRAP_SAMPLES = 1000
 CONFIDENCE_PERCENT = 95.0
 FEW_UTTERANCES = 20
-"""With fewer, a bootstrap interval is too narrow: people are told."""
+"""With fewer utterances, a bootstrap interval is too narrow, and the user is told."""
 
 _Z = 1.959963984540054
-"""Of a normal distribution, 95 % lie within so many standard deviations."""
+"""95 % of a normal distribution lie within this number of standard deviations."""
 _SAME = 1e-9
-"""Rates in percent that differ by less are the same."""
+"""Rates in percent that differ by less count as equal."""
 
 
 class Interval(NamedTuple):
-    """A 95 % interval of a rate in percent; the ends are None where there is none."""
+    """A 95 % interval of a rate in percent; the ends are None if there is no interval."""
 
     low: float | None
     high: float | None
@@ -44,10 +44,10 @@ NO_INTERVAL = Interval(None, None, None)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedDifference:
-    """How two systems differ on the same utterances: in points of WER or, relatively, percent."""
+    """The difference of two systems on the same utterances, in points of WER or relative in %."""
 
     difference: float
-    """Of the second system to the first: negative where the second is better."""
+    """Second system minus first system: negative if the second is better."""
 
     low: float | None
     """Lower end of the 95 % interval of the difference; None where there is no interval."""
@@ -56,8 +56,8 @@ class PairedDifference:
     """Upper end of the 95 % interval of the difference; None where there is no interval."""
 
     p_value: float | None
-    """Two-sided probability, in (0, 1], that equal systems differ so clearly; None for one
-    utterance."""
+    """Two-sided p-value in (0, 1]: the probability that equal systems differ at least this much;
+    None for one utterance."""
 
 
 def confidence_interval(
@@ -65,11 +65,11 @@ def confidence_interval(
 ) -> Interval:
     """95 % interval of the corpus WER.
 
-    Utterances, not words, are resampled with replacement: the errors within one utterance depend
-    on each other. Where every resample has the same rate, because no utterance has an error or all
-    have the same share of errors, the interval is Wilson's, as if each word were a trial by itself:
-    without an error in N words it ends at ``3.84 / (N + 3.84)``. Words of one utterance are not
-    independent, so that end is a low one.
+    Utterances, not words, are resampled with replacement, because errors within one utterance
+    depend on each other. If every resample has the same rate (no utterance has an error, or all
+    have the same share of errors), the interval is Wilson's, which treats each word as an
+    independent trial: without an error in N words its upper end is ``3.84 / (N + 3.84)``. Words of
+    one utterance are not independent, so this upper end is too low.
 
     Args:
         counts: Errors per utterance; of words or of characters.
@@ -77,8 +77,8 @@ def confidence_interval(
         seed: Seed of the resampling; the interval is a function of (counts, samples, seed).
 
     Returns:
-        Lower and upper end, in percent, and the method; all None where fewer than two utterances
-        have words or errors, or where all have the same rate above 100 %.
+        Lower and upper end, in percent, and the method; all None if fewer than two utterances have
+        words or errors, or if all have the same rate above 100 %.
 
     Raises:
         ValueError: If there is no reference word, or ``samples`` is below 1.
@@ -88,7 +88,7 @@ def confidence_interval(
         statistical inference"; recommended for small samples and rates near 0 by Brown, Cai &
         DasGupta 2001, "Interval estimation for a binomial proportion", section 4.1.
     """
-    corpus_wer(counts)  # raises where no rate exists
+    corpus_wer(counts)  # raises if no rate exists
     errors = np.array([[count.errors for count in counts]])
     words = np.array([count.words for count in counts])
     rates = _resampled_rates(errors, words, samples=samples, seed=seed)[0]
@@ -103,22 +103,22 @@ def confidence_interval(
 
 
 def num_informative(counts: Sequence[ErrorCounts]) -> int:
-    """Utterances that a rate depends on: silence recognised as silence is none."""
+    """Number of utterances that a rate depends on; silence recognised as silence does not count."""
     errors = np.array([[count.errors for count in counts]])
     return _num_informative(errors, np.array([count.words for count in counts]))
 
 
 def _num_informative(errors: IntArray, words: IntArray) -> int:
-    """As :func:`num_informative`, of several systems: [S, N] errors and [N] words."""
+    """As :func:`num_informative`, for several systems: [S, N] errors and [N] words."""
     return int(((words > 0) | errors.any(axis=0)).sum())
 
 
 def interval_note(counts: Sequence[ErrorCounts], interval: Interval) -> str | None:
-    """What people should know of an interval beside its ends; None where nothing.
+    """A remark about an interval for the user; None if there is none.
 
     Args:
         counts: Errors per utterance.
-        interval: What :func:`confidence_interval` gave for them.
+        interval: Their interval from :func:`confidence_interval`.
     """
     number = num_informative(counts)
     parts = [few_note(number)]
@@ -132,7 +132,7 @@ def interval_note(counts: Sequence[ErrorCounts], interval: Interval) -> str | No
 
 
 def few_note(number: int) -> str | None:
-    """What people should know of a test of so many utterances with words; None where nothing."""
+    """A remark for the user about a small number of utterances with words; None if not needed."""
     if number < 2:
         return f"{number} utterance with words: no interval and no p-value can be given"
     if number < FEW_UTTERANCES:
@@ -145,7 +145,7 @@ def _wilson(errors: int, words: int) -> tuple[float, float]:
     share, weight = errors / words, _Z * _Z / words
     centre = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-    # Exact at the ends, where rounding would leave a little more than nothing.
+    # Exactly 0 or 100 at the ends, where rounding would leave a tiny rest.
     low = 0.0 if errors == 0 else 100.0 * (centre - half)
     return low, 100.0 if errors == words else 100.0 * (centre + half)
 
@@ -159,9 +159,9 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Compares two systems on the same utterances: ``WER(b) - WER(a)``, its interval, and p.
 
-    Both systems are resampled with the same utterances, so what is hard for both cancels out and
-    differences become visible that two separate intervals would hide. One utterance gives neither
-    interval nor p. Where all resamples have the same difference there is no interval.
+    Both systems are resampled with the same utterances. So utterances that are hard for both cancel
+    out, and differences become visible that two separate intervals would hide. One utterance gives
+    no interval and no p. If all resamples have the same difference, there is no interval.
 
     Args:
         counts_a: Errors of the first system per utterance.
@@ -170,13 +170,14 @@ def paired_bootstrap(
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: If the two do not describe the same utterances, hold no word, or ``samples`` is
-            below 1.
+        ValueError: If the two do not describe the same utterances, there is no reference word, or
+            ``samples`` is below 1.
 
     Source: Bisani & Ney 2004, section 5 ("probability of improvement"), made two-sided.
-    Deviation: p is never below ``2 ** (1 - m)``, where the systems differ in m utterances: that is
-        the least a two-sided test can give that exchanges the systems' results in each utterance
-        (Fisher's sign flips). A bootstrap of two utterances would claim p = 0.002.
+    Deviation: p is never below ``2 ** (1 - m)``, where m is the number of utterances in which the
+        systems differ. This is the smallest p of a two-sided test that exchanges the systems'
+        results in each utterance (Fisher's sign flips). With two utterances, a bootstrap alone
+        would give p = 0.002.
     """
     if [count.words for count in counts_a] != [count.words for count in counts_b]:
         raise ValueError(
@@ -203,21 +204,22 @@ def mean_relative_difference(
 ) -> PairedDifference | None:
     """Compares several pairs of systems at once: the mean of ``(WER(b) - WER(a)) / WER(a)``.
 
-    All systems are resampled with the same utterances: models of one training err alike at every
-    size, so the mean over sizes is less certain than as many independent results would make it.
+    All systems are resampled with the same utterances. Models of one training make similar errors
+    at every size, so the mean over sizes is less certain than a mean of independent results.
 
     Args:
         pairs: Errors of a first and a second system per utterance; the same utterances, in the
             same order, everywhere.
-        samples: Number of resampled corpora; where a first system makes no error, none counts.
+        samples: Number of resampled corpora; those in which a first system has no error are
+            dropped.
         seed: Seed of the resampling.
 
     Returns:
-        The mean relative difference in percent; None where a first system makes no error at all.
+        The mean relative difference in percent; None if a first system makes no error at all.
 
     Raises:
-        ValueError: If there is no pair, the systems were not measured on the same utterances, hold
-            no word, or ``samples`` is below 1.
+        ValueError: If there is no pair, the systems were not measured on the same utterances, there
+            is no reference word, or ``samples`` is below 1.
 
     Source: as :func:`paired_bootstrap`.
     """
@@ -242,7 +244,7 @@ def mean_relative_difference(
 
 
 def _num_differing(errors: IntArray) -> int:
-    """Utterances in which first and second systems err differently, in any pair.
+    """Utterances in which the error counts of first and second system differ, in any pair.
 
     Args:
         errors: [2P, N] int, of first and second systems in turn.
@@ -270,14 +272,14 @@ def _paired_difference(
     """A difference, its interval and its probability.
 
     Args:
-        difference: Of the whole corpora.
-        resampled: [N] float64, of the resampled ones.
+        difference: Difference on the whole corpora.
+        resampled: [N] float64, differences on the resampled corpora.
         num_differing: Utterances in which the systems differ.
         num_utterances: Utterances that the rates depend on.
     """
     if num_utterances < 2:
         return PairedDifference(difference=difference, low=None, high=None, p_value=None)
-    # One is added so that a finite number of samples never claims a probability of zero.
+    # One is added so that a finite number of samples never gives a probability of zero.
     tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum())) + 1
     least = 2.0 ** (1 - num_differing) if num_differing < 64 else 0.0
     same = np.ptp(resampled) <= _SAME
@@ -300,7 +302,7 @@ def _resampled_rates(errors: IntArray, words: IntArray, *, samples: int, seed: i
         seed: Seed of the draw.
 
     Returns:
-        [S, samples'] float64, percent; a drawn corpus without any word has no rate and is dropped.
+        [S, samples'] float64, percent; a resample without any word has no rate and is dropped.
     """
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")

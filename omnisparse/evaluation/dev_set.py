@@ -1,6 +1,6 @@
 """A test set held in memory, in small batches, for measuring many models on it.
 
-Audio is read and features are computed once; after that a model costs its forward passes only.
+Audio is read and features are computed once; after that a model costs only its forward passes.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class _Item:
 class DevSet:
     """Utterances in batches of similar length, called items.
 
-    Utterances without words are recognised, too, as what a model hears in silence counts as
-    insertions; the label loss is of the others.
+    Utterances without words are also recognised, because words recognised in silence count as
+    insertions. The label loss is computed on the others.
 
     Args:
         cuts: lhotse cuts with audio and one supervision each.
@@ -74,7 +74,7 @@ class DevSet:
         spoken = [cut for cut in every if text_of(cut).split()]
         silent = [cut for cut in every if not text_of(cut).split()]
         if not spoken:
-            raise DataError("the manifest holds no utterance with words: nothing to search on")
+            raise DataError("the manifest has no utterance with words, which a search needs")
         self.tokenizer = tokenizer
         self._extractor, self._cut_above = extractor, cut_above
         self._audio = hashlib.sha256()
@@ -156,7 +156,7 @@ class DevSet:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def tokens(self) -> list[float]:
-        """Units of the label loss of each item: tokens and one end per utterance with words."""
+        """Units of the label loss of each item: tokens, plus one end per utterance with words."""
         return [float((item.spoken.token_lengths + 1).sum()) for item in self._items]
 
     def words(self) -> list[float]:
@@ -175,7 +175,7 @@ class DevSet:
         return values
 
     def transcripts(self, model: Any, items: Sequence[int]) -> list[list[str]]:
-        """What a model hears in each utterance of each item, greedily, in eval mode."""
+        """Transcripts of each utterance of each item, recognised greedily, in eval mode."""
         device = next(model.parameters()).device
         texts = []
         for item in map(self._items.__getitem__, items):

@@ -1,7 +1,7 @@
 """Runs a model over the utterances of a corpus and measures its word errors and its speed.
 
-Utterances of similar length are decoded together; the features come from the model's own extractor,
-so the numbers are those a user of the model would see.
+Utterances of similar length are decoded together. The features come from the model's own extractor,
+so a user of the model gets the same results.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def evaluate(
 
     Raises:
         ValueError: If ``beam`` or ``batch_seconds`` is out of range.
-        DataError: If there is no utterance, not one reference word, or audio that cannot be read.
+        DataError: If there is no utterance or no reference word, or audio cannot be read.
     """
     show_faults()
     if beam < 1:
@@ -178,15 +178,15 @@ def _one_by_one(
 
 
 def check_scorable(cuts: Sequence[Any]) -> None:
-    """Refuses a corpus no rate can be computed on, before any time is spent on it."""
+    """Refuses a corpus without a word error rate, before any time is spent on it."""
     if not cuts:
-        raise DataError("the manifest holds no utterance: nothing to evaluate")
+        raise DataError("the manifest has no utterance: nothing to evaluate")
     if not any(text_of(cut).split() for cut in cuts):
-        raise DataError("the manifest's transcripts are all empty: no word to count errors against")
+        raise DataError("all transcripts of the manifest are empty: the WER is undefined")
 
 
 def said_in(cut: Any) -> Said:
-    """What the corpus tells of an utterance."""
+    """The facts about an utterance in the corpus."""
     speakers = dict.fromkeys(one.speaker for one in cut.supervisions if one.speaker)
     return Said(
         id=str(cut.id),

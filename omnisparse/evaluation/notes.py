@@ -1,6 +1,6 @@
-"""What people should know of a test set: no spaces, few utterances, strange letters.
+"""Remarks about a test set for the user: no spaces, few utterances, unknown characters.
 
-A word error rate counts on spaces between words, an interval on many utterances, and a model on
+A word error rate needs spaces between words, an interval needs many utterances, and a model needs
 characters that its tokenizer knows.
 """
 
@@ -35,23 +35,23 @@ _WITHOUT_SPACES = (
     "JAVANESE ",
     "BALINESE ",
 )
-"""First words of the Unicode names of letters that languages write without spaces."""
+"""First words of the Unicode names of letters of scripts without spaces between words."""
 
 _FEWEST_SPACES = 0.1
-"""Spaces per letter of such a script below which a text is not cut into words. Words of these
-languages have 1 to 5 letters; between sentences or phrases, a space stands every 15 to 40."""
+"""With fewer spaces per letter of such a script, a text is not separated into words. Words of these
+languages have 1 to 5 letters; spaces between sentences or phrases come every 15 to 40 letters."""
 
 _LONGEST_MEAN_WORD = 15.0
-"""Characters of a mean word above which spaces must be missing, in any script: of the languages
+"""If words have more characters on average, spaces must be missing, in any script: in the languages
 with the longest written words, the mean is below 12."""
 
 
 def is_unspaced(texts: Iterable[str]) -> bool:
     """Whether texts have (almost) no spaces between words, so that a "word" is a whole sentence.
 
-    True where most letters are of a script that is written without spaces and fewer than one space
-    between two such letters stands for ten of them; and, in any script, where the mean "word" has
-    15 characters or more.
+    True if most letters are of a script that is written without spaces, and there is less than one
+    space per ten such letters. Also true, in any script, if the mean "word" has 15 characters or
+    more.
 
     Args:
         texts: Transcripts of one corpus.
@@ -76,12 +76,12 @@ def is_unspaced(texts: Iterable[str]) -> bool:
 
 
 def unspaced_note(texts: Iterable[str]) -> str | None:
-    """A line for people where a word error rate of texts means little; None elsewhere."""
+    """A remark for the user if the word error rate of texts means little; else None."""
     if not is_unspaced(texts):
         return None
     return (
-        "the transcripts have (almost) no spaces, so a word is a whole sentence to the WER: "
-        "look at the character error rate (CER)"
+        "the transcripts have (almost) no spaces, so the WER counts a whole sentence as one word: "
+        "use the character error rate (CER)"
     )
 
 
@@ -112,11 +112,11 @@ def length_note(
 
 
 def corpus_notes(references: Sequence[str], tokenizers: Iterable[Tokenizer]) -> list[str]:
-    """What may spoil rates on a test set, known before anything is recognised; a line each.
+    """Remarks about problems of a test set that are known before recognition, one line each.
 
     Args:
         references: Its transcripts.
-        tokenizers: Those of the models that it tests; equal ones are told once.
+        tokenizers: Tokenizers of the tested models; equal ones are reported once.
     """
     distinct = {tokenizer.to_bytes(): tokenizer for tokenizer in tokenizers}.values()
     found = [

@@ -24,7 +24,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 class SizedResult(Protocol):
-    """What a plot of WER against size needs to know of a model."""
+    """The facts about a model that a plot of WER against size needs."""
 
     @property
     def nonzero(self) -> int:
@@ -49,13 +49,13 @@ class SizedResult(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultRow:
-    """One model of one size: what it costs to store, and how well it recognises."""
+    """One model of one size: its storage and its recognition results."""
 
     curve: str
-    """The method that made it; rows of one method form one curve."""
+    """The method that made it; the rows of one method are one curve."""
 
     size: str
-    """The size asked for, such as ``25%``; ``dense`` for the whole net."""
+    """The requested size, such as ``25%``; ``dense`` for the whole net."""
 
     parameters: int
     """Parameters of the dense net."""
@@ -79,22 +79,22 @@ class ResultRow:
     """Wall time it took to make this size from the trained net."""
 
     account: TrainingAccount = field(default_factory=TrainingAccount)
-    """What the training cost that it comes from."""
+    """Cost of the training that it comes from."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields on one level, those of the account included, ready for JSON."""
+        """All fields on one level, including those of the account, ready for JSON."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         account: TrainingAccount = own.pop("account")
         return {**own, **account.to_dict()}
 
 
 def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
-    """Writes the rows with a header line; the file appears whole or not at all."""
+    """Writes the rows with a header line; the file appears complete or not at all."""
     write_records([row.to_dict() for row in rows], path)
 
 
 def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes mappings of the same keys as CSV; the file appears whole or not at all.
+    """Writes mappings with the same keys as CSV; the file appears complete or not at all.
 
     Raises:
         ValueError: If there is no record.
@@ -122,7 +122,7 @@ def plot_pareto(
         rows: The models; the order of first appearance of a curve is its order in the legend.
         path: The image to write; its suffix (``.png``, ``.svg``, ``.pdf``) is the format.
         title: Printed above the plot.
-        labels: What the legend calls a curve, where not by its name.
+        labels: Names of curves in the legend, if they differ from the curves' own names.
 
     Raises:
         ValueError: If there is no row.
@@ -145,7 +145,7 @@ def plot_pareto(
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches; no window system and no global pyplot state is touched."""
+    """An empty figure of a size in inches; it uses no window system and no pyplot state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -155,20 +155,20 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes a figure; the file appears whole or not at all."""
+    """Writes a figure; the file appears complete or not at all."""
     with replacing(path) as partial:
         figure.savefig(partial)
 
 
 def style_size_axes(axes: Any, rows: Sequence[SizedResult]) -> None:
-    """Axes of WER against size: a logarithmic scale that names the sizes there are."""
+    """Axes of WER against size: a logarithmic scale with the existing sizes as ticks."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     axes.set_xscale("log")
     sizes = sorted({row.nonzero for row in rows})
     axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
     ticks: list[int] = []
-    for size in sizes:  # those of nearly the same size would be printed over each other
+    for size in sizes:  # labels of nearly equal sizes would overlap
         if not ticks or size > _LEAST_TICK_RATIO * ticks[-1]:
             ticks.append(size)
     axes.set_xticks(ticks if len(ticks) <= 8 else [ticks[0], ticks[-1]])
@@ -220,7 +220,7 @@ def draw_curve(
         aside: Steps to the right of the models' sizes, so that curves do not hide each other.
     """
     wers = [row.wer for row in rows]
-    # A percentile interval may, rarely, not hold the point it belongs to; bars cannot be negative.
+    # Rarely, a percentile interval does not contain its point; bars cannot be negative.
     below = [0.0 if row.wer_low is None else max(0.0, row.wer - row.wer_low) for row in rows]
     above = [0.0 if row.wer_high is None else max(0.0, row.wer_high - row.wer) for row in rows]
     axes.errorbar(
@@ -243,7 +243,7 @@ def beside(nonzero: int, aside: float) -> float:
 
 
 def _annotate(axes: Any, rows: Sequence[ResultRow]) -> None:
-    """Writes the size asked for beside each model of the first curve."""
+    """Writes the requested size beside each model of the first curve."""
     for row in rows:
         axes.annotate(
             row.size,
@@ -256,7 +256,7 @@ def _annotate(axes: Any, rows: Sequence[ResultRow]) -> None:
 
 
 def format_count(count: float) -> str:
-    """A count as people say it: ``950``, ``85.2k``, ``3.30M``."""
+    """A count in short form: ``950``, ``85.2k``, ``3.30M``."""
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= scale:
             scaled = count / scale

@@ -1,4 +1,4 @@
-"""What an evaluation gives: the errors of every utterance, and the rates of the corpus."""
+"""The result of an evaluation: the errors of every utterance, and the rates of the corpus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omnisparse.evaluation.wer import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """What a corpus tells of an utterance."""
+    """The facts about an utterance in the corpus."""
 
     id: str
     """The utterance's id in its corpus."""
@@ -31,7 +31,7 @@ class Said:
     """Duration of its audio."""
 
     speaker: str | None = None
-    """Who spoke it; None where the corpus does not say."""
+    """Its speaker; None if the corpus names none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ class EvaluationResult:
     """Upper end of the 95 % interval, percent; None where there is none."""
 
     interval: Literal["bootstrap", "wilson"] | None
-    """How the interval was found: see :func:`omnisparse.evaluation.confidence_interval`."""
+    """Method of the interval: see :func:`omnisparse.evaluation.confidence_interval`."""
 
     words: int
     """Reference words."""
@@ -109,7 +109,7 @@ class EvaluationResult:
         return [utterance.counts for utterance in self.hypotheses]
 
     def notes(self) -> list[str]:
-        """What people should know beside the rates, a line each."""
+        """Remarks about the rates for the user, one line each."""
         interval = Interval(self.wer_low, self.wer_high, self.interval)
         found = (
             unspaced_note([utterance.reference for utterance in self.hypotheses]),

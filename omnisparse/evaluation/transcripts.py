@@ -1,7 +1,7 @@
-"""Every utterance of an evaluation in a file: said, heard, and what was taken for what.
+"""Every utterance of an evaluation in a file: reference, hypothesis, and their alignment.
 
-``.txt`` is for people: the words stand below each other, errors marked. ``.jsonl`` is for programs:
-one object a line.
+``.txt`` is for people: aligned words are below each other, and errors are marked. ``.jsonl`` is for
+programs: one object per line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SUFFIXES = (".txt", ".jsonl")
 
 
 def check_transcripts_path(path: Path) -> None:
-    """Refuses a file that transcripts cannot be written to, before any time is spent.
+    """Refuses a path to which transcripts cannot be written, before any time is spent.
 
     Raises:
         UsageError: If its suffix is not known, or it is a folder.
@@ -40,7 +40,7 @@ def check_transcripts_path(path: Path) -> None:
 
 
 def write_transcripts(utterances: Sequence[UtteranceResult], path: Path) -> None:
-    """Writes all utterances, those with the most errors first; the file appears whole.
+    """Writes all utterances, those with the most errors first; the file appears complete.
 
     Args:
         utterances: What was said and recognised.
@@ -58,13 +58,13 @@ def write_transcripts(utterances: Sequence[UtteranceResult], path: Path) -> None
         lines = [line for one in ordered for line in (*_shown(one), "")]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        # A transcript may hold half a surrogate pair, which is no character.
+        # A transcript may contain half a surrogate pair, which is not a character.
         text = "".join(f"{line}\n" for line in lines)
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def worst_first(utterances: Sequence[UtteranceResult]) -> list[UtteranceResult]:
-    """The most errors first; of as many, the fewest words; then in the order of the corpus."""
+    """The most errors first; ties by fewest words, then in the order of the corpus."""
     return sorted(utterances, key=lambda one: (-one.counts.errors, one.counts.words))
 
 

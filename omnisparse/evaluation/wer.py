@@ -1,8 +1,8 @@
 """Word and character errors: counts per utterance, and the corpus rate in percent.
 
-Words are what whitespace separates; nothing else is normalised, so case and punctuation must agree
-between reference and hypothesis before they come here. Every rate in omnisparse is in percent: a
-``wer`` of 5.7 means 5.7 %.
+Words are separated by whitespace. Texts are not normalised, so case and punctuation of reference
+and hypothesis must already agree. Every rate in omnisparse is in percent: a ``wer`` of 5.7 means
+5.7 %.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 class ErrorCounts:
     """Word errors of one utterance, or of a corpus when summed; or character errors.
 
-    An utterance whose reference is empty has ``words == 0``: every word of its hypothesis is an
-    insertion, which counts in the corpus rate, while the utterance has no rate of its own.
+    An utterance with an empty reference has ``words == 0``: every word of its hypothesis is an
+    insertion and counts in the corpus rate, but the utterance has no rate of its own.
     """
 
     substitutions: int = 0
@@ -29,7 +29,7 @@ class ErrorCounts:
     """Hypothesis words without a counterpart."""
 
     words: int = 0
-    """Reference words; where characters are counted, characters."""
+    """Reference words; for character errors, reference characters."""
 
     @property
     def errors(self) -> int:
@@ -53,10 +53,10 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[Er
     _check_pairs(references, hypotheses)
     if not references:
         return []
-    import jiwer  # takes a moment to import, and `omnisparse --help` needs none of it
+    import jiwer  # slow to import, and `omnisparse --help` does not need it
 
     spaced = [[" ".join(text.split()) for text in texts] for texts in (references, hypotheses)]
-    output = jiwer.process_words(*spaced)  # which splits at the plain space only
+    output = jiwer.process_words(*spaced)  # it splits only at the plain space
     return [
         _count(chunks, words=len(reference))
         for chunks, reference in zip(output.alignments, output.references, strict=True)
@@ -66,7 +66,7 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[Er
 def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[ErrorCounts]:
     """Counts the character errors of each utterance by minimum edit distance.
 
-    A character is a Unicode code point; one space between two words is a character, too.
+    A character is a Unicode code point; one space between two words is also a character.
 
     Args:
         references: What was said, one string per utterance. May be empty strings.
@@ -79,7 +79,7 @@ def character_errors(references: Sequence[str], hypotheses: Sequence[str]) -> li
         ValueError: If the two sequences differ in length.
     """
     _check_pairs(references, hypotheses)
-    from rapidfuzz.distance import Levenshtein  # which jiwer computes with, too
+    from rapidfuzz.distance import Levenshtein  # jiwer uses it, too
 
     counts = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
@@ -104,7 +104,7 @@ def _check_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> None:
 
 
 def _count(chunks: Sequence[object], *, words: int) -> ErrorCounts:
-    """Adds up the alignment chunks jiwer gives for one utterance."""
+    """Adds up jiwer's alignment chunks of one utterance."""
     totals = {"substitute": 0, "delete": 0, "insert": 0, "equal": 0}
     for chunk in chunks:
         ref_span = chunk.ref_end_idx - chunk.ref_start_idx  # type: ignore[attr-defined]
@@ -131,12 +131,12 @@ def total_errors(counts: Sequence[ErrorCounts]) -> ErrorCounts:
 def corpus_wer(counts: Sequence[ErrorCounts]) -> float:
     """Word error rate of a corpus in percent: all errors over all reference words.
 
-    Above 100 where insertions abound.
+    It may exceed 100 because of insertions.
 
     Raises:
-        ValueError: If the references hold no word, so that no rate exists.
+        ValueError: If the references have no word, so that no rate exists.
     """
     total = total_errors(counts)
     if total.words == 0:
-        raise ValueError("references: not one word to count errors against; the WER is undefined")
+        raise ValueError("references: there is no reference word; the WER is undefined")
     return 100.0 * total.errors / total.words

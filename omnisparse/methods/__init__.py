@@ -1,11 +1,12 @@
 """Training methods, one file each. ``build_method`` maps a configuration to its method.
 
-What is in the union ``MethodConfig`` is known everywhere: to ``method=KIND``, to
-``train_baseline.py``, to sweeps and to ``compare``. A configuration may say more of its method than
-its keys, by attributes that all have a default:
+Every member of the union ``MethodConfig`` is available everywhere: in ``method=KIND``, in
+``train_baseline.py``, in sweeps and in ``compare``. A configuration may describe its method
+further by these optional attributes and keys:
 
-* ``every_size`` (class attribute, False): one training gives models of all sizes, by extraction.
-* ``mean_passes`` (1): utterance passes that a step takes, in those of a dense step.
+* ``every_size`` (class attribute, default False): one training gives models of all sizes, by
+  extraction.
+* ``mean_passes`` (default 1): utterance passes of a step, relative to a dense step.
 * a key ``size``: the net is pruned to it.
 * a key ``distillation``: a ``DistillationConfig``, or null.
 """
@@ -27,7 +28,7 @@ KINDS: Mapping[str, Any] = {
     str(next(item.default for item in fields(member) if item.name == "kind")): member
     for member in get_args(MethodConfig)
 }
-"""The configurations by their kind."""
+"""The configuration classes by their kind."""
 
 
 def has_every_size(kind: str) -> bool:
@@ -36,7 +37,7 @@ def has_every_size(kind: str) -> bool:
 
 
 def passes_of(config: MethodConfig) -> float:
-    """Utterance passes of a step, in those of a dense step: mean over a run, at least 1."""
+    """Utterance passes of a step relative to a dense step: mean over a run, at least 1."""
     return float(getattr(config, "mean_passes", 1.0))
 
 
@@ -51,7 +52,7 @@ def build_method(config: MethodConfig, *, seed: int, teacher: Teacher | None = N
     Args:
         config: One of the union's members.
         seed: The run's seed.
-        teacher: The teacher of :func:`distillation_of`'s configuration, where there is one.
+        teacher: The teacher that :func:`distillation_of` configures, if any.
     """
     if isinstance(config, SandwichConfig):
         return Sandwich(config, seed=seed)
@@ -65,7 +66,7 @@ def build_method(config: MethodConfig, *, seed: int, teacher: Teacher | None = N
 
 
 def distillation_of(config: MethodConfig) -> DistillationConfig | None:
-    """How ``config`` learns from a teacher, alone or while pruning; None if it has none."""
+    """The distillation that ``config`` uses, alone or while pruning; None if there is none."""
     if isinstance(config, DistillationConfig):
         return config
     inner: DistillationConfig | None = getattr(config, "distillation", None)

@@ -1,9 +1,9 @@
-"""What a training method is: a source of losses. The trainer does everything else.
+"""A training method is a source of losses. The trainer does everything else.
 
-One method = one file in this room. The trainer asks :meth:`Method.num_losses` how many
-forward+backward pairs the step has, draws that many :class:`Loss` objects lazily from
-:meth:`Method.losses` (one backward each, so that only one graph is alive at a time), normalises
-them over all processes, clips and steps once.
+Every method is one file in this room. :meth:`Method.num_losses` tells the trainer how many pairs of
+forward and backward passes the step has. The trainer then takes that many :class:`Loss` objects
+lazily from :meth:`Method.losses` (one backward each, so that only one graph exists at a time),
+normalises them over all processes, clips and steps once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Forward = Callable[[Tensor, Tensor, Tensor, Tensor], ModelOutput]
 
 
 class Loss(NamedTuple):
-    """One backward pass's worth of loss, not yet normalised.
+    """The loss of one backward pass, not yet normalised.
 
     Attributes:
-        name: What is trained, e.g. ``dense``; the key it is logged under.
+        name: What is trained, e.g. ``dense``; also the key in the log.
         value_sum: Scalar, summed over this process's units, with graph.
-        num_units: Scalar, the units summed over (label tokens); the trainer divides by the total
-            of all processes.
+        num_units: Scalar, the number of units in the sum (label tokens); the trainer divides by
+            the total of all processes.
         weight: Factor of the normalised loss in the step's objective.
-        utterances: Utterances that took part on this process, for the cost account.
+        utterances: Utterances of this process in this pass, for the cost record.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Loss(NamedTuple):
 
 
 class Method(Protocol):
-    """A way of training; see DESIGN of the protocol in ``CONTRIBUTING.md``."""
+    """A way of training; ``CONTRIBUTING.md`` describes this protocol."""
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
         """Return the module to train (the model itself, or a wrapper of it)."""
@@ -64,11 +64,11 @@ class Method(Protocol):
         ...
 
     def on_step_end(self, step: int) -> None:
-        """Called after the optimizer has stepped; mask schedules live here."""
+        """Called after the optimizer has stepped; mask schedules belong here."""
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """What to log beside the losses, as it is now."""
+        """Present values to log beside the losses."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class Method(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the tensors of :meth:`state_dict`."""
         ...
 
 
@@ -104,13 +104,14 @@ def distillation_sum(
         teacher_log_posteriors: [B, ..., K] float, detached; may be padded further than the
             student's.
         student: Output of the same utterances.
-        weights: [B, ...] float of the positions, padded as the teacher's posteriors may be; None
-            for the student's ``posterior_weights``.
-        alphas: Two alpha-divergences of which the larger counts; None for KL(teacher || student).
-        clip: Largest importance weight of those.
+        weights: [B, ...] float weights of the positions, possibly padded like the teacher's
+            posteriors; None for the student's ``posterior_weights``.
+        alphas: Alphas of two alpha-divergences, of which the larger is used; None for
+            KL(teacher || student).
+        clip: Largest importance weight of the alpha-divergences.
 
     Returns:
-        Scalar: the sum of the weights times the divergence, for KL in nats.
+        Scalar: the sum of weights times divergence (for KL in nats).
 
     Source: Hinton et al. 2015 (temperature 1); over a collapsed lattice this is Panchapagesan et
     al. 2020 (arXiv 2011.06110).
@@ -130,7 +131,7 @@ def distillation_sum(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseConfig:
-    """Plain training of the dense net: the baseline that is later cut by magnitude."""
+    """Plain training of the dense net: the baseline that is later pruned by magnitude."""
 
     kind: Literal["dense"] = "dense"
     """Selects this method."""
@@ -160,7 +161,7 @@ class Dense:
         """Nothing to do."""
 
     def metrics(self) -> Mapping[str, float]:
-        """Nothing beside the loss."""
+        """No values beside the loss."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:

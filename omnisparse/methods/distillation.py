@@ -1,14 +1,14 @@
 """Distillation of a fixed, trained teacher into a student of any size and factorization.
 
-Three objectives differ in the tokens that teacher and student are forced on: the transcript
-(TRUTH), the teacher's best hypothesis (TOP), or all of its beam, each by its probability (BEAM).
-At every token the student learns the teacher's posteriors. For a transducer the posteriors are
-those of every node of the lattice, collapsed to label, blank and the rest.
+Three objectives differ in the tokens used for teacher forcing: the transcript (TRUTH), the
+teacher's best hypothesis (TOP), or all hypotheses of its beam, weighted by probability (BEAM). At
+every token the student learns the teacher's posteriors. For a transducer these are the posteriors
+of every node of the lattice, collapsed to label, blank and the rest.
 
 Source: Pang et al. 2018, eqs. 2-5; for the lattice Panchapagesan et al. 2020, arXiv:2011.06110.
-Deviation: eq. 5 puts a minus before a loss that has one already and so, as printed, maximises the
-cross-entropy; here it is minimised. The value is the divergence, the cross-entropy of eqs. 2 and 3
-less the teacher's entropy, which no student parameter changes: it is 0 where the two agree.
+Deviation: as printed, eq. 5 has a second minus sign and so maximises the cross-entropy; here it is
+minimised. The value is the divergence: the cross-entropy of eqs. 2 and 3 minus the teacher's
+entropy. The entropy does not depend on the student, and the divergence is 0 if the two agree.
 """
 
 from __future__ import annotations
@@ -39,41 +39,44 @@ class DistillationConfig:
     kind: Literal["distillation"] = "distillation"
     """Selects this method."""
     teacher: str
-    """Run or artifact directory of the trained net that is distilled."""
+    """Run or artifact directory of the trained teacher."""
     objective: Literal["truth", "top", "beam"] = "truth"
-    """Tokens that both are forced on: the transcript, the teacher's best hypothesis, or its whole
-    beam. Pang et al. report their combined results with ``truth``, which needs no decoding."""
+    """Tokens for teacher forcing of both nets: the transcript, the teacher's best hypothesis, or
+    its whole beam. Pang et al. report their combined results with ``truth``, which needs no
+    decoding."""
     beam: PositiveInt = 4
     """Hypotheses that the teacher's search keeps, for ``top`` and ``beam``."""
     distillation_weight: NonNegativeFloat = 1.0
     """Weight of the divergence from the teacher."""
     label_weight: NonNegativeFloat | None = None
-    """Weight of the loss on the transcript; null for the published choice: 0 for LAS (a student
-    that starts from trained weights needs none), 1 for the transducer's lattice."""
+    """Weight of the loss on the transcript. null takes the published choice: 0 for LAS (a student
+    that starts from trained weights needs no such loss), 1 for the transducer's lattice."""
 
     def __post_init__(self) -> None:
         """Check ranges; the teacher is checked when it is loaded."""
         if not self.teacher:
-            raise ValueError("teacher is empty; the run or artifact directory to distil")
+            raise ValueError("teacher is empty; it must be the run or artifact directory to distil")
         check_ranges(self)
         if not (self.distillation_weight or self.label_weight):
-            raise ValueError("distillation_weight is 0 and no label_weight is given; one above 0")
+            raise ValueError(
+                "distillation_weight is 0 and no label_weight is given; one must be above 0"
+            )
 
     @property
     def num_hypotheses(self) -> int:
-        """Hypotheses per utterance that are trained on; 0 where the transcript is."""
+        """Hypotheses per utterance used in training; 0 if the transcript is used."""
         return {"truth": 0, "top": 1, "beam": self.beam}[self.objective]
 
 
 class Teacher:
-    """A fixed net and what it makes of the student's batches. No part of what is trained.
+    """A fixed net and its outputs for the student's batches. It is not trained.
 
     Args:
         model: The net; put into evaluation mode, its parameters frozen.
-        scale: ``[F]`` factor from the student's normalised features to the teacher's; None where
-            both were normalised alike.
-        shift: ``[F]`` offset that follows it.
-        hypotheses: What the teacher recognises in the training utterances.
+        scale: ``[F]`` factor from the student's normalised features to the teacher's; None if
+            both are normalised alike.
+        shift: ``[F]`` offset added after the factor.
+        hypotheses: The teacher's hypotheses of the training utterances.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Distillation:
     """One pass of the teacher and one of the student per hypothesis (see the module's docstring).
 
     Args:
-        config: Its choices.
+        config: Its configuration.
         teacher: The teacher, with hypotheses if the objective needs them.
     """
 
@@ -122,7 +125,7 @@ class Distillation:
         return model
 
     def num_losses(self, step: int) -> int:
-        """One for the transcript; else one per hypothesis, and one for labels if they weigh."""
+        """One for the transcript; else one per hypothesis, plus one if labels have a weight."""
         hypotheses = self.config.num_hypotheses
         return hypotheses + (self.label_weight > 0) if hypotheses else 1
 
@@ -151,19 +154,19 @@ class Distillation:
         """Eq. 2, and the labels' loss from the same pass."""
         teacher = self.teacher.log_posteriors(batch)
         output = forward_batch(forward, batch)
-        # At weight 0, too: distributed training wants a gradient of every parameter (CTC's layer).
+        # Also with weight 0: distributed training needs a gradient of every parameter (CTC layer).
         value = self.config.distillation_weight * distillation_sum(teacher, output)
         value = value + self.label_weight * output.label_loss_sum
         return Loss("truth", value, output.num_units, 1.0, len(batch))
 
     def _hypotheses(self, forward: Forward, batch: Batch) -> Iterator[Loss]:
-        """Eq. 4 or 5, a pass per rank in the beam, all divided by the same number of tokens."""
+        """Eq. 4 or 5: one pass per rank in the beam, all divided by the same number of tokens."""
         count = self.config.num_hypotheses
         beams, weights, total = self._ranked(batch)
         device = batch.features.device
         num_units = torch.tensor(float(total))
         for rank in range(count):
-            # A beam may have found fewer: its best takes the empty place and weighs nothing.
+            # A beam may have fewer hypotheses: its best fills the empty place with weight 0.
             tokens = [(beam[rank] if rank < len(beam) else beam[0]).tokens for beam in beams]
             shares = torch.tensor(
                 [row[rank] if rank < len(row) else 0.0 for row in weights], device=device
@@ -201,7 +204,7 @@ class Distillation:
         """Nothing to do."""
 
     def metrics(self) -> Mapping[str, float]:
-        """Nothing beside the losses."""
+        """No values beside the losses."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -209,7 +212,7 @@ class Distillation:
         return {"teacher": torch.tensor(list(bytes.fromhex(self.teacher.digest)))}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Check that the teacher is still the one the run began with.
+        """Check that the teacher is the one with which the run began.
 
         Raises:
             OmnisparseError: If its weights have changed.
@@ -252,10 +255,10 @@ def digest_of(model: nn.Module) -> str:
 def feature_map(
     teacher: FeatureExtractor, student: FeatureExtractor
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """What turns stacked features normalised for the student into those of the teacher.
+    """The map from stacked features normalised for the student to those for the teacher.
 
     Returns:
-        Factor and offset, ``[F]`` each; (None, None) where the statistics are equal.
+        Factor and offset, ``[F]`` each; (None, None) if the statistics are equal.
     """
     own, other = _statistics(student), _statistics(teacher)
     if all(torch.equal(a, b) for a, b in zip(own, other, strict=True)):
@@ -277,12 +280,12 @@ def check_relatives(
     other: tuple[SpeechModel, FeatureExtractor, Tokenizer],
     own: tuple[SpeechModel, FeatureExtractor, Tokenizer],
 ) -> None:
-    """Refuse a trained net whose tokens or features are not those of the net in training.
+    """Refuse a trained net whose tokens or features differ from those of the net in training.
 
     Args:
-        name: What is refused, for the message, e.g. ``teacher runs/large``.
+        name: Name of the trained net in the message, e.g. ``teacher runs/large``.
         other: The trained net with its features and tokens.
-        own: The net in training with its own.
+        own: The net in training with its features and tokens.
 
     Raises:
         OmnisparseError: Naming the first thing that differs and both values.
@@ -310,7 +313,7 @@ def check_relatives(
 
 
 def check_teacher_lattice(name: str, teacher: SpeechModel, student: SpeechModel) -> None:
-    """Refuse a transducer teacher whose lattice has other frames than the student's.
+    """Refuse a transducer teacher whose frame rate differs from the student's.
 
     Raises:
         OmnisparseError: Naming both frame rates.

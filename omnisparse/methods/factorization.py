@@ -1,9 +1,9 @@
 """A factored net from a trained dense one: LSTM layers become LSTMP layers by truncated SVD.
 
-LSTMP layers trained from scratch (Pang et al. 2018, eq. 11) are a matter of the model's
-configuration (``encoder_projection``, ``decoder_projection``). This file is the other way: the
-dense relative, with the same cells and no projection, is factorised layer by layer and fine-tuned.
-Which matrix reads which layer is known here; the decomposition is ``sparsity/lowrank.py``.
+The model's configuration (``encoder_projection``, ``decoder_projection``) gives LSTMP layers that
+are trained from scratch (Pang et al. 2018, eq. 11). This file starts from a trained dense net with
+the same cells and no projection: it is factorised layer by layer and then fine-tuned. This file
+knows which matrix reads which layer; the decomposition is in ``sparsity/lowrank.py``.
 
 Source: Prabhavalkar et al. 2016, arXiv:1603.08042, section 3.
 """
@@ -21,11 +21,11 @@ def factorize(dense: SpeechModel, factored: SpeechModel) -> dict[str, Tensor]:
     """State dict for ``factored`` that comes as close to ``dense`` as its ranks allow.
 
     Args:
-        dense: A net whose LSTM layers that ``factored`` projects are plain ones of the same cells.
-        factored: The net that is to be trained; only its shape is read.
+        dense: A net with plain LSTM layers of the same cells where ``factored`` has LSTMP layers.
+        factored: The net to train; only its shape is read.
 
     Raises:
-        ValueError: If the two are not relatives; names the first thing that differs.
+        ValueError: If the two nets do not correspond; names the first difference.
     """
     layers = [
         layer for layer in projected_layers(factored) if not _lstm(dense, layer.name).proj_size
@@ -46,7 +46,7 @@ def projected_layers(model: SpeechModel) -> list[RecurrentLayer]:
     """The LSTMP layers of ``model`` and the matrices that read each.
 
     Raises:
-        ValueError: If the model is of a kind whose wiring is not known here.
+        ValueError: If the kind of the model is not supported here.
     """
     if not isinstance(model, LasModel | TransducerModel):
         raise ValueError(f"a {model.kind} cannot be factorised; legal: las, transducer")
@@ -83,7 +83,7 @@ def _decoder_layers(model: LasModel) -> list[RecurrentLayer]:
     for index in range(count):
         last = index + 1 == count
         following = "output.weight" if last else f"decoder.layers.{index + 1}.weight_ih_l0"
-        # The first layer asks; the columns of the answer follow its own in what reads it.
+        # The first layer also makes the query; in its readers, columns of the context come last.
         asks = [Reader(weight="attention.query.weight")] if index == 0 else []
         found.append(
             RecurrentLayer(

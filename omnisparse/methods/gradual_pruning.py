@@ -1,13 +1,13 @@
-"""Gradual magnitude pruning to one size, on labels or on a teacher.
+"""Gradual magnitude pruning to one size, with labels or a teacher.
 
-Sparsity grows along a polynomial from an initial to a final value while the net trains; then the
-mask stays and what is left trains on. Weights below the mask are exactly zero after every step,
-whatever the optimizer's momentum and decay would make of them, and take no part in the gradient.
+While the net trains, sparsity grows along a polynomial from an initial to a final value. Then the
+mask stays fixed, and the remaining weights train on. Masked weights are set to exactly zero after
+every step, independent of the optimizer's momentum and decay, and have no gradient.
 
 Source: Zhu & Gupta 2017, arXiv:1710.01878, eq. 1; Pang et al. 2018, eq. 12 (initial sparsity 0),
 on the LSTM matrices of encoder and decoder only.
-Deviation: a weight that is pruned stays pruned. In the authors' TensorFlow code it keeps its last
-value below the mask and may come back; here what a checkpoint holds is what is counted.
+Deviation: a pruned weight stays pruned. In the authors' TensorFlow code it keeps its last value
+under the mask and may return. Here the weights of a checkpoint are exactly those that are counted.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.sizes import parse_count
 
 LSTM_MATRICES = (r"weight_(ih|hh|hr)_l\d+$",)
-"""What Pang et al. prune: the matrices of LSTM and LSTMP layers, nothing else."""
+"""The matrices that Pang et al. prune: those of LSTM and LSTMP layers only."""
 
 _MASK, _OBJECTIVE = "mask/", "objective/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradualPruningConfig:
-    """To which size, when and what is pruned."""
+    """Target size, schedule and matrices of the pruning."""
 
     kind: Literal["gradual_pruning"] = "gradual_pruning"
     """Selects this method."""
@@ -54,10 +54,10 @@ class GradualPruningConfig:
     initial_sparsity: Probability = 0.0
     """Sparsity of the prunable weights at ``begin``, at most that of ``size``."""
     begin: NonNegativeFloat = 0.1
-    """Where pruning starts: a share of the run up to 1, above that optimizer steps."""
+    """Start of pruning: up to 1 a share of the run, above 1 a number of optimizer steps."""
     end: NonNegativeFloat = 0.7
-    """Where ``size`` is reached and the mask stays: a share up to 1, above that steps; 0 prunes
-    all at once before the first step."""
+    """End of pruning, where ``size`` is reached: up to 1 a share of the run, above 1 a number of
+    steps; 0 prunes everything at once before the first step."""
     frequency: PositiveInt = 10
     """Steps between two masks."""
     exponent: PositiveFloat = 3.0
@@ -83,11 +83,11 @@ class GradualPruningConfig:
 
 
 class GradualPruning:
-    """Masks that tighten while another method's losses are trained on.
+    """Masks that become sparser while the net trains with the losses of another method.
 
     Args:
-        config: Its choices.
-        objective: Where the losses come from: ``Dense``, or ``Distillation``.
+        config: Its configuration.
+        objective: Source of the losses: ``Dense``, or ``Distillation``.
     """
 
     def __init__(self, config: GradualPruningConfig, objective: Method) -> None:
@@ -100,7 +100,7 @@ class GradualPruning:
         self.final_sparsity = 0.0
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
-        """Solve the size and the schedule for ``model``, and return what is to be trained.
+        """Compute the size and the schedule for ``model``, and return the module to train.
 
         Raises:
             ValueError: If the size cannot be reached, the initial sparsity is above it, or the
@@ -114,8 +114,8 @@ class GradualPruning:
         self.final_sparsity = 1.0 - kept / self.budget.prunable_parameters
         if config.initial_sparsity > self.final_sparsity:
             raise ValueError(
-                f"initial_sparsity is {config.initial_sparsity}; size {config.size!r} is a "
-                f"sparsity of {self.final_sparsity:.4f}, and it must not be above that"
+                f"initial_sparsity is {config.initial_sparsity}; it must be at most "
+                f"{self.final_sparsity:.4f}, the sparsity of size {config.size!r}"
             )
         self.begin, self.end = (_steps(value, max_steps) for value in (config.begin, config.end))
         if not self.begin <= self.end <= max_steps:
@@ -144,7 +144,7 @@ class GradualPruning:
         return round((1.0 - sparsity) * self.budget.prunable_parameters)
 
     def num_losses(self, step: int) -> int:
-        """As many as the objective's."""
+        """The number of the objective's losses."""
         return self.objective.num_losses(step)
 
     def units(self, batch: Batch, step: int) -> Sequence[float]:
@@ -156,7 +156,7 @@ class GradualPruning:
         yield from self.objective.losses(forward, batch, step)
 
     def on_step_end(self, step: int) -> None:
-        """Put masked weights back to zero, and tighten the mask where it is time to."""
+        """Set masked weights to zero again, and make the mask sparser if the schedule says so."""
         self._apply()
         self._update(step + 1)
         self.objective.on_step_end(step)
@@ -169,7 +169,7 @@ class GradualPruning:
         return {"sparsity": sparsity, **self.objective.metrics()}
 
     def _update(self, done: int) -> None:
-        """Cut new masks if the schedule has a point after ``done`` steps."""
+        """Make new masks if the schedule has a point after ``done`` steps."""
         if not self.begin <= done <= self.end:
             return
         if done != self.end and (done - self.begin) % self.config.frequency:
@@ -200,7 +200,7 @@ class GradualPruning:
         return hide
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the masks in force, a bit per weight, and the objective's state."""
+        """Return the present masks, a bit per weight, and the objective's state."""
         masks = {f"{_MASK}{fqn}": _pack(mask) for fqn, mask in self.masks.items()}
         inner = {f"{_OBJECTIVE}{k}": v for k, v in self.objective.state_dict().items()}
         return masks | inner
@@ -209,12 +209,12 @@ class GradualPruning:
         """Restore the masks and the objective's state.
 
         Raises:
-            ValueError: If the masks are of another model.
+            ValueError: If the masks belong to another model.
         """
         shapes = self.budget.shapes
         found = {k.removeprefix(_MASK): v for k, v in state.items() if k.startswith(_MASK)}
         if found and found.keys() != self.budget.prunable.keys():
-            raise ValueError(f"the masks of the checkpoint are of other matrices: {list(found)}")
+            raise ValueError(f"the checkpoint has masks of other matrices: {list(found)}")
         self.masks = {fqn: _unpack(bits, shapes[fqn]) for fqn, bits in found.items()}
         self._apply()
         self.objective.load_state_dict(

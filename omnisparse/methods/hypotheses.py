@@ -1,9 +1,9 @@
-"""The teacher's hypotheses of a training set, decoded once and kept on disk.
+"""The teacher's hypotheses of a training set, decoded once and stored on disk.
 
 A cache is a folder named by a hash of everything that the hypotheses depend on. It is written in
-parts of a few hundred utterances, each complete or absent, so that a killed decoding continues
-where it stopped and several processes share the work. A damaged part is noticed by its checksum
-and decoded again.
+parts of a few hundred utterances, each complete or absent. So a killed decoding continues where it
+stopped, and several processes share the work. A damaged part is detected by its checksum and
+decoded again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from omnisparse.models import Hypothesis, SpeechModel
 
 _FORMAT = 1
 PART_UTTERANCES = 256
-"""Utterances of a part: the most that a kill costs, per process."""
+"""Utterances of a part: at most so many are lost per process when it is killed."""
 
 Found = dict[str, list[Hypothesis]]
 
@@ -64,16 +64,16 @@ class HypothesisCache:
         world_size: int = 1,
         note: Callable[[str], None] = lambda line: None,
     ) -> int:
-        """Decode this process's share of the parts that are not there.
+        """Decode this process's share of the missing parts.
 
         Args:
             decode: Hypotheses of the given utterances.
             rank: Number of this process.
             world_size: Number of processes.
-            note: Told which parts are damaged, and how far the decoding is.
+            note: Called with messages about damaged parts and progress.
 
         Returns:
-            Utterances decoded.
+            Number of decoded utterances.
 
         Raises:
             DataError: If the folder cannot be written.
@@ -114,7 +114,7 @@ class HypothesisCache:
         return self.folder / f"part-{index:05d}.json"
 
     def _read(self, index: int, note: Callable[[str], None]) -> Found | None:
-        """One part; None where it is absent or, which is told, damaged."""
+        """One part; None if it is absent, or damaged (then ``note`` is called)."""
         path = self._path(index)
         try:
             header, _, payload = path.read_text(encoding="utf-8").partition("\n")
@@ -139,7 +139,7 @@ def decode_hypotheses(
 
     Args:
         model: The teacher, in evaluation mode, on ``device``.
-        batches: The utterances, nothing masked.
+        batches: The utterances, without masking.
         beam: Hypotheses kept, at least 1.
         device: Where to decode.
     """

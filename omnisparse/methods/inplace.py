@@ -1,4 +1,4 @@
-"""In-place distillation: what a member of a step learns from the dense net of the same step."""
+"""In-place distillation: a subnet learns from the dense net of the same step."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Nodes = Literal["all", "occupied"]
 
 
 class Teacher(NamedTuple):
-    """What of the dense pass outlives it: a few values per node, and the encoder if it is read."""
+    """Outputs kept from the dense pass: a few values per node, and the encoder's if needed."""
 
     log_posteriors: Tensor | None
     """``[B, ..., K]``, detached."""
     encoder_outputs: Tensor | None
     """``[B, T', D]``, detached."""
     weights: Tensor | None = None
-    """``[B, T', U + 1]`` of the nodes of a lattice; None leaves them to the student's output."""
+    """``[B, T', U + 1]`` weights of lattice nodes; None for those of the student's output."""
 
     @classmethod
     def of(cls, output: ModelOutput, distill: Distill, nodes: Nodes = "all") -> Teacher:
-        """Keep what is read of the dense net's output.
+        """Keep the parts of the dense net's output that are needed.
 
         Args:
-            output: Of the dense net.
-            distill: What the student is to learn from it.
-            nodes: Which nodes of a transducer's lattice count: all alike, or each as often as the
-                alignments of the labels pass it. An attention decoder has no lattice.
+            output: Output of the dense net.
+            distill: What the student learns from it.
+            nodes: Weights of the nodes of a transducer's lattice: all equal, or each by the
+                expected number of label alignments through it. An attention decoder has no lattice.
 
         Raises:
-            ValueError: If the encoder is to be distilled and the model does not show it.
+            ValueError: If the encoder is to be distilled and the model gives no encoder outputs.
         """
         encoded = None
         if distill != "posteriors":
             if output.encoder_outputs is None:
-                raise ValueError(f"distill is {distill!r}; this model shows no encoder outputs")
+                raise ValueError(f"distill is {distill!r}; this model gives no encoder outputs")
             encoded = output.encoder_outputs.detach()
         if distill == "encoder":
             return cls(None, encoded)
@@ -69,14 +69,14 @@ class Teacher(NamedTuple):
         alphas: tuple[float, float] | None = None,
         clip: float = 5.0,
     ) -> Tensor:
-        """What the student is to minimise, summed over its positions.
+        """The distillation loss of the student, summed over its positions.
 
         Args:
             student: Output of the same utterances.
             posterior_weight: Weight of the divergence between posteriors.
             encoder_weight: Weight of the distance between encoders, per frame.
-            alphas: Two alpha-divergences of which the larger counts; None for KL.
-            clip: Largest importance weight of those.
+            alphas: Alphas of two alpha-divergences, of which the larger is used; None for KL.
+            clip: Largest importance weight of the alpha-divergences.
 
         Returns:
             Scalar float32.
@@ -99,14 +99,14 @@ class Teacher(NamedTuple):
 
 @contextmanager
 def scaled_dropout(model: nn.Module, factor: float) -> Iterator[None]:
-    """Multiply the dropout of a net for the forward passes of a block of code.
+    """Multiply the dropout of a net for the forward passes in a block of code.
 
-    Less capacity needs less of it: AlphaNet's subnets train without, TODM's with an "adaptive"
-    amount whose rule could not be read.
+    A net with less capacity needs less dropout: AlphaNet's subnets train without dropout, TODM's
+    with an "adaptive" amount whose rule is not published in readable form.
 
     Args:
-        model: Its ``nn.Dropout`` modules change, and what other modules keep as a number named
-            ``dropout`` (``nn.MultiheadAttention``, torchaudio's Emformer attention).
+        model: Its ``nn.Dropout`` modules change, and the numbers named ``dropout`` of other modules
+            (``nn.MultiheadAttention``, torchaudio's Emformer attention).
         factor: In [0, 1]; 1 changes nothing.
     """
     before: list[tuple[nn.Module, str, float]] = []

@@ -1,16 +1,16 @@
 """Supernet training by the sandwich rule with in-place distillation.
 
-A dense warm-up comes first, then with ``core_fraction`` a while in which the smallest subnet is
-pruned and trained alone. From then on every step trains the dense net on the labels of the whole
-batch; then the smallest subnet and some random ones, each on its own part of the same (equally
-augmented) batch, distilled from the dense net's detached outputs of the very same step.
+A dense warm-up comes first. With ``core_fraction``, a phase follows in which the smallest subnet is
+pruned and trained alone. After that, every step first trains the dense net on the labels of the
+whole batch. Then it trains the smallest subnet and some random ones, each on its own part of the
+same (equally augmented) batch, distilled from the dense net's detached outputs of the same step.
 
 Source: Yu & Huang 2019 (universally slimmable networks: sandwich rule, in-place distillation);
 Yang et al. 2022 (Omni-sparsity DNN, arXiv 2110.08352: masks on each layer of a shared net); for
-the core Han et al. 2017 (dense-sparse-dense training, arXiv 1607.04381), without a sandwich there.
+the core phase Han et al. 2017 (dense-sparse-dense training, arXiv 1607.04381, without a sandwich).
 Deviation: the subnets see disjoint parts of the batch, not all of it (``member_share``), and keep
 a label term (``label_weight``); Omni-sparsity's own choices are not published in readable form.
-What the literature does differently is a field of ``SandwichConfig``, and an arm of
+Each alternative in the literature is a field of ``SandwichConfig`` and a run of
 ``recipes/sweeps/ablation.yaml``.
 """
 
@@ -68,42 +68,42 @@ class SandwichConfig:
     levels: tuple[str | int, ...] = ("12%", "25%", "50%")
     """Sizes drawn from when ``distribution`` is ``levels``; none below ``min_size``."""
     per_layer: bool = False
-    """Random subnets draw a sparsity per layer, their total held, instead of one for all."""
+    """Random subnets draw a sparsity per layer, with the same total, instead of one for all."""
     layer_spread: Annotated[float, Range(minimum=0, maximum=MAX_SPREAD)] = 1.0
-    """With ``per_layer``: densities lie within a factor of 1 + this of the mean, both ways."""
+    """With ``per_layer``: densities differ from the mean at most by a factor of 1 + this value."""
     layer_groups: tuple[str, ...] = ()
-    """With ``per_layer``: regular expressions; matrices in whose names one matches the same text
-    share a density (``.+`` gives each its own). Empty means the matrices of a layer together."""
+    """With ``per_layer``: regular expressions. Matrices share a density if one expression matches
+    the same text in their names (``.+`` gives each its own). Empty: one density per layer."""
     num_layer_levels: int = 0
-    """With ``per_layer``: grid of the densities, an odd number; 0 draws from the whole range."""
+    """With ``per_layer``: number of densities in the grid, odd; 0 draws from the whole range."""
     warmup_fraction: Share = 0.15
-    """Share of the run's steps, at its start, that train the dense net only."""
+    """Share of the run's steps, at its start, that train only the dense net."""
     shrink_fraction: Share = 0.5
-    """Share of the run's steps, behind the warm-up, over which the smallest subnet shrinks from the
-    dense net to ``min_size``, as fast as gradual pruning does; no subnet is smaller. 0: at once,
-    which was worse at every size of a LAS."""
+    """Share of the run's steps, after the warm-up, over which the smallest subnet shrinks from the
+    dense net to ``min_size``, with the schedule of gradual pruning; no subnet is smaller. 0: at
+    once, which was worse at every size of a LAS."""
     core_fraction: Share = 0.0
-    """Share of the run's steps, behind the warm-up, over which the smallest subnet trains alone, on
-    the labels of the whole batch: what it learns, all nets know. All other weights are zero then,
-    and grow again as the others join. Better for transducers (``transducer_books.yaml``); of a
-    LAS it is not measured, so that by default there is none."""
+    """Share of the run's steps, after the warm-up, over which the smallest subnet trains alone, on
+    the labels of the whole batch. All nets contain its weights. All other weights are zero then,
+    and grow again when the other nets join. Better for transducers (``transducer_books.yaml``);
+    not measured for LAS, so the default is 0."""
     member_share: Annotated[float, Range(above=0, maximum=1)] = 0.15
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     Rounded so that each sees one utterance in ``member_period``. Ignored with ``full_batch``."""
     full_batch: bool = False
-    """Give every subnet the whole batch, as the published sandwich does (about 4x the cost)."""
+    """Give every subnet the whole batch, as in the published sandwich (about 4x the cost)."""
     subnet_weight: NonNegativeFloat = 0.1
-    """Weight of each subnet's loss; the dense net's is 1. A loss is a mean over the tokens that its
-    net sees, so that at ``1 / member_period`` an utterance weighs the same for all nets."""
+    """Weight of each subnet's loss; the dense net's weight is 1. A loss is a mean over the tokens
+    that its net sees, so with ``1 / member_period`` an utterance has equal weight for all nets."""
     normalise_members: bool = False
-    """Divide all weights of a step by their sum, so that more members do not mean a larger
+    """Divide all weights of a step by their sum, so that more subnets do not give a larger
     gradient; otherwise the gradients are summed."""
     distill: Literal["posteriors", "encoder", "both"] = "posteriors"
     """What a subnet learns from the dense net: posteriors (a transducer's lattice), the outputs
     of the encoder, or both."""
     lattice_nodes: Nodes = "all"
-    """Where a transducer's posteriors are distilled: at all nodes of the lattice alike, or at each
-    as often as the dense net's alignments of the labels pass it."""
+    """Weights of lattice nodes when a transducer's posteriors are distilled: all equal, or each by
+    the expected number of the dense net's label alignments through it."""
     distillation_weight: NonNegativeFloat = 1.0
     """Weight of the divergence from the dense net's posteriors, within a subnet's loss."""
     encoder_weight: NonNegativeFloat = 0.1
@@ -111,32 +111,32 @@ class SandwichConfig:
     divergence: Literal["kl", "alpha"] = "kl"
     """Divergence between posteriors; ``alpha`` takes the larger of two alpha-divergences."""
     alphas: tuple[float, float] = (-1.0, 1.0)
-    """The two for ``alpha``; finite and not 0."""
+    """The two values of alpha for the divergence ``alpha``; finite and not 0."""
     alpha_clip: Annotated[float, Range(minimum=1)] = 5.0
-    """Largest importance weight of a class for ``alpha``."""
+    """Largest importance weight of a class for the divergence ``alpha``."""
     label_weight: NonNegativeFloat = 0.3
     """Weight of the label loss, within a subnet's loss."""
     subnet_dropout: Literal["same", "scaled", "none"] = "same"
-    """Dropout of subnets: the dense net's, times the density of the subnet, or none."""
+    """Dropout of subnets: that of the dense net, that times the subnet's density, or none."""
     refresh_every: PositiveInt = 100
     """Steps between two rankings of the weights by magnitude."""
     straight_through: bool = False
-    """Let a subnet's gradient reach the weights its mask hides, too."""
+    """Let a subnet's gradient also reach masked weights."""
     block: str = "1x1"
     """Weights kept or dropped together: ``8x1`` is 8 outputs of one input."""
     prunable: tuple[str, ...] = ()
-    """Regular expressions of parameter names to prune, whatever they are part of; empty means LSTM,
+    """Regular expressions of parameter names to prune, in any part of the net; empty means LSTM,
     projection and feed-forward matrices, no attention."""
 
     @property
     def member_period(self) -> int:
-        """A subnet sees one of so many utterances of a batch (unless ``full_batch``)."""
+        """A subnet sees one of this number of utterances of a batch (unless ``full_batch``)."""
         members = 1 + self.num_random_subnets
         return max(members, round(members / self.member_share))
 
     @property
     def mean_passes(self) -> float:
-        """Passes, forward and backward, that an utterance costs: mean over a run, at least 1."""
+        """Passes (forward and backward) per utterance: mean over a run, at least 1."""
         seen = (1 + self.num_random_subnets) * (1.0 if self.full_batch else 1 / self.member_period)
         return 1 + (1 - self.warmup_fraction - self.core_fraction) * seen
 
@@ -151,27 +151,27 @@ class SandwichConfig:
                     f"to {left:g}"
                 )
         if not all(math.isfinite(alpha) and alpha != 0 for alpha in self.alphas):
-            raise ValueError(f"alphas is {self.alphas}; finite numbers other than 0")
+            raise ValueError(f"alphas is {self.alphas}; they must be finite and not 0")
         self._check_subnets()
 
     def _check_subnets(self) -> None:
-        """Check what can be said of sizes and matrices before there is a model."""
+        """Check sizes and matrices as far as possible without a model."""
         parse_block(self.block)
         require_layer_levels(self.num_layer_levels)
         compile_patterns("prunable", self.prunable)
         compile_patterns("layer group", self.layer_groups)
         if self.distribution == "levels" and not self.levels:
-            raise ValueError("levels is empty; one size or more, such as 25%")
+            raise ValueError("levels is empty; it must have at least one size, such as 25%")
         for name, sizes in (("min_size", (self.min_size,)), ("levels", self.levels)):
             for size in sizes:
                 parse_count(size, name)
 
 
 class Sandwich:
-    """The sandwich step (see the module's docstring); one optimizer state, that of the dense net.
+    """The sandwich step (see the module's docstring); the only optimizer state is the dense net's.
 
     Args:
-        config: Its choices.
+        config: Its configuration.
         seed: Seed of the subnet draws, the same on every process.
     """
 
@@ -226,7 +226,7 @@ class Sandwich:
 
     @property
     def num_subnets(self) -> int:
-        """Subnets per step of all nets, the dense net not counted."""
+        """Subnets per step when all nets train, without the dense net."""
         return 1 + self.config.num_random_subnets
 
     def num_losses(self, step: int) -> int:
@@ -281,10 +281,10 @@ class Sandwich:
     def least_density(self, step: int) -> float:
         """Density of the smallest subnet while it shrinks, in (0, 1]; 0 when it is ``min_size``.
 
-        It changes when the weights are ranked anew, so that masks last as long.
+        It changes only when the weights are ranked again, so masks stay valid between rankings.
 
-        Source: the cubic of Zhu & Gupta 2017, eq. 1; that subnets get smaller as training goes on
-        is progressive shrinking (Cai et al. 2020, Once-for-All).
+        Source: the cubic of Zhu & Gupta 2017, eq. 1. Subnets that get smaller during training are
+        progressive shrinking (Cai et al. 2020, Once-for-All).
         """
         if step >= self.shrunk_steps:
             return 0.0
@@ -333,17 +333,17 @@ class Sandwich:
         return Loss(name, value * here, output.num_units * here, weight, len(rows) * here)
 
     def _dropout_factor(self, spec: SubnetSpec) -> float:
-        """What a subnet's dropout is multiplied with."""
+        """Factor of a subnet's dropout."""
         if self.config.subnet_dropout == "scaled":
             numel = self.supernet.budget.prunable
             return sum(spec.counts(numel).values()) / sum(numel.values())
         return 1.0 if self.config.subnet_dropout == "same" else 0.0
 
     def _member_rows(self, batch: Batch, step: int, index: int) -> tuple[Tensor, int]:
-        """Rows of ``batch`` that subnet ``index`` sees, and 0 if it has none of them really.
+        """Rows of ``batch`` that subnet ``index`` sees, and a weight: 0 if they only fill in.
 
-        The choice depends on the position in the global batch only, so that any number of
-        processes gives the same parts; it rotates with the step.
+        The choice depends only on the position in the global batch, so any number of processes
+        gives the same parts. It rotates with the step.
         """
         if self.config.full_batch:
             return torch.arange(len(batch.ids), device=batch.positions.device), 1
@@ -351,28 +351,28 @@ class Sandwich:
         rows = torch.nonzero(turns == index).flatten()
         if rows.numel():
             return rows, 1
-        # A process without a row of this member's still runs, weightless: all must synchronise.
+        # A process without a row of this subnet still runs, with weight 0: all must synchronise.
         return torch.zeros(1, dtype=torch.long, device=rows.device), 0
 
     def on_step_end(self, step: int) -> None:
-        """Keep the dense net what the smallest subnet is while that trains alone.
+        """Set all weights outside the smallest subnet to zero while it trains alone.
 
-        Otherwise nothing: masks follow the ranking, which is refreshed within the step.
+        Otherwise do nothing: masks follow the ranking, which is refreshed within the step.
         """
         if self.warmup_steps <= step < self.core_steps:
             self.supernet.clear(self._smallest(step))
 
     def metrics(self) -> Mapping[str, float]:
-        """How much the last ranking changed, once there are two."""
+        """How much the last ranking changed the masks; empty before the second ranking."""
         rate = self.supernet.mask_flip_rate
         return {} if rate is None else {"mask_flip_rate": rate}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the ranking in force; it was made from weights that are gone by now."""
+        """Return the present ranking; it was made from earlier weights, which are gone."""
         return self.supernet.ranking_state()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the ranking in force."""
+        """Restore the present ranking."""
         self.supernet.load_ranking_state(state)
 
 

@@ -19,7 +19,7 @@ def build_model(config: ModelConfig, *, input_dim: int, vocab_size: int) -> Spee
     Args:
         config: Shape of the model.
         input_dim: Width F of the features, >= 1.
-        vocab_size: Tokens V, at least 4: blank, sentence mark, unknown and one more.
+        vocab_size: Number of tokens V, at least 4: blank, sentence mark, unknown and one more.
 
     Returns:
         The model in training mode; initial weights come from torch's global generator.

@@ -15,7 +15,7 @@ from omnisparse.models.losses import length_mask
 
 
 class AttentionMemory(NamedTuple):
-    """What does not change from token to token: the projected encoder frames."""
+    """The projected encoder frames, computed once and used for every token."""
 
     keys: Tensor
     """``[B * H, A / H, T']``, already scaled by ``sqrt(H / A)``."""
@@ -31,7 +31,7 @@ class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention with several heads; contexts are concatenated.
 
     Args:
-        query_dim: Width of the decoder state that asks.
+        query_dim: Width of the decoder state that makes the query.
         memory_dim: Width of the encoder frames.
         dim: Width A of all heads together, a multiple of ``heads``.
         heads: Number of heads H.

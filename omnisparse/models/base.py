@@ -1,4 +1,4 @@
-"""What every speech model of this package offers to training, search and deployment.
+"""The interface of every speech model of this package, for training, search and deployment.
 
 Legend: B batch, T feature frames, T' encoder frames, U tokens, F features, D model, V vocabulary.
 """
@@ -20,9 +20,9 @@ SOS_EOS = 1
 """Token id that starts and ends a sentence in the LAS decoder."""
 
 NO_FINITE_SCORE = (
-    "the model's scores are no numbers (do its weights overflow?), so nothing was found"
+    "the model's scores are NaN (do its weights overflow?), so no hypothesis was found"
 )
-"""What a search says of scores that are NaN: greedy, they would pass for silence."""
+"""Error message for scores that are NaN. Greedy search would otherwise return an empty result."""
 
 
 class ModelOutput(NamedTuple):
@@ -32,16 +32,16 @@ class ModelOutput(NamedTuple):
     """Scalar float32: the training loss on the labels, summed over the batch."""
 
     num_units: Tensor
-    """Scalar float32: label units the sum runs over, ``sum(U_b + 1)`` for both model kinds."""
+    """Scalar float32: number of label units in the sum, ``sum(U_b + 1)`` for both model kinds."""
 
     log_posteriors: Tensor
-    """``[B, ..., K]`` float32 log-probabilities to distil; each row sums to one over K."""
+    """``[B, ..., K]`` float32 log-probabilities to distil; probabilities over K sum to one."""
 
     posterior_weights: Tensor
     """``[B, ...]`` float32: ``sum(weights * divergence) / num_units`` is a distillation loss."""
 
     encoder_outputs: Tensor | None = None
-    """``[B, T', D]``: what the encoder hands on, to distil; undefined beyond each length."""
+    """``[B, T', D]``: outputs of the encoder, for distillation; undefined beyond each length."""
 
     encoder_lengths: Tensor | None = None
     """``[B]`` int64 lengths of ``encoder_outputs``."""
@@ -64,7 +64,7 @@ class Hypothesis(NamedTuple):
 class SpeechModel(nn.Module, ABC):
     """A recogniser: label loss and posteriors in one forward, and batched decoding.
 
-    A subclass brings ``encoder``, its loss (:meth:`forward`) and its two searches.
+    A subclass defines ``encoder``, its loss (:meth:`forward`) and its two searches.
     """
 
     kind: ClassVar[str]
@@ -93,8 +93,8 @@ class SpeechModel(nn.Module, ABC):
     def set_step(self, step: int) -> None:
         """Tell the model which optimizer step comes next, counted from 0.
 
-        The training loop says so before every step; a model whose training has phases overrides
-        this. A model that was never told trains as in its last phase.
+        The training loop calls this before every step. A model whose training has phases overrides
+        it. Without any call, a model trains as in its last phase.
         """
 
     def skip_phases(self) -> None:

@@ -20,7 +20,7 @@ ROTARY_BASE = 10000.0
 
 
 class _LayerMemory(NamedTuple):
-    """What a layer remembers of a stream."""
+    """State of one layer within a stream."""
 
     keys: Tensor
     """``[B, H, l, E]``, rotated, with l <= L."""
@@ -29,11 +29,11 @@ class _LayerMemory(NamedTuple):
     """``[B, H, l, E]``."""
 
     convolved: Tensor
-    """``[B, K - 1, D]``: the convolution's last inputs."""
+    """``[B, K - 1, D]``: the last inputs of the convolution."""
 
 
 class _Memory(NamedTuple):
-    """What all layers remember of a stream."""
+    """State of all layers within a stream."""
 
     position: int
     """Frames encoded so far."""
@@ -76,7 +76,7 @@ class FeedForward(nn.Module):
 
 
 class SegmentAttention(nn.Module):
-    """Self-attention of each segment to itself and to the L frames before it.
+    """Self-attention within each segment and to the L frames before it.
 
     Args:
         dim: Width D, a multiple of ``2 * heads``.
@@ -85,9 +85,9 @@ class SegmentAttention(nn.Module):
         left_context: Frames L before a segment.
         dropout: Probability, on the weights and on the output.
 
-    Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (rotary positions: scores depend on distances
-    only, so keys of a stream may be kept as they are). Deviation: Gulati et al. 2020 embed relative
-    positions as Transformer-XL does.
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (rotary positions: scores depend only on
+    distances, so the keys of a stream can be stored unchanged). Deviation: Gulati et al. 2020 use
+    the relative position embeddings of Transformer-XL.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class SegmentAttention(nn.Module):
         return _rotate(queries, rotation), _rotate(keys, rotation), values
 
     def _windows(self, tensor: Tensor) -> Tensor:
-        """What each segment may see: ``[B, H, S * C, E]`` to ``[B * S, H, L + C, E]``."""
+        """Frames that each segment sees: ``[B, H, S * C, E]`` to ``[B * S, H, L + C, E]``."""
         padded = F.pad(tensor, (0, 0, self.left_context, 0))
         windows = padded.unfold(2, self.left_context + self.segment, self.segment)
         return rearrange(windows, "b h s e c -> (b s) h c e")
@@ -173,8 +173,8 @@ class CausalConvolution(nn.Module):
         kernel: Frames K that it sees.
         dropout: Probability, on the output.
 
-    Source: Gulati et al. 2020, arXiv:2005.08100, section 2.2. Deviation: causal, and LayerNorm in
-    place of BatchNorm, whose statistics would differ from subnet to subnet.
+    Source: Gulati et al. 2020, arXiv:2005.08100, section 2.2. Deviation: causal, and with LayerNorm
+    instead of BatchNorm, because BatchNorm statistics would differ between subnets.
     """
 
     def __init__(self, dim: int, kernel: int, dropout: float) -> None:
@@ -195,7 +195,7 @@ class CausalConvolution(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """Half a feed-forward part, attention, convolution, the other half, normalisation.
+    """Half-step feed-forward, attention, convolution, half-step feed-forward, normalisation.
 
     Args:
         dim: Width D.
@@ -251,7 +251,7 @@ class ConformerLayer(nn.Module):
         return weight.new_zeros(batch, weight.size(2) - 1, weight.size(0))
 
     def _leave(self, frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """What follows the attention; also the convolution's last inputs."""
+        """Everything after the attention; also returns the last inputs of the convolution."""
         outputs, convolved = self.convolution(frames, before)
         frames = frames + outputs
         frames = frames + 0.5 * self.second_feed_forward(frames)
@@ -261,7 +261,7 @@ class ConformerLayer(nn.Module):
 class ConformerEncoder(SegmentEncoder):
     """Input projection, stacking and causal Conformer layers.
 
-    Args: see :class:`SegmentEncoder`; without ``right_context``, and with
+    Args: those of :class:`SegmentEncoder` except ``right_context``, and
 
         kernel: Encoder frames of the causal convolution, >= 1.
 
@@ -308,7 +308,7 @@ class ConformerEncoder(SegmentEncoder):
         return frames[:, :length]
 
     def initial_layers(self, batch: int) -> _Memory:
-        """Nothing seen, nothing convolved."""
+        """The state before the first frame."""
         layers: list[_LayerMemory] = []
         for layer in self.layers:
             assert isinstance(layer, ConformerLayer)
@@ -332,19 +332,20 @@ class ConformerEncoder(SegmentEncoder):
 
 
 def _segment_mask(lengths: Tensor, padded: int, segment: int, left_context: int) -> Tensor:
-    """Which of its window's frames a segment may see: ``[B * S, 1, 1, L + C]``, True = seen."""
+    """Frames of its window that a segment may attend to: ``[B * S, 1, 1, L + C]`` bool."""
     starts = torch.arange(0, padded, segment, device=lengths.device)[:, None]
     window = torch.arange(-left_context, segment, device=lengths.device)
     positions = starts + window
-    # A segment that is all padding sees its first frame: a row without any has no softmax.
+    # A segment of padding only sees its first frame: softmax over no frame is undefined.
     limits = torch.maximum(lengths[:, None, None], starts + 1)
     return ((positions >= 0) & (positions < limits)).flatten(0, 1)[:, None, None]
 
 
 def _angles(start: int, count: int, head_dim: int, device: torch.device) -> _Rotation:
-    """Rotations of positions ``start..start + count - 1``, in float64 until the very end.
+    """Rotations of positions ``start..start + count - 1``, computed in float64.
 
-    An hour of frames turns the fastest pair by 1e5 radians; float32 knows such an angle to 0.01.
+    After an hour of frames the fastest pair has turned by 1e5 radians; float32 resolves such an
+    angle only to 0.01.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
     positions = torch.arange(start, start + count, dtype=torch.float64, device=device)

@@ -15,17 +15,17 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.models.base import BLANK, NO_FINITE_SCORE, SOS_EOS, Hypothesis
 
 LENGTH_MARGIN = 8
-"""Tokens a hypothesis may have beyond the number of its encoder frames."""
+"""A hypothesis may have this many more tokens than there are encoder frames."""
 
 HOPELESS_NATS = 12.0
-"""Hypotheses so far below the best ended one in log-probability are not pursued."""
+"""A hypothesis is dropped when its log-probability is this far below the best ended one."""
 
 
 State = TypeVar("State", bound="SpellerState")
 
 
 class SpellerState(Protocol):
-    """Where a decoder stands; a row per hypothesis."""
+    """State of a decoder, one row per hypothesis."""
 
     def select(self: State, rows: Tensor) -> State:
         """The states of the given ``[N]`` int64 rows."""
@@ -41,8 +41,8 @@ def las_greedy_search(
     """The most probable token at every step, for a whole batch.
 
     Args:
-        next_log_probs: Scores the next token; of a net in evaluation mode.
-        state: Of B rows, before the first token.
+        next_log_probs: Scores the next token; the net is in evaluation mode.
+        state: State of B rows, before the first token.
         lengths: ``[B]`` int64 numbers of encoder frames.
 
     Returns:
@@ -50,7 +50,7 @@ def las_greedy_search(
         ``LENGTH_MARGIN``.
 
     Raises:
-        OmnisparseError: If a score that decided is not a number.
+        OmnisparseError: If the score of a chosen token is NaN.
     """
     batch = lengths.size(0)
     limits = lengths + LENGTH_MARGIN
@@ -59,7 +59,7 @@ def las_greedy_search(
     steps: list[Tensor] = []
     decisive = torch.zeros(
         batch, device=lengths.device
-    )  # the sum of what decided: NaN if any of it was
+    )  # sum of the chosen scores: NaN if any of them is NaN
     for step in range(int(limits.max())):
         log_probs, state = next_log_probs(previous, state)
         log_probs[:, BLANK] = float("-inf")
@@ -84,15 +84,15 @@ def las_beam_search(
     beam: int,
     length_exponent: float = 0.6,
 ) -> list[list[Hypothesis]]:
-    """Beam search over a batch, hypotheses ranked by length-normalised log-probability.
+    """Beam search over a batch; hypotheses are ranked by length-normalised log-probability.
 
     An utterance is finished when it has ``beam`` ended hypotheses, when every running one is
     hopeless (``HOPELESS_NATS``), or at the step limit of :func:`las_greedy_search`, where
     running hypotheses count as ended if there is no other.
 
     Args:
-        next_log_probs: Scores the next token; of a net in evaluation mode.
-        state: Of B * beam rows, before the first token; those of an utterance follow each other.
+        next_log_probs: Scores the next token; the net is in evaluation mode.
+        state: State of B * beam rows, before the first token; rows of one utterance are adjacent.
         lengths: ``[B]`` int64 numbers of encoder frames.
         beam: Hypotheses per utterance, >= 1.
         length_exponent: Exponent of the length penalty, 0 for none.
@@ -101,7 +101,7 @@ def las_beam_search(
         Per utterance up to ``beam`` hypotheses, best first.
 
     Raises:
-        OmnisparseError: If the net's scores are no numbers, so that no hypothesis is left.
+        OmnisparseError: If the net's scores are NaN, so that no hypothesis is left.
 
     Source: Wu et al. 2016, arXiv:1609.08144, eq. 14 (length penalty; no coverage term).
     """
@@ -109,7 +109,7 @@ def las_beam_search(
     limits = (lengths + LENGTH_MARGIN).tolist()
     first_rows = torch.arange(batch, device=device)[:, None] * beam
     scores = torch.full((batch, beam), float("-inf"), device=device)
-    scores[:, 0] = 0.0  # all hypotheses of an utterance start equal, so only one of them counts
+    scores[:, 0] = 0.0  # all hypotheses of an utterance start equal, so only the first is used
     previous = lengths.new_full((batch, beam), SOS_EOS)
     history = lengths.new_empty((batch, beam, 0))
     ended = [_EndedHypotheses(beam, length_exponent) for _ in range(batch)]
@@ -122,7 +122,7 @@ def las_beam_search(
         vocab_size = totals.size(-1)
         parents, tokens = index // vocab_size, index % vocab_size
         _collect_ended(ended, best, parents, tokens, history, beam)
-        # At most one of the candidates of a parent ends, so `beam` running ones remain.
+        # Of a parent's candidates at most one ends, so `beam` running hypotheses remain.
         running = best.masked_fill(tokens == SOS_EOS, float("-inf"))
         scores, chosen = running.topk(beam, dim=-1)
         parents, previous = parents.gather(1, chosen), tokens.gather(1, chosen)
@@ -156,14 +156,14 @@ class _EndedHypotheses:
         self._found: list[tuple[float, Hypothesis]] = []
 
     def add(self, tokens: list[int], log_probability: float) -> None:
-        """Take a hypothesis, and drop the worst if there are more than ``beam``."""
+        """Add a hypothesis, and drop the worst if there are more than ``beam``."""
         value = self._normalised(log_probability, len(tokens) + 1)
         self._found.append((value, Hypothesis(tokens, log_probability)))
         self._found.sort(key=lambda pair: -pair[0])
         del self._found[self.beam :]
 
     def is_complete(self, best_running: float) -> bool:
-        """Whether nothing worth having is still running, given the best running score."""
+        """Whether no running hypothesis can still matter, given the best running score."""
         if best_running == float("-inf") or len(self._found) >= self.beam:
             return True
         best = max((found.log_probability for _, found in self._found), default=float("-inf"))
@@ -194,7 +194,7 @@ def _collect_ended(
     history: Tensor,
     beam: int,
 ) -> None:
-    """Move candidates that end, and rank among the best ``beam``, to the pools."""
+    """Move candidates that end and are among the best ``beam`` to the pools."""
     ends = (tokens[:, :beam] == SOS_EOS) & (best[:, :beam] > float("-inf"))
     for utterance, rank in ends.nonzero().tolist():
         if not ended[utterance].closed:

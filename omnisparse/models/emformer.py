@@ -1,6 +1,6 @@
 """The Emformer encoder: transformer layers over segments with left and right context.
 
-The layers are torchaudio's; this file feeds them, in training and in a stream.
+The layers are torchaudio's; this file prepares their inputs, in training and in a stream.
 
 Legend: B batch, T' encoder frames, D model, N frames of a segment.
 """
@@ -17,7 +17,7 @@ from torchaudio.models import Emformer
 from omnisparse.models.encoder import SegmentEncoder
 
 _LayerState = tuple[Tensor, Tensor, Tensor, Tensor]
-"""What torchaudio's layers carry: memory bank (empty here), keys, values, frames so far."""
+"""State of torchaudio's layers: memory bank (empty here), keys, values, frames so far."""
 
 
 class EmformerEncoder(SegmentEncoder):
@@ -26,7 +26,7 @@ class EmformerEncoder(SegmentEncoder):
     Args: see :class:`SegmentEncoder`.
 
     Source: Shi et al. 2021, arXiv:2010.10759, section 2.2. Deviation: no memory bank, as in
-    torchaudio's recipe, whose padded and streamed memories would differ.
+    torchaudio's recipe, because its values differ between a padded batch and a stream.
     """
 
     def build_layers(
@@ -52,7 +52,7 @@ class EmformerEncoder(SegmentEncoder):
         return encoded
 
     def initial_layers(self, batch: int) -> tuple[_LayerState, ...]:
-        """Zeros, in the type of the weights; torchaudio's own are float32 whatever those are."""
+        """Zeros in the dtype of the weights (torchaudio's own initial state is always float32)."""
         weight = self.input_projection.weight
         context = weight.new_zeros(self.left_context, batch, self.output_dim)
         bank = weight.new_zeros(0, batch, self.output_dim)
@@ -64,8 +64,8 @@ class EmformerEncoder(SegmentEncoder):
     ) -> tuple[Tensor, tuple[_LayerState, ...]]:
         """See :meth:`SegmentEncoder.encode_segment`.
 
-        ``Emformer.infer`` wants whole segments, and lets the padding of a short one be seen when
-        the batch is one stream; its layers take a short one as it is.
+        ``Emformer.infer`` requires whole segments, and for a batch of one stream the padding of a
+        short segment is visible to attention. Its layers accept a short segment as it is.
         """
         output, right = frames.transpose(0, 1), right_context.transpose(0, 1)
         batch = frames.size(0)
@@ -73,9 +73,9 @@ class EmformerEncoder(SegmentEncoder):
         bank = output.new_zeros(0)
         after: list[_LayerState] = []
         for layer, state in zip(self.emformer.emformer_layers, layers, strict=True):
-            # The list is the layer's to write on; the tensors in it are not written.
+            # The layer changes the list, but not the tensors in it.
             output, right, updated, bank = layer.infer(output, lengths, right, list(state), bank)
             memory_bank, keys, values, length = updated
-            # Clones, for torchaudio keeps views of longer tensors.
+            # Clones, because torchaudio keeps views of longer tensors.
             after.append((memory_bank, keys.clone(), values.clone(), length))
         return output.transpose(0, 1), tuple(after)

@@ -1,4 +1,4 @@
-"""What every streaming encoder offers, and the input side of those that read segment by segment.
+"""The interface of streaming encoders, and the input side of those that read by segments.
 
 Legend: B batch, T feature frames, T' encoder frames, F features, D model.
 """
@@ -17,13 +17,13 @@ from omnisparse.models.losses import length_mask
 
 
 class EncoderState(NamedTuple):
-    """Where a batch of streams stands between two chunks."""
+    """State of a batch of streams between two chunks."""
 
     memory: Any
-    """Tensors in tuples, of a size that does not grow; what they are is the encoder's affair."""
+    """Tensors in tuples, of constant size; their meaning is private to the encoder."""
 
     ended: bool = False
-    """Whether the streams are over; such a state takes no more audio."""
+    """Whether the streams have ended; such a state accepts no more audio."""
 
 
 class Encoder(nn.Module, ABC):
@@ -50,7 +50,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def initial_memory(self, batch: int) -> Any:
-        """What :class:`EncoderState` holds before the first chunk of ``batch`` streams."""
+        """Memory of an :class:`EncoderState` before the first chunk of ``batch`` streams."""
 
     @abstractmethod
     def advance(self, features: Tensor, memory: Any, *, final: bool) -> tuple[Tensor, Any]:
@@ -68,7 +68,7 @@ class Encoder(nn.Module, ABC):
         Args:
             features: ``[B, T, F]`` float32, all B streams equally long; T may be 0.
             state: From :meth:`initial_state` or the chunk before; it is left as it is.
-            final: Whether the stream ends here, so that waiting frames are padded and sent.
+            final: Whether the stream ends here, so that waiting frames are padded and encoded.
 
         Returns:
             ``[B, T', D]`` encodings, T' possibly 0, and the state for the next chunk.
@@ -85,7 +85,7 @@ class Encoder(nn.Module, ABC):
 
 
 class _SegmentMemory(NamedTuple):
-    """What a :class:`SegmentEncoder` carries from chunk to chunk."""
+    """State of a :class:`SegmentEncoder` between two chunks."""
 
     features: Tensor
     """``[B, n, F]`` with n < time reduction: they wait for the rest of their stack."""
@@ -94,14 +94,14 @@ class _SegmentMemory(NamedTuple):
     """``[B, m, D]`` with m < segment + right context: they wait for the rest of their segment."""
 
     layers: Any
-    """What the layers remember of the segments before."""
+    """State of the layers after the segments before."""
 
 
 class SegmentEncoder(Encoder):
     """An encoder whose layers see the frames of a segment together.
 
-    Frames are counted from the start of the utterance, so a segment always holds the same ones,
-    however the audio arrives.
+    Frames are counted from the start of the utterance, so a segment always holds the same frames,
+    independent of how the audio is split into chunks.
 
     Args:
         input_dim: Width F of the features.
@@ -116,7 +116,7 @@ class SegmentEncoder(Encoder):
         left_context: Encoder frames before a segment that its attention sees, >= 0.
         right_context: Encoder frames after a segment that it may see, >= 0.
         dropout: Probability, inside the layers.
-        **layer_options: What only the layers of a subclass have.
+        **layer_options: Options that only the layers of a subclass have.
 
     Source: torchaudio's Emformer RNN-T recipe, for projecting before stacking.
     """
@@ -150,7 +150,7 @@ class SegmentEncoder(Encoder):
     def build_layers(
         self, num_layers: int, feed_forward_dim: int, dropout: float, **layer_options: Any
     ) -> None:
-        """Make the layers; widths, segment and contexts are attributes by now."""
+        """Make the layers; widths, segment and contexts are already set as attributes."""
 
     @abstractmethod
     def encode(self, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class SegmentEncoder(Encoder):
 
     @abstractmethod
     def initial_layers(self, batch: int) -> Any:
-        """What the layers remember before the first segment."""
+        """State of the layers before the first segment."""
 
     @abstractmethod
     def encode_segment(
@@ -177,10 +177,10 @@ class SegmentEncoder(Encoder):
         Args:
             frames: ``[B, n, D]`` with n = segment, or less in the last one, and n > 0.
             right_context: ``[B, right context, D]``: the frames after it, zero beyond the end.
-            layers: What the layers remember; left as it is.
+            layers: State of the layers; not changed.
 
         Returns:
-            ``[B, n, D]``, and what the layers remember for the next segment.
+            ``[B, n, D]``, and the state of the layers for the next segment.
         """
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
@@ -191,14 +191,14 @@ class SegmentEncoder(Encoder):
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a padded batch; see :meth:`Encoder.forward`."""
         features = features[:, : int(lengths.max())]
-        # Zeros stand for what a stream has not brought when it ends, in a batch as alone.
+        # Missing frames at the end of a stream are zeros, in a batch and for a single stream.
         valid = length_mask(lengths, features.size(1))[:, :, None]
         frames = self._stack(self.input_projection(features) * valid.to(features.dtype))
         lengths = self.output_lengths(lengths)
         return self.encode(frames, lengths), lengths
 
     def initial_memory(self, batch: int) -> _SegmentMemory:
-        """Nothing waiting, and the layers' own beginning."""
+        """No waiting frames, and the initial state of the layers."""
         weight = self.input_projection.weight
         return _SegmentMemory(
             weight.new_zeros(batch, 0, weight.size(1)),
@@ -225,7 +225,7 @@ class SegmentEncoder(Encoder):
             output, layers = self.encode_segment(frames[:, start:end], right, layers)
             encoded.append(output)
             start = end
-        # Clones, so that no part of a long chunk stays in memory with what waits.
+        # Clones, so that waiting frames do not keep a long chunk in memory.
         waiting = _SegmentMemory(features[:, whole:].clone(), frames[:, start:].clone(), layers)
         return torch.cat(encoded, dim=1) if encoded else frames[:, :0], waiting
 

@@ -61,6 +61,6 @@ class Joiner(nn.Module):
         )
 
     def score(self, total: Tensor) -> Tensor:
-        """Logits ``[..., V]`` of fresh sums ``[..., J]``, which are overwritten."""
+        """Logits ``[..., V]`` of sums ``[..., J]``; the sums are overwritten."""
         logits: Tensor = self.output(total.tanh_())
         return logits

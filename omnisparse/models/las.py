@@ -71,7 +71,7 @@ class LasConfig:
 
     ctc_weight: Probability = 0.0
     """Share of the label loss that is CTC on the encoder; above 0 the encoder gets an
-    output layer for it. It helps attention find its way on little or varied speech."""
+    output layer for it. It helps attention to align when speech is scarce or varied."""
 
     ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Rank of every matrix that is a product of two factors, by its name; see
@@ -170,7 +170,7 @@ class LasModel(SpeechModel):
         """Label-smoothed cross-entropy of tokens and end mark; see :class:`SpeechModel`.
 
         With ``ctc_weight`` w the label loss is (1 - w) times that plus w times CTC on the encoder
-        (Kim et al. 2017, arXiv:1609.06773, eq. 9); the posteriors are the decoder's in any case.
+        (Kim et al. 2017, arXiv:1609.06773, eq. 9); the posteriors are always the decoder's.
         ``log_posteriors`` is ``[B, U + 1, V]``, where U is the padded width of ``tokens``.
         """
         num_units = (token_lengths + 1).sum().float()
@@ -219,6 +219,6 @@ class LasModel(SpeechModel):
         return las_beam_search(self._speller(encoded, lengths), state, lengths, beam=beam)
 
     def _speller(self, encoded: Tensor, lengths: Tensor) -> NextLogProbs[DecoderState]:
-        """What scores the next token of these utterances."""
+        """The function that scores the next token of these utterances."""
         memory = self.attention.memory(encoded, lengths)
         return lambda tokens, state: self.next_log_probs(tokens, state, memory)

@@ -1,6 +1,6 @@
-"""Label losses and the lattice that a transducer distils.
+"""Label losses, and the lattice for the distillation of a transducer.
 
-Everything here computes in float32 whatever the inputs are.
+Everything here computes in float32 for inputs of any type.
 
 Legend: B batch, T encoder frames, U tokens, V vocabulary.
 """
@@ -50,7 +50,7 @@ def label_smoothed_cross_entropy(
 
 
 class _TransducerLoss(torch.autograd.Function):
-    """torchaudio's loss; its kernel makes the gradient along with the loss, so both are kept."""
+    """torchaudio's loss; its kernel computes loss and gradient together, so both are stored."""
 
     @staticmethod
     def forward(
@@ -71,8 +71,8 @@ class _TransducerLoss(torch.autograd.Function):
                 fused_log_softmax=False,
             )
             (grad,) = torch.autograd.grad(loss, leaf)
-        # Exactly one blank leaves a frame. In float32 the kernel's own sums drift from that where
-        # an utterance is long and unlikely (to 2.5 for 3,000 frames of e^-12 a step).
+        # Every alignment leaves a frame by exactly one blank. In float32 the kernel's sums differ
+        # from 1 for long and unlikely utterances (up to 2.5 for 3,000 frames of e^-12 a step).
         blanks = grad[..., EMIT_BLANK].sum(dim=2, keepdim=True)
         occupancy = grad.sum(dim=-1) / blanks.masked_fill(blanks == 0, 1.0)
         ctx.save_for_backward(grad)
@@ -89,10 +89,10 @@ class _TransducerLoss(torch.autograd.Function):
 def transducer_loss(
     lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the labels, and how often their alignments pass each node.
+    """Negative log-likelihood of the labels, and the expected number of alignments at each node.
 
-    The recursion reads only the label and the blank of a node, so the collapsed lattice is all
-    that torchaudio's loss needs: the full posteriors are normalised once, not twice.
+    The recursion reads only the label and the blank of a node. So torchaudio's loss needs only the
+    collapsed lattice, and the full posteriors are normalised once, not twice.
 
     Args:
         lattice: ``[B, T, U + 1, 3]`` float32 from ``lattice.join_lattice``, with T and U the
@@ -103,11 +103,11 @@ def transducer_loss(
     Returns:
         Scalar float32 summed over the batch; and the occupancy, ``[B, T, U + 1]`` float32 in
         [0, 1] and 0 beyond the lengths, without gradient. Every alignment passes T_b + U_b nodes,
-        and so the occupancy of an utterance sums to that.
+        so the occupancy of an utterance sums to T_b + U_b.
 
     Source: Graves 2012, arXiv:1211.3711, eqs. 12-18 and 21 (torchaudio's implementation): the
-    gradient of the loss by a log-probability is minus the expected number of its uses, and an
-    alignment leaves every node that it passes once.
+    derivative of the loss by a log-probability is minus the expected number of its uses, and an
+    alignment leaves every node on its path exactly once.
     """
     pair: tuple[Tensor, Tensor] = _TransducerLoss.apply(  # type: ignore[no-untyped-call]
         lattice, frame_lengths, token_lengths
@@ -124,8 +124,8 @@ def lattice_weights(frame_lengths: Tensor, token_lengths: Tensor, lattice: Tenso
         lattice: ``[B, T, U + 1, ...]``, only its shape is read.
 
     Returns:
-        ``[B, T, U + 1]`` float32: ``1 / (U_b + 1)`` on valid nodes, 0 elsewhere, so that the
-        weights of an utterance sum to its frames and the scale is free of the label length.
+        ``[B, T, U + 1]`` float32: ``1 / (U_b + 1)`` on valid nodes, 0 elsewhere. So the weights of
+        an utterance sum to its number of frames and do not depend on the label length.
     """
     frame_lengths, token_lengths = (
         lengths.to(lattice.device, non_blocking=True) for lengths in (frame_lengths, token_lengths)
@@ -143,13 +143,13 @@ def ctc_loss(
 
     Args:
         logits: ``[B, T', V]``, blank 0.
-        tokens: ``[B, U]`` int64, padded with anything.
+        tokens: ``[B, U]`` int64, padded with any value.
         frame_lengths: ``[B]`` int64.
         token_lengths: ``[B]`` int64.
 
     Returns:
-        Scalar in nats; an utterance whose tokens do not fit its frames (repetitions need a blank
-        between them) counts 0.
+        Scalar in nats. An utterance with too few frames for its tokens (repeated tokens need a
+        blank between them) counts 0.
 
     Source: Graves et al. 2006.
     """

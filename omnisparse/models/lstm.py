@@ -38,20 +38,20 @@ def make_lstm(input_dim: int, dim: int, projection: int | None = None) -> nn.LST
         The layer, uniform in +-1/sqrt(H), with forget-gate bias 1 and the other biases 0.
 
     Source: Pang et al. 2018, eqs. 6-11 (``weight_hr_l0`` is W_mc of eq. 11). ``bias_hh_l0`` is
-    redundant beside ``bias_ih_l0``; it stays because the fused kernels want it.
+    redundant beside ``bias_ih_l0``; it stays because the fused kernels need it.
     """
     layer = nn.LSTM(input_dim, dim, proj_size=projection or 0)
     with torch.no_grad():
         input_bias, hidden_bias = tensors(layer, "bias_ih_l0", "bias_hh_l0")
         input_bias.zero_()
         hidden_bias.zero_()
-        # A forget gate that starts open lets gradients cross the length of a word at once.
+        # A forget gate that starts open lets gradients pass over many steps from the beginning.
         input_bias[dim : 2 * dim].fill_(1.0)
     return layer
 
 
 def tensors(layer: nn.LSTM, *names: str) -> list[Tensor]:
-    """The named parameters of a layer, or what stands in for them in a functional call."""
+    """The named parameters of a layer, or their replacements inside a ``functional_call``."""
     return [cast(Tensor, getattr(layer, name)) for name in names]
 
 
@@ -63,18 +63,18 @@ def run_lstm(
     Args:
         layer: From :func:`make_lstm`.
         inputs: ``[T, B, input_dim]``.
-        state: Where the sequence continues; None for zeros.
+        state: State before the first frame; None for zeros.
 
     Returns:
-        ``[T, B, P]`` outputs and the state after the last frame, in the type of the inputs; where
-        autocast is on, outputs in its type, and on a CPU a float32 cell.
+        ``[T, B, P]`` outputs and the state after the last frame, in the dtype of the inputs. Under
+        autocast, outputs have autocast's dtype, and on a CPU the cell is float32.
     """
     device = inputs.device.type
     weights = tensors(layer, *_NAMES, *(("weight_hr_l0",) if layer.proj_size else ()))
     dtype = autocast_dtype(device)
     if dtype is not None:
-        # By hand, because torch's autocast of cuDNN's LSTM casts to fp16 whatever type was asked
-        # for, and overflows without scaled losses.
+        # Cast here, because torch's autocast casts cuDNN's LSTM to fp16 even when another dtype
+        # is set, and fp16 overflows without scaled losses.
         inputs, weights = inputs.to(dtype), _cast(weights, dtype)
     with torch.autocast(device, enabled=False) if dtype is not None else nullcontext():
         if dtype is torch.bfloat16 and device == "cpu":
@@ -86,8 +86,8 @@ def run_lstm(
         else:
             hidden, cell = (part.to(inputs.dtype).unsqueeze(0) for part in state)
         with warnings.catch_warnings():
-            # Both are about speed, and neither can be acted on: oneDNN has no LSTMP, and masked
-            # float32 weights of a subnet are never one chunk of memory.
+            # Both warnings are about speed and cannot be fixed here: oneDNN has no LSTMP, and the
+            # masked float32 weights of a subnet are never one chunk of memory.
             warnings.filterwarnings("ignore", message="LSTM with projections is not supported")
             warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
             outputs, hidden, cell = torch.lstm(
@@ -97,14 +97,14 @@ def run_lstm(
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The type that autocast asks for on a device; None where it is off."""
+    """The dtype of autocast on a device; None if autocast is off."""
     if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
 
 class _OneChunk(torch.autograd.Function):
-    """Casts of some tensors, side by side in one chunk of memory: cuDNN then copies nothing."""
+    """Casts of some tensors in one chunk of memory, so that cuDNN need not copy them."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -124,7 +124,7 @@ class _OneChunk(torch.autograd.Function):
 
 
 def _cast(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The weights in ``dtype``; those of a subnet may be so already."""
+    """The weights in ``dtype``; those of a subnet may have it already."""
     if all(weight.dtype == dtype for weight in weights):
         return weights
     if weights[0].is_cuda:
@@ -166,17 +166,17 @@ def zero_state(layer: nn.LSTM, batch: int) -> LstmState:
 
 
 class _Memory(NamedTuple):
-    """What the encoder carries from chunk to chunk."""
+    """State of the encoder between two chunks."""
 
     layers: tuple[LstmState, ...]
     """One state per layer."""
 
     pending: tuple[Tensor | None, ...]
-    """Per time reduction ``[1, B, D]``: a frame that waits for its partner."""
+    """Per time reduction ``[1, B, D]``: a frame that waits for the second of its pair."""
 
 
 class LstmEncoder(Encoder):
-    """Stacked unidirectional LSTM layers; after each of the first ones the frame rate may halve.
+    """Stacked unidirectional LSTM layers; the first ones may each halve the frame rate.
 
     Args:
         input_dim: Width F of the features.
@@ -229,14 +229,14 @@ class LstmEncoder(Encoder):
         Returns:
             ``[B, T', D]`` encodings and ``[B]`` int64 lengths.
         """
-        # No packing: the layers only look back, so frames beyond a length reach no valid frame.
+        # No packing needed: the layers look only back, so padding does not reach a valid frame.
         frames = features.transpose(0, 1).contiguous()
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.LSTM)
             frames, _ = run_lstm(layer, frames)
             frames = self.dropout(self.norms[index](frames))
             if index < self.num_reductions:
-                # The missing partner of an odd last frame is zero, in a batch as alone.
+                # An odd last frame is paired with zeros, in a batch and for a single stream.
                 valid = torch.arange(frames.size(0), device=frames.device)[:, None] < lengths
                 frames = _pair(frames * valid[:, :, None].to(frames.dtype))
                 lengths = (lengths + 1) // 2
@@ -248,7 +248,7 @@ class LstmEncoder(Encoder):
         return _Memory(layers=states, pending=(None,) * self.num_reductions)
 
     def advance(self, features: Tensor, memory: Any, *, final: bool) -> tuple[Tensor, _Memory]:
-        """Run the layers on from where they stand; see :meth:`Encoder.forward_chunk`."""
+        """Run the layers from their present state; see :meth:`Encoder.forward_chunk`."""
         assert isinstance(memory, _Memory)
         frames = features.transpose(0, 1)
         states, pending = list(memory.layers), list(memory.pending)

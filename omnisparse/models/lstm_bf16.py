@@ -1,10 +1,10 @@
 """An LSTM layer in bfloat16 on a CPU: matrix products in bfloat16, gates and cells in float32.
 
-``nn.LSTM`` in bfloat16 keeps its cells in bfloat16 on a CPU, where a cell that fills slowly stands
-still (`findings/torch_cpu_bf16_lstm_cell.sh`). The kernel behind it keeps them in float32 if the
-first cell is float32, so it is called directly. It knows no LSTMP: that is written here, with
-oneDNN's products, their weights packed once per call, and everything between them in float32. Kept
-for its backward pass are inputs, outputs and gate sums in bfloat16 and cells in float32.
+On a CPU, ``nn.LSTM`` in bfloat16 also keeps its cells in bfloat16. There, a cell that changes
+slowly stops changing (`findings/torch_cpu_bf16_lstm_cell.sh`). The kernel behind it keeps cells in
+float32 if the first cell is float32, so it is called directly. It does not support LSTMP. That is
+written here: oneDNN's matrix products, with weights packed once per call, and float32 between them.
+The backward pass stores inputs, outputs and gate sums in bfloat16 and cells in float32.
 
 Legend: T frames, B batch, I input width, H cells, P output width (H without a projection).
 """
@@ -20,21 +20,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _PLAIN = 4
-"""Weights of an LSTM; an LSTMP has one more."""
+"""Number of weights of an LSTM; an LSTMP has one more."""
 
 _LSTM_MODE = 2
-"""What oneDNN's layer calls an LSTM."""
+"""oneDNN's number for an LSTM."""
 
 _FEW_ROWS = 8
 """Utterances up to which float32 products of the same bfloat16 numbers are quicker: what costs time
 there is moving the weights and their gradients through memory, not the products."""
 
 _CHUNK_VALUES = 1 << 15
-"""Cells whose factors the backward pass makes at a time: few enough for a core's cache."""
+"""Cells whose factors the backward pass computes at a time: they fit a core's cache."""
 
 
 class _Product:
-    """``x @ weight.T + other`` of one weight and many x, whose layout is chosen once."""
+    """``x @ weight.T + other`` for one weight and many x; the weight's layout is chosen once."""
 
     def __init__(self, weight: Tensor, rows: int) -> None:
         self.weight = weight
@@ -59,8 +59,8 @@ class _Product:
 class _Layer(torch.autograd.Function):
     """See :func:`lstm_bf16`.
 
-    Two changes of scale, both exact, save passes over the data. tanh(x) is 2 sigmoid(2 x) - 1: the
-    candidates' rows of the weights come in doubled, and what is carried is twice the cell.
+    Two exact changes of scale save passes over the data. Because tanh(x) is 2 sigmoid(2 x) - 1, the
+    rows of the weights for the candidate gate are doubled, and twice the cell is stored.
     """
 
     @staticmethod
@@ -121,7 +121,7 @@ class _Layer(torch.autograd.Function):
         sums_grad = inputs.new_empty(length, batch, 4 * cells)
         output_grads: list[Tensor] = []
         emitted: list[Tensor] = []
-        # Of a frame: gradients of its cell (three times, for three gates) and of what it emits.
+        # Of a frame: gradients of its cell (three times, for three gates) and of its emission.
         reached = torch.zeros(batch, 4, cells)
         cell_grad, thrice, emit_grad = torch.zeros(batch, cells), reached[:, :3], reached[:, 3]
         once = cell_grad[:, None]
@@ -165,7 +165,7 @@ class _Layer(torch.autograd.Function):
 
 
 def _factors(sums: Sequence[Tensor], doubled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives of some frames, and what they emit.
+    """Derivatives of some frames, and their emissions.
 
     Args:
         sums: ``[B, 4 H]`` bfloat16 of each frame, before the gates' sigmoid.
@@ -198,8 +198,8 @@ def lstm_bf16(
 
     Args:
         inputs: ``[T, B, I]`` bfloat16 on a CPU, T >= 1.
-        weights: Of ``nn.LSTM``, bfloat16: ``weight_ih``, ``weight_hh``, ``bias_ih``, ``bias_hh``,
-            and ``weight_hr`` of an LSTMP.
+        weights: Weights of ``nn.LSTM``, bfloat16: ``weight_ih``, ``weight_hh``, ``bias_ih``,
+            ``bias_hh``, and ``weight_hr`` of an LSTMP.
         state: ``[B, P]`` output and ``[B, H]`` cell before the first frame; None for zeros.
 
     Returns:
@@ -246,7 +246,7 @@ def lstm_bf16(
 def stepwise_lstm(
     inputs: Tensor, weights: Sequence[Tensor], hidden: Tensor, cell: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """:func:`lstm_bf16` written out, for LSTM and LSTMP: outputs and the last cell."""
+    """:func:`lstm_bf16` step by step, for LSTM and LSTMP: outputs and the last cell."""
     weight_ih, weight_hh, bias_ih, bias_hh = weights[:_PLAIN]
     weight_hr = weights[_PLAIN] if len(weights) > _PLAIN else None
     scale = weight_ih.new_ones(4, 1)

@@ -1,4 +1,4 @@
-"""The transducer's predictors: what follows from the tokens so far.
+"""The transducer's predictors: they read the tokens emitted so far.
 
 Legend: B batch, U tokens, N hypotheses, D model, V vocabulary.
 """
@@ -17,7 +17,7 @@ CONTEXT_SIZE = 2
 """Tokens that the stateless predictor sees."""
 
 PredictorState = tuple[Tensor, ...]
-"""Tensors whose first dimension counts hypotheses; what they are is the predictor's affair."""
+"""Tensors whose first dimension is the hypotheses; their meaning is private to the predictor."""
 
 
 class LstmPredictor(nn.Module):
@@ -84,7 +84,7 @@ class LstmPredictor(nn.Module):
 
 
 class StatelessPredictor(nn.Module):
-    """A predictor that sees the last two tokens only: cheap, and without recurrent state.
+    """A predictor that sees only the last two tokens: cheap, and without recurrent state.
 
     Args:
         vocab_size: Tokens V; blank, id 0, stands for the start.

@@ -1,4 +1,4 @@
-"""The LAS decoder: an LSTM that asks, attention that answers, LSTM layers that read the answer.
+"""The LAS decoder: an LSTM makes the query, attention the context, LSTM layers read the context.
 
 Legend: B batch, U tokens, K hypotheses, D model, A attention dimension.
 """
@@ -17,7 +17,7 @@ from omnisparse.models.lstm import LstmState, lstm_step, make_lstm, run_lstm, ze
 
 
 class DecoderState(NamedTuple):
-    """Where the decoder stands after some tokens."""
+    """State of the decoder after some tokens."""
 
     layers: tuple[LstmState, ...]
     """One state per decoder layer, with a row per hypothesis."""
@@ -28,7 +28,7 @@ class DecoderState(NamedTuple):
 
 
 class LasDecoder(nn.Module):
-    """The speller: embedding, an LSTM that asks, and LSTM layers that read the answer.
+    """The speller: embedding, an LSTM that makes the query, and LSTM layers that read the context.
 
     Args:
         vocab_size: Tokens V.
@@ -36,12 +36,12 @@ class LasDecoder(nn.Module):
         num_layers: LSTM layers.
         dim: Cells per layer.
         projection: LSTMP width, None for plain LSTM layers.
-        context_dim: Width of the attention's answer.
+        context_dim: Width of the attention's context.
         dropout: Probability, on the embedding and on the output of every layer.
 
     Deviation: Pang et al. 2018 feed the context back into the next step. Here the first layer
-    reads labels only and asks, and the layers above read ``[output, context]``, so that teacher
-    forcing runs all tokens at once in fused kernels instead of a loop over U.
+    reads only labels and makes the query, and the layers above read ``[output, context]``. So
+    teacher forcing runs all tokens at once in fused kernels instead of a loop over U.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ _ENCODERS: dict[EncoderKind, type[Encoder]] = {
 
 
 MAX_CONTEXT_FRAMES = 10_000
-"""Longest segment or context of an encoder: 400 s at 40 ms. Masks and memories grow with them."""
+"""Longest segment or context of an encoder: 400 s at 40 ms. Masks and states grow with it."""
 
 Context = Annotated[int, Range(minimum=0, maximum=MAX_CONTEXT_FRAMES)]
 
@@ -62,7 +62,7 @@ class TransducerConfig:
     """Selects this model in a configuration file."""
 
     encoder: EncoderKind = "lstm"
-    """Layers of the encoder. A key below that this encoder has not must keep its default."""
+    """Kind of the encoder's layers. Keys that belong to other kinds must keep their defaults."""
 
     encoder_layers: PositiveInt = 3
     """Layers of the encoder."""
@@ -118,11 +118,12 @@ class TransducerConfig:
     """Tokens that one encoder frame may emit while decoding; sherpa-onnx emits at most 1."""
 
     predictor_warmup: NonNegativeInt = 250
-    """First optimizer steps, which train without the predictor; see :class:`TransducerModel`."""
+    """Number of first optimizer steps that train without the predictor; see
+    :class:`TransducerModel`."""
 
     ctc_weight: Probability = 0.0
     """Share of the label loss that is CTC on the encoder; above 0 the encoder gets an
-    output layer for it, and CTC is all that trains during ``predictor_warmup``."""
+    output layer for it, and only CTC is trained during ``predictor_warmup``."""
 
     ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Rank of every matrix that is a product of two factors, by its name; see
@@ -148,7 +149,7 @@ class TransducerConfig:
             num_reductions(self.time_reduction, self.encoder_layers)
         else:
             check_multiple(self, "encoder_dim", "time_reduction")
-            # Rotary positions turn pairs, so a Conformer head has an even width.
+            # Rotary positions rotate pairs, so a Conformer head has an even width.
             check_multiple(
                 self, "encoder_dim", "encoder_heads", factor=2 if self.encoder == "conformer" else 1
             )
@@ -182,9 +183,9 @@ class TransducerModel(SpeechModel):
         ctc_weight: Share in [0, 1).
 
     Source: Graves 2012, arXiv:1211.3711; He et al. 2018, arXiv:1811.06621, for the streaming
-    LSTM encoder with time reduction. Choice: in a closed domain the predictor alone soon models
-    the sentences well, and the encoder, whose timing then earns nothing, stays unused (2 h of
-    commands, 400 steps: 95 % WER; with the predictor left out for 250 of them: 51 %).
+    LSTM encoder with time reduction. Choice: ``predictor_warmup``. In a closed domain the predictor
+    alone soon models the sentences well; then the encoder gets little gradient and stays unused
+    (2 h of commands, 400 steps: 95 % WER; without the predictor for 250 of them: 51 %).
     """
 
     kind: ClassVar[str] = "transducer"
@@ -296,7 +297,7 @@ class TransducerModel(SpeechModel):
         if self.ctc_output is not None:
             ctc = ctc_loss(self.ctc_output(encoded), tokens, lengths, token_lengths)
             if warming_up:
-                # Distributed training wants a gradient, here zero, of every parameter.
+                # Distributed training needs a gradient, here zero, of every parameter.
                 idle = (*self.predictor.parameters(), *self.joiner.parameters())
                 node = encoded.new_zeros(encoded.size(0), 1, 1, 3, dtype=torch.float32)
                 return ModelOutput(

@@ -21,7 +21,7 @@ _HASH_FACTOR = 6364136223846793005
 
 
 class TransducerHead(Protocol):
-    """What the searches need of a transducer, in evaluation mode: all but its encoder."""
+    """The parts of a transducer that the searches use, in evaluation mode: all but the encoder."""
 
     predictor: LstmPredictor | StatelessPredictor
     joiner: Joiner
@@ -29,7 +29,7 @@ class TransducerHead(Protocol):
 
 
 class GreedyState(NamedTuple):
-    """Where the greedy search of a stream stands between two chunks."""
+    """State of the greedy search of a stream between two chunks."""
 
     predicted: Tensor
     """``[B, J]``: projected output of the predictor."""
@@ -67,7 +67,7 @@ def transducer_greedy_search(
         Token ids of this chunk per utterance, and the state for the next chunk.
 
     Raises:
-        OmnisparseError: If a score that decided is not a number.
+        OmnisparseError: If the score of a chosen token is NaN.
     """
     batch = encoded.size(0)
     max_symbols = model.max_symbols_per_frame if max_symbols is None else max_symbols
@@ -77,7 +77,7 @@ def transducer_greedy_search(
     predicted, memory = state
     frames = model.joiner.encoder_projection(encoded)
     emissions: list[Tensor] = []
-    decisive = frames.new_zeros(batch)  # the sum of what decided: NaN if any of it was
+    decisive = frames.new_zeros(batch)  # sum of the chosen scores: NaN if any is NaN
     for time in range(encoded.size(1)):
         frame = frames[:, time]
         active = time < lengths
@@ -109,7 +109,7 @@ class BeamState(NamedTuple):
     """K hypotheses of each of B utterances; all tensors start with ``[B, K]``."""
 
     scores: Tensor
-    """Natural log-probabilities; minus infinity marks an empty place."""
+    """Natural log-probabilities; minus infinity marks an empty slot."""
 
     hashes: Tensor
     """int64, equal for equal token sequences."""
@@ -127,7 +127,7 @@ class BeamState(NamedTuple):
     """Predictor state."""
 
     def select(self, index: Tensor) -> BeamState:
-        """The ``[B, N]`` hypotheses at the given places of each utterance."""
+        """The ``[B, N]`` hypotheses in the given slots of each utterance."""
         rows = torch.arange(index.size(0), device=index.device)[:, None]
         return self.combine(self, lambda tensor, _: tensor[rows, index])
 
@@ -193,11 +193,11 @@ def advance_beam(
         The hypotheses after these frames.
 
     Raises:
-        OmnisparseError: If the net's scores are no numbers, so that no hypothesis is left.
+        OmnisparseError: If the net's scores are NaN, so that no hypothesis is left.
 
     Source: Saon et al. 2020, "Alignment-length synchronous decoding for RNN transducer",
-    ICASSP (its time-synchronous reference). Deviation: a running hypothesis is dropped once it
-    cannot enter the ``beam`` best of the frame; all it could add is a merged alignment.
+    ICASSP (its time-synchronous reference). Deviation: a running hypothesis is dropped when it can
+    no longer be among the ``beam`` best of the frame; it could only add a merged alignment.
     """
     max_symbols = model.max_symbols_per_frame if max_symbols is None else max_symbols
     frames = model.joiner.encoder_projection(encoded)
@@ -227,13 +227,13 @@ def advance_beam(
 
 
 def settle_beam(state: BeamState) -> tuple[list[int], BeamState]:
-    """Take out what all hypotheses of one stream begin with; nothing can change it any more.
+    """Take out the common prefix of all hypotheses of one stream; it can no longer change.
 
     Args:
         state: Of one utterance.
 
     Returns:
-        The settled tokens, and the state without them, which searches on as before.
+        The settled tokens, and the state without them, with which the search continues.
     """
     living = state.scores[0] > float("-inf")
     counts = state.counts[0, living]
@@ -247,7 +247,7 @@ def settle_beam(state: BeamState) -> tuple[list[int], BeamState]:
 
 
 def start_beam(model: TransducerHead, batch: int, beam: int) -> BeamState:
-    """One empty hypothesis per utterance, and ``beam - 1`` empty places."""
+    """One empty hypothesis per utterance, and ``beam - 1`` empty slots."""
     device = model.joiner.output.weight.device
     start = torch.full((batch * beam,), BLANK, dtype=torch.int64, device=device)
     predicted, memory = predict(model, start, model.predictor.initial_state(batch * beam))
@@ -273,7 +273,7 @@ def _expand(scores: Tensor, log_probs: Tensor, beam: int) -> tuple[Tensor, Tenso
 
 
 def _extend(model: TransducerHead, parents: BeamState, tokens: Tensor, scores: Tensor) -> BeamState:
-    """Append ``[B, K]`` tokens to as many hypotheses."""
+    """Append ``[B, K]`` tokens to the parent hypotheses."""
     batch, beam = tokens.shape
     predicted, memory = predict(
         model, tokens.flatten(), tuple(tensor.flatten(0, 1) for tensor in parents.memory)
@@ -318,7 +318,7 @@ def _widen(history: Tensor, width: int) -> Tensor:
 
 
 def ranked_hypotheses(beams: BeamState, utterance: int = 0) -> list[Hypothesis]:
-    """The hypotheses of one utterance, best first, without empty places."""
+    """The hypotheses of one utterance, best first, without empty slots."""
     order = beams.scores[utterance].argsort(descending=True).tolist()
     return [
         Hypothesis(

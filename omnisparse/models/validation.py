@@ -10,10 +10,10 @@ def check_multiple(config: object, name: str, divisor: str, *, factor: int = 1) 
         config: A model configuration.
         name: The field that is divided.
         divisor: The field that divides it, at least 1.
-        factor: So many times ``divisor`` must divide it.
+        factor: ``factor`` times ``divisor`` must divide the width.
 
     Raises:
-        ValueError: If ``name`` is no multiple.
+        ValueError: If ``name`` is not a multiple.
     """
     value, step = getattr(config, name), factor * getattr(config, divisor)
     if value % step:

@@ -1,6 +1,6 @@
-"""Room: nested. Every size in one file, of which any smaller one is a prefix.
+"""Room: nested. One file with models of every size; each smaller model is a prefix of the file.
 
-Nothing here loads torch until a caller asks for tensors.
+Nothing here loads torch until a caller needs tensors.
 """
 
 from omnisparse.nested.growing import grow, grow_from, missing_range, write_prefix

@@ -1,20 +1,20 @@
-"""The bytes of a nested file: every size of a net in one file, any smaller one a prefix of it.
+"""The bytes of a nested file: one file with every size of a net; smaller models are prefixes.
 
 * preamble, 48 bytes: ``OMNINEST``, format version and length of the header (uint32 each), SHA-256
   of the header;
 * header, JSON: the model, all tensors, and the sections with their bytes, SHA-256 and ``kept``, the
-  number of prunable weights known once the section is read;
+  number of prunable weights that are known after reading the section;
 * base section: the tensors that are never pruned, row scales (int8), ``tokenizer.model``,
   ``tokens.txt``;
-* band sections, of falling importance: per prunable tensor a table row (weights in the band:
-  uint64, low bits of the gap code: uint8, bytes of its unary stream: uint64), then per tensor the
-  places of these weights among those not in an earlier band (:mod:`omnisparse.nested.gaps`) and
-  their values, in index order.
+* band sections, in order of falling importance. Each has one table row per prunable tensor (weights
+  in the band: uint64, low bits of the gap code: uint8, bytes of its unary stream: uint64). Then
+  follow, per tensor, the positions of these weights among the weights of no earlier band
+  (:mod:`omnisparse.nested.gaps`) and their values, in index order.
 
 Numbers are little-endian. The ranking is that of the weights *as rounded to the precision of the
-file*, and counts per tensor are the budget's uniform ones: so the net of any size read from the
-file is exactly the net of that size of the (rounded) supernet. A size inside a band takes the band
-whole and drops the least important again.
+file*, and counts per tensor are the budget's uniform counts. So the net of any size read from the
+file is exactly the net of that size of the (rounded) supernet. For a size inside a band, the whole
+band is read and its least important weights are dropped.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ MAGIC = b"OMNINEST"
 FORMAT_VERSION = 1
 PREAMBLE_BYTES = 48
 MAX_EXPANSION = 512
-"""Most bytes of dense float32 net that a byte of the file may stand for; more is refused."""
+"""Largest ratio of bytes of the dense float32 net to bytes of the file; more is refused."""
 
 FREE_TENSORS = 256
 BYTES_PER_TENSOR = 256
-"""A file may list so many tensors, and one more for each of so many bytes that are there: sharing a
-size among millions would keep a reader busy for minutes. A header and its base section suffice."""
+"""A file may list this many tensors, plus one for each further number of bytes in the file.
+Dividing a size among millions of tensors would take minutes. A header and its base section have
+enough bytes."""
 
 TABLE = np.dtype([("count", "<u8"), ("low_bits", "u1"), ("unary", "<u8")])
 
@@ -67,7 +68,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What stands before the sections. ``tensors`` are named as in the state dict, as stored."""
+    """Content of the header. ``tensors`` have their names in the state dict and stored dtypes."""
 
     config: dict[str, Any]
     precision: Precision
@@ -80,13 +81,13 @@ class Header:
     sections: tuple[Section, ...]
 
     def budget(self) -> Budget:
-        """The accountant of this net."""
-        buffers = frozenset(self.buffers)  # a hostile header may name hundreds of thousands
+        """The size budget of this net."""
+        buffers = frozenset(self.buffers)  # a malicious header may name hundreds of thousands
         shapes = {t.key: t.shape for t in self.tensors if t.key not in buffers}
         return Budget(shapes, self.prunable, floor=self.floor)
 
     def base_fields(self) -> tuple[Field, ...]:
-        """Arrays of the base section, tokenizer files aside."""
+        """Arrays of the base section, without the tokenizer files."""
         prunable = frozenset(self.prunable)
         fields = [field for field in self.tensors if field.key not in prunable]
         scaled = [field for field in self.tensors if self.is_scaled(field)]
@@ -122,7 +123,7 @@ def parse_preamble(data: bytes, what: str) -> tuple[int, bytes]:
     """Length and digest of the header.
 
     Raises:
-        FormatError: If this is no nested file, or one of an unknown version.
+        FormatError: If this is not a nested file, or its version is unknown.
     """
     if len(data) != PREAMBLE_BYTES or data[:8] != MAGIC:
         raise FormatError(f"{what}: not a nested file")
@@ -139,21 +140,21 @@ def parse_preamble(data: bytes, what: str) -> tuple[int, bytes]:
 
 
 def max_tensors(file_bytes: int) -> int:
-    """Most tensors that a file, or prefix, of so many bytes may list."""
+    """Most tensors that a file or prefix of this many bytes may list."""
     return FREE_TENSORS + file_bytes // BYTES_PER_TENSOR
 
 
 def parse_header(text: bytes, digest: bytes, what: str, file_bytes: int) -> Header:
-    """The header, checked to be consistent in itself.
+    """The header, checked for internal consistency.
 
     Args:
         text: Its JSON.
-        digest: SHA-256 that it should have.
+        digest: Its expected SHA-256.
         what: Name of the file, for messages.
-        file_bytes: Bytes of the file or prefix that are there.
+        file_bytes: Bytes of the existing file or prefix.
 
     Raises:
-        FormatError: If it is not, or lists more tensors than such a file may.
+        FormatError: If the header is inconsistent or lists too many tensors for the file.
     """
     if hashlib.sha256(text).digest() != digest:
         raise FormatError(f"{what}: header checksum does not match")
@@ -223,7 +224,7 @@ def _header_of(config: Mapping[str, Any]) -> Header:
 
 
 def check_header(header: Header) -> None:
-    """Raises ValueError where the header contradicts itself."""
+    """Raises ValueError if the header contradicts itself."""
     tensors = {field.key: field for field in header.tensors}
     if len(tensors) != len(header.tensors):
         raise ValueError("a tensor is repeated")
@@ -248,7 +249,7 @@ def _check_sections(header: Header) -> None:
         raise ValueError("sections do not grow")
     budget = header.budget()
     if kept[-1] != budget.prunable_parameters or kept[1] < sum(budget.floors.values()):
-        raise ValueError("sections do not hold every size")
+        raise ValueError("sections do not contain every size")
     fields = header.base_fields()
     if len({field.key for field in fields}) != len(fields):
         raise ValueError("names of tensors and scales collide")

@@ -1,9 +1,9 @@
-"""Coding which of some places are taken: Golomb-Rice codes of the gaps, in two plain bit streams.
+"""Coding of a set of positions: Golomb-Rice codes of the gaps, in two plain bit streams.
 
-A gap ``g`` before a taken place is ``q = g >> k`` zeros and a one in the *unary* stream, and its
-low ``k`` bits in the *low* stream; keeping the two apart is what lets numpy decode millions at
-once. ``k = 0`` is a bit-mask that ends at its last one. The ``k`` with the fewest bytes is within a
-few percent of the entropy. Bits are least significant first.
+A gap ``g`` before a position is coded as ``q = g >> k`` zeros and a one in the *unary* stream, and
+as its low ``k`` bits in the *low* stream. With two separate streams numpy can decode millions at
+once. ``k = 0`` is a bit-mask that ends at its last one. The best ``k`` needs only a few percent
+more bytes than the entropy. Bits are least significant first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_LOW_BITS = 24
 
 
 class CodedPositions(NamedTuple):
-    """Coded places: ``low_bits`` is ``k``."""
+    """Coded positions: ``low_bits`` is ``k``."""
 
     low_bits: int
     low: Bytes
@@ -41,7 +41,7 @@ def _unary_bits(gaps: Positions, low_bits: int) -> int:
 def encode_positions(positions: Positions, num_places: int) -> CodedPositions:
     """Code sorted, distinct positions in [0, num_places).
 
-    Nothing is stored where all or no places are taken.
+    Nothing is stored if the set has all positions or none.
     """
     empty = np.zeros(0, np.uint8)
     if positions.size in (0, num_places):
@@ -73,7 +73,7 @@ def decode_positions(coded: CodedPositions, count: int, num_places: int) -> Posi
         raise FormatError("positions: count or code out of range")
     if count in (0, num_places):
         if low.size or unary.size or k:
-            raise FormatError("positions: bytes where none are needed")
+            raise FormatError("positions: bytes given, but none are needed")
         return np.arange(count)
     if low.size != low_stream_bytes(count, k):
         raise FormatError("positions: low stream has the wrong length")
@@ -88,5 +88,5 @@ def decode_positions(coded: CodedPositions, count: int, num_places: int) -> Posi
         gaps |= bits[shift : count * k : k].astype(np.int64) << shift
     positions: Positions = np.cumsum(gaps + 1) - 1
     if positions[-1] >= num_places:
-        raise FormatError("positions: beyond the last place")
+        raise FormatError("positions: beyond the last legal position")
     return positions

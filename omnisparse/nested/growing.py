@@ -1,4 +1,4 @@
-"""Prefixes of nested files: made from the whole file, and grown by the bytes that follow."""
+"""Prefixes of nested files: made from the whole file, and extended with the bytes that follow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from omnisparse.sparsity.sizes import Size
 
 
 def write_prefix(path: Path, whole: NestedFile, size: Size | str | int) -> int:
-    """Write the shortest prefix of a nested file that holds ``size``, checked and atomically.
+    """Write the shortest prefix of a nested file that contains ``size``, checked and atomically.
 
     Args:
         path: The file to write; an existing nested file is replaced.
-        whole: The whole file, or a long enough prefix of it. Nothing behind what is needed is read.
+        whole: The whole file, or a long enough prefix of it. Only the needed bytes are read.
         size: As of :meth:`NestedFile.prefix_bytes`.
 
     Returns:
@@ -26,9 +26,9 @@ def write_prefix(path: Path, whole: NestedFile, size: Size | str | int) -> int:
 
     Raises:
         ValueError: If the size is illegal for this net; names the legal range.
-        FormatError: If the bytes are not there or not sound.
-        OmnisparseError: If something else is at ``path`` or the disk refuses; nothing has changed
-            then.
+        FormatError: If bytes are missing or damaged.
+        OmnisparseError: If another kind of file is at ``path`` or writing fails; nothing has
+            changed then.
     """
     if path.exists() and not is_nested(path):
         raise OmnisparseError(f"{path} exists and is not a nested file; choose another place")
@@ -56,19 +56,19 @@ def missing_range(path: Path, size: Size | str | int) -> tuple[int, int]:
 def grow(path: Path, more: bytes | Path) -> int:
     """Append to a prefix the bytes that follow its last whole section, after checking them.
 
-    Killed half-way, it leaves a prefix with an unfinished section, which readers pass over and the
+    If killed half-way, it leaves a prefix with an incomplete section, which readers ignore and the
     next call replaces.
 
     Args:
         path: A nested file, or a prefix of at least its first section.
-        more: The bytes at :func:`missing_range`, or a file of them: whole sections.
+        more: The bytes at :func:`missing_range`, or a file with them: complete sections.
 
     Returns:
         Bytes of the file now.
 
     Raises:
         FormatError: If these are not the next sections of this file; nothing has changed then.
-        OmnisparseError: If the disk refuses.
+        OmnisparseError: If writing fails.
     """
     nested = NestedFile(path)
     start = nested.complete_bytes
@@ -85,7 +85,7 @@ def grow(path: Path, more: bytes | Path) -> int:
         list(check_sections(data, new))
     except FormatError as error:
         raise FormatError(f"{path}: not the bytes that follow: {error}") from None
-    del nested  # its memory map must not outlive the truncation below
+    del nested  # its memory map must be closed before the truncation below
     try:
         with path.open("r+b") as file:
             file.truncate(start)
@@ -99,20 +99,20 @@ def grow(path: Path, more: bytes | Path) -> int:
 
 
 def grow_from(path: Path, place: str | Path | NestedFile, size: Size | str | int) -> int:
-    """Fetch from the whole file at ``place`` what ``path`` lacks for ``size``, and append it.
+    """Fetch the bytes that ``path`` lacks for ``size`` from the whole file, and append them.
 
-    ``path`` need not exist: then the prefix is fetched whole.
+    If ``path`` does not exist, the whole prefix is fetched.
 
     Args:
         path: A nested file, or a prefix of at least its first section.
-        place: Where the whole file is.
+        place: Path or address of the whole file.
         size: As of :meth:`NestedFile.prefix_bytes`.
 
     Returns:
         Bytes of the file now.
 
     Raises:
-        FormatError: If the two files are not of one net, or bytes are damaged.
+        FormatError: If the two files belong to different nets, or bytes are damaged.
     """
     whole = place if isinstance(place, NestedFile) else NestedFile(place)
     if path.exists():

@@ -1,4 +1,4 @@
-"""What a nested file, or a prefix of one, really holds: recounted from its bytes."""
+"""The real content of a nested file or a prefix of one, counted from its bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omnisparse.sparsity import arrays
 
 
 def is_nested(path: Path) -> bool:
-    """Whether a file begins like a nested one; not whether it is sound."""
+    """Whether a file begins like a nested file; the rest is not checked."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -31,12 +31,12 @@ def is_nested(path: Path) -> bool:
 
 
 def is_nested_place(place: str | Path) -> bool:
-    """Whether a place is to be read as a nested file: an address, or a file that begins so."""
+    """Whether a place is read as a nested file: an address, or a file that begins like one."""
     return is_url(place) or (Path(place).is_file() and is_nested(Path(place)))
 
 
 def inspect_nested(path: Path) -> dict[str, Any]:
-    """Count what is there of a nested file: the largest model that its bytes give.
+    """Count the content of a nested file: the largest model that its bytes contain.
 
     Args:
         path: The file, or a prefix of one.
@@ -45,12 +45,12 @@ def inspect_nested(path: Path) -> dict[str, Any]:
         ``kind`` (``"nested"``), ``model_kind``, ``precision``, ``parameters``, ``nonzero``,
         ``sparsity`` and ``layers`` of the largest model in it, as of
         :func:`omnisparse.artifact.inspect_artifact` (``packing`` is ``bands``), the counts of
-        :func:`band_summary`, ``bytes`` of the file, ``bands`` of the whole (see there, with
-        ``present``), ``unfinished_bytes`` of a band that is only begun, ``mismatches`` and
-        ``problems``.
+        :func:`band_summary`, ``bytes`` of the file, ``bands`` of the whole file (see
+        :func:`band_sizes`, with ``present``), ``unfinished_bytes`` of an incomplete band,
+        ``mismatches`` and ``problems``.
 
     Raises:
-        FormatError: If the header is not sound, or the first band is not there.
+        FormatError: If the header is not valid, or the first band is missing.
     """
     nested = NestedFile(path)
     size = nested.source.size_bytes
@@ -77,7 +77,7 @@ def inspect_nested(path: Path) -> dict[str, Any]:
 
 
 def inspect_header(place: str | Path) -> dict[str, Any]:
-    """What the header of a nested file says: no weight is read, or sent by a server.
+    """The content of a nested file's header; no weight is read, or sent by a server.
 
     Args:
         place: Its ``http(s)://`` address, or path.
@@ -89,7 +89,7 @@ def inspect_header(place: str | Path) -> dict[str, Any]:
         ``name, shape, nonzero, sparsity, prunable``.
 
     Raises:
-        FormatError: If the header is not sound.
+        FormatError: If the header is not valid.
         OmnisparseError: If a server fails.
     """
     with contextlib.closing(NestedFile(place)) as nested:
@@ -120,7 +120,7 @@ def inspect_header(place: str | Path) -> dict[str, Any]:
 
 
 def _largest(nested: NestedFile, present: int) -> tuple[Mapping[str, Array], int, list[str]]:
-    """The largest sound model among the bands that are there, and what is wrong with the others."""
+    """The largest undamaged model of the present bands, and the problems of the other bands."""
     problems: list[str] = []
     for bands in range(present, 0, -1):
         try:
@@ -138,13 +138,13 @@ def band_summary(
 
     Args:
         nested: The file; its tables are read.
-        num_bands: So many bands.
-        state: The model, to recount it (rounding makes no weight zero, so the net that was
-            written will do); None to count the weights that the bands list.
+        num_bands: Number of bands.
+        state: The model, to count its weights (rounding makes no weight zero, so this may be the
+            net that was written); None to count the weights that the bands list.
 
     Returns:
         ``parameters``, ``nonzero``, ``sparsity``, the counts of ``SizeReport.summary`` (the mask
-        is what the file spends on the places of weights), and ``layers``.
+        is the bytes for the positions of weights), and ``layers``.
     """
     header = nested.header
     numbers, place_bits = (totals[:num_bands].sum(axis=0) for totals in _tables(nested, num_bands))
@@ -186,7 +186,7 @@ def band_summary(
 def band_sizes(nested: NestedFile, num_bands: int) -> list[dict[str, Any]]:
     """``nonzero``, ``nonzero_with_mask`` and ``bytes`` of the model and prefix up to each band.
 
-    ``nonzero_with_mask`` is None beyond the first ``num_bands``, whose tables are read.
+    Only the tables of the first ``num_bands`` are read; beyond them ``nonzero_with_mask`` is None.
     """
     place_bits: list[int] = []
     if num_bands:
@@ -207,7 +207,7 @@ def band_sizes(nested: NestedFile, num_bands: int) -> list[dict[str, Any]]:
 def _tables(
     nested: NestedFile, num_bands: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Weights, and bits spent on their places, by band and prunable tensor: int64 [N, tensors]."""
+    """Weights, and bits for their positions, by band and prunable tensor: int64 [N, tensors]."""
     length = len(nested.header.prunable) * TABLE.itemsize
     numbers, bits = [], []
     for start in nested.stops[1 : num_bands + 1]:

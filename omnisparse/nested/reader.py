@@ -1,4 +1,4 @@
-"""Reading nested files; :mod:`omnisparse.nested.format` says what they are."""
+"""Reading nested files; :mod:`omnisparse.nested.format` describes the format."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Band(NamedTuple):
 
 
 class NestedFile:
-    """A nested file, or a prefix of one, wherever it is. Only the header is read at first.
+    """A nested file or a prefix of one, local or remote. At first, only the header is read.
 
     Args:
         place: Path, ``http(s)://`` address, or a source of bytes.
 
     Raises:
-        FormatError: If it is not a sound nested file.
+        FormatError: If it is not a valid nested file.
     """
 
     def __init__(self, place: str | Path | Source) -> None:
@@ -55,7 +55,7 @@ class NestedFile:
         self.header = parse_header(text, digest, name, self.source.size_bytes)
         self.header_digest = digest
         self.budget = self.header.budget()
-        # Where sections end: the header first, then the base, then each band.
+        # Ends of the sections: first the header, then the base, then each band.
         self.stops = [PREAMBLE_BYTES + length]
         for section in self.header.sections:
             self.stops.append(self.stops[-1] + section.num_bytes)
@@ -70,21 +70,21 @@ class NestedFile:
 
     @property
     def present(self) -> list[Band]:
-        """The bands whose bytes are all there, smallest first."""
+        """The bands whose bytes are all present, smallest first."""
         there = self.source.size_bytes
         return [band for band in self.bands if band.prefix_bytes <= there]
 
     @property
     def complete_bytes(self) -> int:
-        """Bytes of the whole sections that are there."""
+        """Bytes of the complete sections that are present."""
         return max(stop for stop in self.stops if stop <= self.source.size_bytes)
 
     def prefix_bytes(self, size: Size | str | int) -> int:
         """Bytes to read from the front for a net of ``size``.
 
         Args:
-            size: ``16M``, ``25%`` or a number of non-zeros: the shortest prefix that holds such a
-                net. ``2MB``, bytes: the longest prefix that ends with a band and is no longer.
+            size: ``16M``, ``25%`` or a number of non-zeros: the shortest prefix that contains such
+                a net. ``2MB``, bytes: the longest prefix that ends with a band and is no longer.
 
         Raises:
             ValueError: If the size is illegal for this net; names the legal range.
@@ -95,13 +95,13 @@ class NestedFile:
         fitting = [band.prefix_bytes for band in self.bands if band.prefix_bytes <= request.value]
         if not fitting:
             raise ValueError(
-                f"size {request.text!r} holds no model of this file; legal: from "
+                f"size {request.text!r} is too small for any model of this file; legal: from "
                 f"{self.bands[0].prefix_bytes}B"
             )
         return fitting[-1]
 
     def close(self) -> None:
-        """Closes where the bytes come from; nothing is read afterwards."""
+        """Closes the source of the bytes; nothing can be read afterwards."""
         self.source.close()
 
     def _sections_for(self, total_kept: int) -> int:
@@ -113,7 +113,7 @@ class NestedFile:
         )
 
     def meta_state(self) -> dict[str, Array]:
-        """The state of any size without its values (one zero for all): what a plan needs.
+        """The state of any size without its values (one zero for all), enough for a plan.
 
         Raises:
             FormatError: If the header describes tensors that no memory could hold.
@@ -136,15 +136,15 @@ class NestedFile:
         """The net of ``size``; see :meth:`read_kept`.
 
         Args:
-            size: ``16M`` or ``25%``: exactly so many non-zeros; ``2MB``: the largest model in so
-                many first bytes; None: the largest that is there.
+            size: ``16M`` or ``25%``: exactly this many non-zeros; ``2MB``: the largest model in
+                the first 2 MB; None: the largest model that is present.
 
         Raises:
             ValueError: If the size is illegal for this net.
-            FormatError: If the bytes are not there or not sound.
+            FormatError: If bytes are missing or damaged.
         """
         if size is None:
-            band = self.present[-1] if self.present else self.bands[0]  # which then is not there
+            band = self.present[-1] if self.present else self.bands[0]  # missing then: an error
             return self.read_kept(band.nonzero - self.budget.unprunable)
         request = self.budget.parse(size) if not isinstance(size, Size) else size
         if request.kind == "bytes":
@@ -155,12 +155,12 @@ class NestedFile:
     def read_kept(self, total_kept: int) -> Artifact:
         """The net that keeps ``total_kept`` prunable weights, the same share of every matrix.
 
-        Reads the file up to the end of the band which holds that size, and allocates at most 512
+        Reads the file up to the end of the band that contains this size, and allocates at most 512
         bytes per byte read.
 
         Raises:
             ValueError: If ``total_kept`` is illegal.
-            FormatError: If the bytes are not there or not sound.
+            FormatError: If bytes are missing or damaged.
         """
         needed = self._sections_for(total_kept)
         start, stop = self.stops[0], self.stops[needed]
@@ -178,11 +178,11 @@ class NestedFile:
             raise FormatError(f"{name}: tokens are not UTF-8 text") from None
 
     def require_base(self) -> None:
-        """Raises FormatError unless all that the header says of the base section is there."""
+        """Raises FormatError unless the base section is complete."""
         self.require(1)
 
     def require(self, sections: int) -> None:
-        """Raises FormatError unless the first sections are there, ``sections`` in number."""
+        """Raises FormatError unless the first ``sections`` sections are complete."""
         stop, there = self.stops[sections], self.source.size_bytes
         if stop > there:
             message = f"{self.source.name}: holds {there} bytes, this size needs {stop}; grow it"
@@ -207,7 +207,7 @@ class NestedFile:
                 dense[fqn] = _to_float(field, arrays[fqn], scales)
             else:
                 if field.dtype == "BOOL" and (arrays[fqn].view(np.uint8) > 1).any():
-                    raise FormatError(f"{fqn}: a truth value is neither 0 nor 1")
+                    raise FormatError(f"{fqn}: a boolean value is neither 0 nor 1")
                 dense[fqn] = arrays[fqn]
         config = {
             **header.config,
@@ -223,7 +223,7 @@ class NestedFile:
 
 
 class _Piece(NamedTuple):
-    """A tensor's share of a band: coded places, then values."""
+    """A tensor's share of a band: coded positions, then values."""
 
     num_weights: int
     low_bits: int
@@ -233,7 +233,7 @@ class _Piece(NamedTuple):
 
 
 def check_sections(data: memoryview, sections: Iterable[Section]) -> Iterator[memoryview]:
-    """The sections that ``data`` consists of, each compared with its checksum.
+    """The sections in ``data``, each compared with its checksum.
 
     Raises:
         FormatError: Naming the section that does not match.
@@ -290,22 +290,22 @@ def _read_table(header: Header, index: int, data: memoryview) -> list[_Piece]:
         at = stop
     new = header.sections[index].kept - header.sections[index - 1].kept
     if at != len(data) or sum(piece.num_weights for piece in pieces) != new:
-        raise FormatError(f"section {index}: does not hold what the header says")
+        raise FormatError(f"section {index}: its size or count contradicts the header")
     return pieces
 
 
 def _trim(fqn: str, weight: FloatArray, kept: Array, count: int) -> None:
-    """Zero all but the ``count`` most important of the weights at the places ``kept``."""
+    """Set all but the ``count`` most important weights at the positions ``kept`` to zero."""
     if kept.size < count:
         raise FormatError(f"{fqn} has {kept.size} of {count} weights")
     if kept.size > count:
-        # Ranking only the kept ones, in index order, cuts ties as a ranking of all would.
-        flat = weight.reshape(-1)  # a view: the weights are one run of memory
+        # Ranking only the kept weights, in index order, resolves ties like a ranking of all.
+        flat = weight.reshape(-1)  # a view: the weights are contiguous
         flat[kept[~mask_from_count(flat[kept], count)]] = 0
 
 
 def _read_matrix(field: Field, pieces: Iterable[_Piece]) -> tuple[Array, Array]:
-    """The tensor as stored, with zeros where no piece has a value, and the places that have one."""
+    """The stored tensor, with zeros where no piece has a value, and the positions with a value."""
     numel = math.prod(field.shape)
     empty = np.ones(numel, np.bool_)
     dense = np.zeros(numel, NUMPY_DTYPES[field.dtype])

@@ -1,4 +1,4 @@
-"""Where the bytes of a nested file come from: a file, or any HTTP server."""
+"""Sources of the bytes of a nested file: a local file, or any HTTP server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of what is open; nothing is read afterwards."""
+        """Closes the source; nothing can be read afterwards."""
         ...
 
 
@@ -55,7 +55,7 @@ class FileSource:
         """Exactly the bytes [start, stop).
 
         Raises:
-            FormatError: If the file ends before.
+            FormatError: If the file is shorter.
         """
         if stop > self.size_bytes:
             raise FormatError(f"{self.name}: ends at byte {self.size_bytes}, {stop} are needed")
@@ -66,15 +66,15 @@ class FileSource:
         return self.read(0, self.size_bytes)
 
     def close(self) -> None:
-        """Nothing is open: the map goes with what was read of it."""
+        """Nothing to close: the memory map ends with the last view of it."""
 
 
 class HttpSource:
-    """A file behind ``http(s)://``, of which only what is needed is transferred.
+    """A file at an ``http(s)://`` address; only the needed bytes are transferred.
 
-    A server of range requests sends just the bytes that are asked for. Any other server sends the
-    file from its beginning: reading stops after the last byte that is needed, what came before it
-    is kept in memory, and a later byte is read on from the same answer.
+    A server that supports range requests sends only the requested bytes. Any other server sends the
+    file from its beginning: reading stops after the last needed byte, earlier bytes are kept in
+    memory, and later bytes are read from the same response.
 
     Args:
         url: Its address.
@@ -92,7 +92,7 @@ class HttpSource:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the file, as the server says."""
+        """Bytes of the file, as stated by the server."""
         if self._size is None:
             self.read(0, 1)
         assert self._size is not None
@@ -100,18 +100,19 @@ class HttpSource:
 
     @property
     def has_ranges(self) -> bool:
-        """Whether the server answers range requests; asks it if it was not asked before."""
+        """Whether the server supports range requests; found by a request, unless known already."""
         assert self.size_bytes >= 0
         return self._whole is None
 
     def read(self, start: int, stop: int) -> memoryview:
-        """Exactly the bytes [start, stop): by a range request where the server answers those.
+        """Exactly the bytes [start, stop), by a range request if the server supports it.
 
         Raises:
-            FormatError: If the file ends before.
-            OmnisparseError: If the server fails, or says neither ranges nor how long the file is.
+            FormatError: If the file is shorter.
+            OmnisparseError: If the server fails, or supports no ranges and does not state the size
+                of the file.
         """
-        # Not at the top: what this loads takes longer than opening a local file.
+        # Imported here, because this import takes longer than opening a local file.
         import http.client
         import urllib.error
 
@@ -127,12 +128,12 @@ class HttpSource:
             error.close()
             if error.code == 416:
                 raise FormatError(f"{self.name}: ends before byte {stop}") from None
-            raise OmnisparseError(f"{self.name}: the server says {error.code}") from None
+            raise OmnisparseError(f"{self.name}: the server answered {error.code}") from None
         except (OSError, http.client.HTTPException) as error:
             raise OmnisparseError(f"{self.name}: cannot be read ({error})") from None
 
     def _read_range(self, start: int, stop: int) -> bytes | None:
-        """The bytes [start, stop); None where the server sends the whole file instead."""
+        """The bytes [start, stop); None if the server sends the whole file instead."""
         import urllib.request
 
         request = urllib.request.Request(
@@ -145,7 +146,7 @@ class HttpSource:
             return None
         with response:
             if response.status != 206 or match is None:
-                raise OmnisparseError(f"{self.name}: the server says {response.status}")
+                raise OmnisparseError(f"{self.name}: the server answered {response.status}")
             first, last, total = (int(number) for number in match.groups())
             data: bytes = response.read(stop - start + 1)
         self._size = total
@@ -154,18 +155,18 @@ class HttpSource:
         return data
 
     def _begin(self, response: Any) -> None:
-        """Takes the answer that holds the whole file, of which nothing is read yet."""
+        """Stores the response that holds the whole file; nothing of it is read yet."""
         length = response.headers.get("Content-Length", "")
         if not length.isdecimal() or len(length) > 18:
             response.close()
             raise OmnisparseError(
-                f"{self.name}: the server neither answers range requests nor says how long the "
-                "file is; download it first"
+                f"{self.name}: the server supports no range requests and does not state the size "
+                "of the file; download it first"
             )
         self._whole, self._size = response, int(length)
 
     def _read_on(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop) of the answer that holds the whole file."""
+        """The bytes [start, stop) of the response that holds the whole file."""
         total = self.size_bytes
         if stop > total:
             raise FormatError(f"{self.name}: ends at byte {total}, {stop} are needed")
@@ -179,7 +180,7 @@ class HttpSource:
         return bytes(self._received[start:stop])
 
     def close(self) -> None:
-        """Ends what the server is still sending."""
+        """Ends a transfer that is still running."""
         if self._whole is not None:
             self._whole.close()
 

@@ -1,4 +1,4 @@
-"""Writing nested files; :mod:`omnisparse.nested.format` says what they are."""
+"""Writing nested files; :mod:`omnisparse.nested.format` describes the format."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ DENSITIES: dict[Precision, tuple[float, ...]] = {
     "bf16": (0.05, 0.1, 0.25, 1.0),
     "int8": (0.05, 0.1, 1.0),
 }
-"""Default bands. What they cost beyond the values is the entropy of a weight's band, 2.4, 1.15 and
-0.57 bits per weight: within 8 % of 32, 16 and 8 bits."""
+"""Default bands. Beyond the values they cost the entropy of a weight's band: 2.4, 1.15 and 0.57
+bits per weight, which is within 8 % of 32, 16 and 8 bits."""
 
 MIN_DENSITY = 0.01
 
 
 @dataclass(frozen=True)
 class NestedInfo:
-    """What was written: the sizes at which a prefix of the file ends are ``bands``."""
+    """The written file; ``bands`` are the sizes at which a prefix of the file ends."""
 
     path: Path
     parameters: int
@@ -84,7 +84,7 @@ def write_nested(
     Args:
         path: The file; an existing nested file is replaced.
         state: The dense state dict, tensors or arrays, read one at a time.
-        model: As for :func:`omnisparse.artifact.write_artifact`, and so the rest.
+        model: As in :func:`omnisparse.artifact.write_artifact`, also the next arguments.
         tokenizer: See there.
         tokens_txt: See there.
         features: See there.
@@ -92,15 +92,15 @@ def write_nested(
         source: See there.
         precision: See there.
         buffers: See there.
-        densities: Kept shares of the prunable weights at which a band ends, rising, in [0.01, 1]; 1
-            is added if it is not there. None for the most that cost no more than 8 % at this
-            precision.
+        densities: Kept shares of the prunable weights at which a band ends, in rising order, in
+            [0.01, 1]; 1 is added if it is missing. None for the largest number of bands that cost
+            at most 8 % at this precision.
         floor: Least density of any matrix.
 
     Raises:
         ValueError: If an argument is illegal or a weight is not finite.
-        OmnisparseError: If something else is at ``path`` or the disk refuses; nothing has changed
-            then.
+        OmnisparseError: If another kind of file is at ``path`` or writing fails; nothing has
+            changed then.
     """
     path = Path(path)
     if path.exists() and not is_nested(path):
@@ -152,7 +152,7 @@ def write_nested(
 
 def _stored_field(fqn: str, tensor: Any, precision: Precision) -> Field:
     if tag_of(tensor) == "I8":
-        raise ValueError(f"{fqn} has dtype int8, which a nested file keeps for rounded weights")
+        raise ValueError(f"{fqn} has dtype int8, which nested files use only for rounded weights")
     return plan_tensor(fqn, tensor, num_kept=None, precision=precision).fields[0]
 
 
@@ -167,7 +167,7 @@ def _band_totals(budget: Budget, densities: Sequence[float]) -> list[int]:
 
 
 def _check_readable(header: Header, budget: Budget) -> None:
-    """Refuses what readers would: they limit what they allocate and do for a file."""
+    """Refuses files that readers refuse: readers limit their memory and work for a file."""
     smallest = len(header.render()) + header.sections[0].num_bytes
     if len(header.tensors) > max_tensors(smallest):
         raise ValueError(
@@ -195,7 +195,7 @@ def _write_sections(
     counts: Sequence[Mapping[str, int]],
     spools: Sequence[IO[bytes]],
 ) -> list[npt.NDArray[Any]]:
-    """Fill the spool of every section, and make the bands' tables."""
+    """Write all sections to their temporary files, and make the tables of the bands."""
     tables = [np.zeros(len(header.prunable), TABLE) for _ in counts]
     scales: list[Array] = []
     row = 0
@@ -242,7 +242,7 @@ def _bands(
 ) -> list[tuple[tuple[int, int, int], list[Array]]]:
     """Table row and arrays of one tensor in every band.
 
-    The order of importance is that of the rounded weights, which is all a reader will know.
+    The order of importance is that of the rounded weights, because a reader knows only these.
     """
     restored = np.array(restore_values(stored, field.dtype))
     if scale is not None:

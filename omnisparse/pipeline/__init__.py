@@ -1,1 +1,1 @@
-"""Room: pipeline. One file per verb; here the other rooms are joined."""
+"""Room: pipeline. One file per verb; it combines the other rooms."""

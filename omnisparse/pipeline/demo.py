@@ -1,4 +1,4 @@
-"""The whole way in one command: speak a corpus, train once, extract every size, compare them.
+"""The whole workflow in one command: make a corpus, train once, extract every size, compare.
 
 Run by ``omnisparse demo`` and ``make demo``. It needs no data, no network and no GPU.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 SIZES = ("100%", "50%", "25%", "12%")
-"""Sizes to extract, beside the smallest one that the supernet was trained for."""
+"""Sizes to extract, beside the smallest size of the supernet's training."""
 
 SUPERNET = "supernet"
 BASELINE = "baseline"
@@ -52,23 +52,23 @@ def run_demo(
     overrides: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Runs the demo into ``out``; what an earlier run finished there is kept.
+    """Runs the demo into ``out``; parts that an earlier call finished are kept.
 
     Args:
         out: Folder to fill: ``corpus``, ``supernet``, ``models``, ``report.json``, ``pareto.csv``
             and ``pareto.png``.
-        with_baseline: Also train a plain dense net with as many utterance passes as the supernet
-            took, and cut it to the same sizes by magnitude.
-        hours: Hours of speech to train on; the demo's own where None.
+        with_baseline: Also train a plain dense net with as many utterance passes as the supernet,
+            and prune it to the same sizes by magnitude.
+        hours: Hours of speech to train on; None for the demo's default.
         overrides: ``key=value`` changes to the demo's config.
-        console: Where to tell people about it; nowhere where None.
+        console: Console for messages; None for no messages.
 
     Returns:
-        The content of ``report.json``; each row's ``seconds`` are what its extraction took.
+        The content of ``report.json``; ``seconds`` of a row is the time of its extraction.
 
     Raises:
-        OmnisparseError: If a part of the work cannot be done.
-        ConfigError: If an override is not legal, or asks for another corpus or method.
+        OmnisparseError: If a step fails.
+        ConfigError: If an override is not legal, or sets another corpus or method.
         UsageError: If ``hours`` is not legal.
     """
     start = time.perf_counter()
@@ -112,11 +112,11 @@ def run_demo(
 def _configure(
     corpus: Path, hours: float | None, overrides: Sequence[str]
 ) -> tuple[RunConfig, SyntheticConfig]:
-    """The run's config, its corpus being the one in ``corpus``, and what to speak there."""
+    """The run's config with its corpus in ``corpus``, and the config of that corpus."""
     config, own = load_config(CONFIG, overrides), load_config(CONFIG)
     synthetic = config.corpus.synthetic
     if synthetic is None or config.corpus != dataclasses.replace(own.corpus, synthetic=synthetic):
-        raise ConfigError("corpus: the demo speaks its own; legal: keys of corpus.synthetic")
+        raise ConfigError("corpus: the demo makes its own; legal: keys of corpus.synthetic")
     if not isinstance(config.method, SandwichConfig):
         raise ConfigError(
             f"method: the demo trains a supernet, not {config.method.kind}; legal: sandwich"
@@ -140,7 +140,7 @@ def _configure(
 def _baseline_config(
     config: RunConfig, supernet: Mapping[str, Any], statistics: Mapping[str, Any]
 ) -> RunConfig:
-    """Plain dense training that costs as many utterance passes as the supernet's did."""
+    """Plain dense training with as many utterance passes as the supernet's training."""
     copies = len(config.data.augmentation.speed_factors)
     utterances = statistics["splits"]["train"]["utterances"] * copies
     epochs = supernet["metrics"]["utterance_passes"] / utterances
@@ -153,7 +153,7 @@ def _baseline_config(
 def _train(
     config: RunConfig, run: Path, console: Console, *, is_helper: bool = False
 ) -> dict[str, Any]:
-    """Trains, continues or keeps the run in ``run``."""
+    """Trains or continues the run in ``run``, or keeps it if it is finished."""
 
     def stage(line: str) -> None:
         console.note(f"   {line}")
@@ -174,7 +174,7 @@ def _train(
 
 
 def _model_path(models: Path, curve: str, size: str) -> Path:
-    """Where the model of a size lies: ``models/supernet-25pct``."""
+    """Path of the model of a size: ``models/supernet-25pct``."""
     return models / f"{curve}-{size.replace('%', 'pct')}"
 
 
@@ -199,7 +199,7 @@ def _measure_sizes(
         path = _model_path(models, curve, size)
         extract(run, size=size, out=path)
         result = _evaluate(path, test, console, f"{curve} {size}")
-        # Once more, so that the model's card says how well it recognises.
+        # Extract again, so that the model card has the word error rate.
         extracted = extract(run, size=size, out=path, wer={"test": round(result.wer, 2)})
         row = ResultRow(
             curve=curve,
@@ -231,7 +231,7 @@ def _evaluate(path: Path, test: CutSet, console: Console, name: str) -> Evaluati
 def _transcribe_one(rows: Sequence[ResultRow], models: Path, test: CutSet) -> dict[str, Any]:
     """Recognises one recording with the smallest model of the supernet."""
     smallest = min((row for row in rows if row.curve == SUPERNET), key=lambda row: row.nonzero)
-    # Of middle length: neither a single word nor the longest sentence there is.
+    # A recording of middle length: neither a single word nor the longest sentence.
     cut = sorted(test, key=lambda cut: (cut.duration, cut.id))[len(test) // 2]
     file = cut.recording.sources[0].source
     path = _model_path(models, SUPERNET, smallest.size)
@@ -248,7 +248,7 @@ def _transcribe_one(rows: Sequence[ResultRow], models: Path, test: CutSet) -> di
 
 
 def _write_results(out: Path, rows: Sequence[ResultRow], report: Mapping[str, Any]) -> None:
-    """Writes the report, the table and the plot; each appears whole."""
+    """Writes the report, the table and the plot; each file appears complete."""
     write_csv(rows, out / "pareto.csv")
     title = "One training run, every size (test on unseen voices)"
     plot_pareto(rows, out / "pareto.png", title=title, labels=LEGEND)
@@ -257,7 +257,7 @@ def _write_results(out: Path, rows: Sequence[ResultRow], report: Mapping[str, An
 
 
 def _tell_splits(console: Console, statistics: Mapping[str, Any]) -> None:
-    """Says what was spoken."""
+    """Shows the sizes of the splits."""
     parts = [
         f"{name} {split['utterances']:,} utterances by {split['speakers']} voices"
         for name, split in statistics["splits"].items()
@@ -268,7 +268,7 @@ def _tell_splits(console: Console, statistics: Mapping[str, Any]) -> None:
 def _tell_results(
     console: Console, out: Path, rows: Sequence[ResultRow], report: Mapping[str, Any]
 ) -> None:
-    """Shows the closing table, one recording, and where everything lies."""
+    """Shows the final table, one recording, and the paths of the results."""
     by_curve = {
         curve: [row for row in rows if row.curve == curve] for curve in (SUPERNET, BASELINE)
     }

@@ -1,4 +1,4 @@
-"""A model on a test set: rates, where the errors are, every transcript. `omnisparse evaluate`."""
+"""Evaluating a model on a test set: rates, errors, transcripts. `omnisparse evaluate`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_account
 
 MAX_CONFUSIONS = 50
-"""Different errors that a result lists."""
+"""Number of different errors that a result lists."""
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-"""Gives a progress callback for a piece of work of this name."""
+"""Gives a progress callback for a task of this name."""
 
 
 def recognizer_of(loaded: runs.LoadedModel, *, cut_above: float | None = None) -> Recognizer:
@@ -175,7 +175,7 @@ def evaluate_model(
 
 
 def _compared(path: Path, other: EvaluationResult, result: EvaluationResult) -> dict[str, Any]:
-    """The second model, and how the first differs from it."""
+    """Rates of the second model, and the difference of the first from it."""
     test = paired_bootstrap(other.counts, result.counts)
     return {"model": str(path), "wer": other.wer, **asdict(test)}
 
@@ -198,7 +198,7 @@ def _model_notes(recognizers: Mapping[Path, Recognizer], result: EvaluationResul
 
 
 def _details(result: EvaluationResult) -> dict[str, Any]:
-    """Where the errors are."""
+    """Confusions, and rates by speaker and by length."""
     utterances = result.hypotheses
     confusions = count_confusions((one.reference, one.hypothesis) for one in utterances)
     return {

@@ -55,28 +55,28 @@ def extract(
             of the dense net's parameters.
         sparsity: Share of the prunable weights that becomes zero, in [0, 1).
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
-        front: With ``size``: file (or folder) of a search whose spec of that size is taken; of a
-            size in bytes, the best of those that fit.
-        out: Artifact directory; None for ``<run>/extracted/<what was asked>``, such as ``25pct`` or
-            ``25pct-int8-8x1``: options that are not the default are in the name. Where a file gave
-            the sparsities they are in it as a digest, so that two files have two folders.
+        front: With ``size``: file (or folder) of a search; its spec of that size is used. For a
+            size in bytes, the best spec that fits is used.
+        out: Artifact directory; None for ``<run>/extracted/<request>``, such as ``25pct`` or
+            ``25pct-int8-8x1``: options that differ from the default are in the name. If a file
+            gives the sparsities, their digest is in the name, so that two files have two folders.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         block: ``1x1``, ``8x1``, ``16x1`` or ``4x4``: weights (outputs by inputs) that are kept or
-            dropped together; None for what the run was trained with.
+            dropped together; None for the block shape of the training.
         norm: Score of a block: ``l1``, the sum of its magnitudes, or ``l2``, of their squares.
-        scope: How matrices share the total: ``layer`` (the same sparsity in each, which is what a
-            supernet is trained for), ``global`` (one magnitude ranking), ``lamp``.
-        floor: Least share of its weights that any matrix keeps, in [0, 1]; one weight (or block)
-            stays in any case.
-        format: ``bitmask``, or ``dense`` for loaders that know nothing of masks.
+        scope: How matrices share the total: ``layer`` (the same sparsity in each, as in the
+            training of a supernet), ``global`` (one magnitude ranking), ``lamp``.
+        floor: Least share of its weights that any matrix keeps, in [0, 1]; at least one weight (or
+            block) always stays.
+        format: ``bitmask``, or ``dense`` for loaders that do not support masks.
         wer: Known word error rates in percent by test set, for the model card.
-        warn: Told in a line each what ``warnings`` of the result hold.
+        warn: Called with each line of ``warnings`` in the result.
 
     Returns:
-        ``path, parameters, nonzero, sparsity, bytes, seconds``, ``warnings`` (sizes that nobody
-        trained, a run that holds fewer non-zero weights than were asked for), the counts of
-        ``SizeReport.summary``, and ``layers`` as of :func:`omnisparse.runs.inspect`: all of what
-        the files hold, so that a kept weight which happens to be exactly zero is in none of them.
+        ``path, parameters, nonzero, sparsity, bytes, seconds``, ``warnings`` (a size that was not
+        trained, a run with fewer non-zero weights than requested), the counts of
+        ``SizeReport.summary``, and ``layers`` as in :func:`omnisparse.runs.inspect`. All are counts
+        of the files, so a kept weight that is exactly zero is not counted.
 
     Raises:
         ValueError: If the request cannot be met; the message names the legal range.
@@ -112,7 +112,7 @@ def extract(
     )
     (info,) = write_extractions(weights, [extraction], norm=norm)
     warnings = untrained_warnings(info.nonzero, contents.source)
-    if info.nonzero < budget.unprunable + sum(kept.values()):  # else nobody need count
+    if info.nonzero < budget.unprunable + sum(kept.values()):  # otherwise no weight is missing
         warnings += missing_warnings({n: count_nonzero(weights[n]) for n in kept}, kept, budget)
     for line in warnings:
         warn(line)
@@ -122,15 +122,15 @@ def extract(
 def missing_warnings(
     held: Mapping[str, int], asked: Mapping[str, int], budget: Budget
 ) -> list[str]:
-    """Tell of matrices that hold fewer non-zero weights than were asked for, as of a pruned net.
+    """Warning about matrices with fewer non-zero weights than requested, as in a pruned net.
 
     Args:
-        held: Non-zero weights that there are, by matrix.
+        held: Existing non-zero weights, by matrix.
         asked: Weights to keep, by matrix.
-        budget: That of the net.
+        budget: Budget of the net.
 
     Returns:
-        One line, if there are any.
+        One line, if there are such matrices.
     """
     there = sum(min(count, held[name]) for name, count in asked.items())
     wanted = sum(asked.values())
@@ -156,12 +156,12 @@ def contents_of(
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
 ) -> Contents:
-    """All of a run's artifact but its spec and weights.
+    """Everything in a run's artifact except its spec and weights.
 
     Args:
         run: The run.
-        weights: Its weights, of which names and shapes are read.
-        record: What their checkpoint says of them.
+        weights: Its weights; only names and shapes are read.
+        record: The record in their checkpoint.
         block: Block shape of the masks.
         precision: See :func:`extract`.
         format: See :func:`extract`.
@@ -188,7 +188,7 @@ def contents_of(
 
 
 def searched(contents: Contents, entry: FrontEntry) -> Contents:
-    """What the artifact of a subnet that a search found says: its bill counts the search."""
+    """Contents of the artifact of a subnet from a search; its cost includes the search."""
     source = dict(contents.source)
     source["search_evaluations"] = source.get("search_evaluations", 0) + entry.evaluations
     return replace(contents, source=source)
@@ -196,7 +196,7 @@ def searched(contents: Contents, entry: FrontEntry) -> Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What the user asked of an extraction."""
+    """The request of an extraction."""
 
     size: str | None
     sparsity: float | None
@@ -205,17 +205,17 @@ class _Request:
 
     def __post_init__(self) -> None:
         if self.front is not None and self.size is None:
-            raise UsageError("front is given without the size to take from it")
+            raise UsageError("front is given, but no size to take from it")
         given = [v for v in (self.size, self.sparsity, self.spec) if v is not None]
         if len(given) != 1:
             raise UsageError("exactly one of size, sparsity and spec must be given")
 
     def folder(self, options: Sequence[tuple[str, str]], kept: Mapping[str, int]) -> str:
-        """A folder name for the result, its own for every choice of ``options``.
+        """A folder name for the result, different for every choice of ``options``.
 
         Args:
-            options: What was chosen of each, and what it is by default.
-            kept: Weights that each matrix keeps: named where a file said so.
+            options: Chosen value and default of each option.
+            kept: Weights that each matrix keeps; in the name if they come from a file.
         """
         if self.size is not None:
             name = self.size.strip().replace("%", "pct")
@@ -227,31 +227,35 @@ class _Request:
         return "-".join([name, *(own for own, default in options if own != default)])
 
     def check(self, *, block: str | None, norm: str, scope: str, floor: float) -> None:
-        """Refuse options that choose weights where a spec has already chosen.
+        """Refuse options that choose weights if a spec has already chosen them.
 
         Raises:
-            UsageError: If there is one.
+            UsageError: If there is such an option.
         """
         named = "front" if self.front is not None else "spec"
         if self.front is None and self.spec is None:
             return
         if scope != "layer":
-            raise UsageError(f"scope {scope} with a {named}, which says what each matrix keeps")
+            raise UsageError(
+                f"scope {scope} is not legal with a {named}, which gives all sparsities"
+            )
         if self.front is not None and (block is not None or norm != "l1" or floor):
-            raise UsageError("block, norm or floor with a front, whose models were found without")
+            raise UsageError(
+                "block, norm and floor are not legal with a front, which was searched without them"
+            )
 
     def entry(
         self, budget: Budget, record: RunRecord, weights: Mapping[str, Array], contents: Contents
     ) -> FrontEntry | None:
-        """What the front has of the size, where one is to be looked at."""
+        """The front's entry of the size; None if no front is given."""
         if self.front is None or self.size is None:
             return None
         front = read_front(self.front)
         if front.identity != record.training.identity:
             raise ValueError(
-                f"{self.front}: found in other weights ({front.identity}) than these of "
-                f"{record.training.run} ({record.training.identity}); search in these, or take "
-                "the sparsities alone: --spec with a file of the folder specs beside it"
+                f"{self.front}: searched in other weights ({front.identity}) than those of "
+                f"{record.training.run} ({record.training.identity}); search again, or use only "
+                "the sparsities: --spec with a file of the folder specs beside it"
             )
         size = budget.parse(self.size)
         if size.kind != "bytes":
@@ -286,7 +290,7 @@ class _Request:
 
 
 def _checked(spec: SubnetSpec, budget: Budget, source: Path) -> dict[str, int]:
-    """Kept weights of a spec that a file gave; one that kills a matrix is refused."""
+    """Kept weights of a spec from a file; a spec that keeps too little of a matrix is refused."""
     try:
         kept = spec.counts(budget.prunable)
     except ValueError as error:
@@ -310,11 +314,11 @@ def solve_bytes(
     """Kept weights of the largest model whose files fit.
 
     Args:
-        budget: That of the net.
+        budget: Budget of the net.
         size: A request in bytes.
         state: Names, shapes and dtypes of all tensors.
-        contents: What the artifact will say beside its weights.
-        allocator: How a total is spread over the matrices.
+        contents: Contents of the artifact beside its weights.
+        allocator: Divides a total among the matrices.
 
     Raises:
         ValueError: If no model fits; the message names the legal range.

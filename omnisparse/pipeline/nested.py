@@ -1,4 +1,4 @@
-"""Nested files: every size of a run in one file, any smaller model being a prefix of it."""
+"""Nested files: every size of a run in one file; smaller models are prefixes of it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write_nested_run(
     started = time.perf_counter()
     run = runs.latest_run() if run is None else run
     description = runs.read_description(run)
-    if description.block != "1x1":  # a prefix keeps single weights: subnets it never trained
+    if description.block != "1x1":  # a prefix keeps single weights, which was not trained
         raise OmnisparseError(
             f"{run}: trained with block {description.block}; legal for --nested: 1x1"
         )
@@ -143,7 +143,7 @@ def extract_nested(
     budget = nested.budget
     spec = SubnetSpec.from_counts(counts, budget.prunable)
     known = {"tokenizer": artifact.tokenizer, "tokens_txt": artifact.tokens_txt, "spec": spec}
-    # What the file holds, so that a kept weight of exactly zero is in no count.
+    # Counts of the file, so that a kept weight of exactly zero is not counted.
     held = {fqn: int(np.count_nonzero(artifact.arrays[fqn])) for fqn in budget.prunable}
     info = write_artifact(out, state=artifact.arrays, num_kept=held, **{**vars(contents), **known})
     warnings = untrained_warnings(info.nonzero, contents.source)
@@ -156,15 +156,15 @@ def extract_nested(
 def _read(
     nested: NestedFile, size: str | None, sparsity: float | None, precision: str | None, format: str
 ) -> tuple[Contents, dict[str, int], Artifact]:
-    """What an artifact will say, the weights that each matrix keeps, and the net."""
-    nested.require_base()  # its lengths are believed below
+    """The contents of an artifact, the weights that each matrix keeps, and the net."""
+    nested.require_base()  # its lengths are used below
     budget = nested.budget
     request = budget.parse(size) if size is not None else parse_sparsity(sparsity or 0.0)
     header = nested.header
     contents = Contents(
         model=header.config["model"],
         features=header.config["features"],
-        # Their lengths are all that a plan needs of them.
+        # A plan needs only their lengths.
         tokenizer=bytes(header.tokenizer_bytes),
         tokens_txt="\0" * header.tokens_bytes,
         precision=precision or header.precision,
@@ -184,12 +184,12 @@ def _read(
 
 
 def extract_prefix(place: str, *, size: str, out: Path) -> dict[str, Any]:
-    """Writes the first bytes of a nested file that hold a size: a smaller nested file.
+    """Writes the prefix of a nested file that contains a size; it is a smaller nested file.
 
     Args:
-        place: Path or ``http(s)://`` address of the file; nothing behind the prefix is read.
-        size: ``16M`` or ``25%``: the shortest prefix that holds such a model; ``2MB``: the longest
-            that is no longer and ends with a band.
+        place: Path or ``http(s)://`` address of the file; only the prefix is read.
+        size: ``16M`` or ``25%``: the shortest prefix that contains such a model; ``2MB``: the
+            longest prefix within this size that ends with a band.
         out: The file to write; an existing nested file is replaced.
 
     Returns:
@@ -220,19 +220,19 @@ def extract_prefix(place: str, *, size: str, out: Path) -> dict[str, Any]:
 
 
 def grow(path: Path, place: str, *, size: str) -> dict[str, Any]:
-    """Fetches what a prefix lacks for a size from the whole file, and appends it.
+    """Fetches the bytes that a prefix lacks for a size from the whole file, and appends them.
 
     Args:
         path: The prefix; made if it does not exist.
         place: Path or ``http(s)://`` address of the whole file.
-        size: As of :func:`extract_prefix`.
+        size: As in :func:`extract_prefix`.
 
     Returns:
         ``path``, ``bytes`` now, ``added`` bytes, and ``nonzero``: the largest model now in it.
 
     Raises:
         ValueError: If ``size`` is not legal for this net.
-        FormatError: If the two files are not of one net, or bytes are damaged.
+        FormatError: If the two files belong to different nets, or bytes are damaged.
         OmnisparseError: If the file cannot be written.
     """
     before = path.stat().st_size if path.exists() else 0

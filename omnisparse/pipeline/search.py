@@ -53,23 +53,23 @@ def search_run(
 ) -> dict[str, Any]:
     """Find the best per-layer sparsity of each size of a trained run.
 
-    What was measured is kept in the output folder: a search that was stopped at any moment is
-    continued by the same call, and another one (more evaluations, other sizes) starts from it. The
-    front there keeps the sizes that were found before in the same weights on the same utterances
-    by the same objective; another front is renamed, and named to ``on_stage``.
+    All measurements are stored in the output folder. So the same call continues a stopped search,
+    and another search (more evaluations, other sizes) uses its measurements. The front there keeps
+    earlier sizes of the same weights, utterances and objective; any other front is renamed, and
+    ``on_stage`` is called with its new name.
 
     Args:
         run: Run directory; None for ``runs/latest``.
-        sizes: As ``--size`` takes them, but for bytes; all different.
-        config: What may be spent, and where to look.
-        manifest: Utterances to search on; the run's dev split if None. The word error rates found
-            are of the utterances that were searched on: measure the models on others.
+        sizes: In the syntax of ``--size``, except bytes; all different.
+        config: Number of evaluations, and the space to search.
+        manifest: Utterances to search on; the run's dev split if None. The resulting word error
+            rates are on these utterances: measure the models on other utterances, too.
         out: Folder of the results; None for ``<run>/search``.
         on_progress: ``(done, total, metrics)``.
-        on_stage: Told what begins.
+        on_stage: Called with a line about each stage.
 
     Returns:
-        ``front``, a list of ``{nonzero, wer, spec, ...}``, and how it came about.
+        ``front``, a list of ``{nonzero, wer, spec, ...}``, and facts about the search.
 
     Raises:
         ValueError: If a size or an option is not legal.
@@ -145,7 +145,7 @@ def _subset(
     on_progress: Callable[..., None] | None,
     on_stage: Callable[[str], None],
 ) -> Subset:
-    """Measure the first subnets on everything, and choose what the others are measured on."""
+    """Measure the first subnets on all items, and choose the subset for the other subnets."""
     import numpy as np
 
     every = [(total, spec) for total, specs in probes.items() for spec in specs]
@@ -164,7 +164,7 @@ def _subset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """How well a subnet recognises the whole dev set, in percent."""
+    """Error rates of a subnet on the whole dev set, in percent."""
 
     wer: float
     interval: Interval
@@ -211,9 +211,9 @@ def _entry(
     recognised: _Recognised,
     journal: Journal,
 ) -> FrontEntry:
-    """The best of a size: of the finalists and the uniform subnet the one with the lowest WER."""
+    """The best subnet of a size: the one with the lowest WER of finalists and uniform subnet."""
     total = task.totals[size]
-    bill = f"{total} evaluated"  # a best of ten searches has cost ten
+    bill = f"{total} evaluated"  # the best of ten searches costs ten searches
     spent = sorted({*(journal.get(bill) or ()), *(key_of(one.spec) for one in candidates)})
     if spent != journal.get(bill):
         journal.put(bill, spent)
@@ -239,12 +239,12 @@ def _entry(
 
 
 def _take_earlier(path: Path, journal: Journal, on_stage: Callable[[str], None]) -> Front | None:
-    """The front that an earlier search left, to be joined; another one is kept beside, and named.
+    """The front of an earlier search if it can be joined; otherwise it is renamed.
 
     Args:
-        path: Where it is.
-        journal: That of the search that takes its place.
-        on_stage: Told of a front that cannot be joined.
+        path: Path of the earlier front.
+        journal: Journal of the new search.
+        on_stage: Called with a message about a front that cannot be joined.
     """
     if not path.exists():
         return None
@@ -321,5 +321,5 @@ def _write(
             )
     write_csv(rows, out / "front.csv")
     plot_pareto(rows, out / "front.png", title=f"{task.run.name}: dev set, searched and uniform")
-    with replacing(out / FRONT) as partial:  # last: where it is, the others are too
+    with replacing(out / FRONT) as partial:  # last: if it exists, the others exist, too
         partial.write_text(front.to_json(facts), encoding="utf-8")

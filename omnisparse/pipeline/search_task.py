@@ -1,4 +1,4 @@
-"""What a search looks for in a trained run: its supernet, the sizes, what a subnet's score is."""
+"""The task of a search in a trained run: its supernet, the sizes, and the score of a subnet."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from omnisparse.sparsity.supernet import Supernet
 Objective = Literal["loss", "wer"]
 _RANDOM_PROBES = 2
 _LAYER_LEVELS = 17
-_SEEDS = 2**32  # that the sampler takes
+_SEEDS = 2**32  # number of seeds that the sampler accepts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    """What a search may spend, and where it looks."""
+    """Number of evaluations of a search, and the space that it searches."""
 
     evaluations: PositiveInt = 200
-    """Subnets evaluated, of all sizes together."""
+    """Number of evaluated subnets, over all sizes."""
     objective: Objective = "loss"
-    """What is minimised: the label loss per token, or word errors per word (slower)."""
+    """The minimised value: the label loss per token, or word errors per word (slower)."""
     utterances: PositiveInt = 100
-    """Utterances of the subset, about; they are chosen in batches."""
+    """Approximate number of utterances in the subset; they are chosen in batches."""
     utterances_per_item: PositiveInt = 8
-    """Utterances that are computed, and chosen, together."""
+    """Utterances that are computed and chosen together."""
     finalists: PositiveInt = 2
-    """Best subnets of each size, beside the uniform one, recognised on the whole dev set."""
+    """Number of best subnets of each size that are evaluated on the whole dev set, beside the
+    uniform one."""
     layer_groups: tuple[str, ...] = ()
     """Expressions of matrices that share a density; by layer if empty."""
     spread: Annotated[float, Range(above=0, maximum=MAX_SPREAD)] = 3.0
@@ -54,7 +55,7 @@ class SearchConfig:
 
 
 class SearchTask:
-    """The supernet of a run and the subnets of it that are looked for."""
+    """The supernet of a run, and the sizes of the subnets to find."""
 
     def __init__(self, run: Path, sizes: Sequence[str], config: SearchConfig) -> None:
         runs.require_directory(run)
@@ -79,11 +80,11 @@ class SearchTask:
             block=block,
         )
         distinct = {self.space.spec(total) for total in self.totals.values()}
-        if len(distinct) < len(sizes):  # with blocks, two totals may be one subnet
+        if len(distinct) < len(sizes):  # with blocks, two totals may give the same subnet
             raise UsageError(f"sizes {','.join(sizes)}: two of them are the same size")
 
     def circumstances(self) -> dict[str, Any]:
-        """What a measurement depends on, beside the spec and the utterances."""
+        """Everything that a measurement depends on, beside the spec and the utterances."""
         digest = hashlib.sha256()
         for name, tensor in self.loaded.model.state_dict().items():
             digest.update(name.encode())
@@ -111,10 +112,10 @@ class SearchTask:
         return losses if self.config.objective == "loss" else errors
 
     def probes(self) -> dict[int, list[SubnetSpec]]:
-        """Allocations of each size to begin with: uniform, LAMP, half-way, and random ones.
+        """First allocations of each size: uniform, LAMP, half-way, and random ones.
 
         Raises:
-            UsageError: If the evaluations do not suffice for them.
+            UsageError: If there are fewer evaluations than these allocations.
         """
         probes: dict[int, list[SubnetSpec]] = {}
         weights = self.supernet.weights()

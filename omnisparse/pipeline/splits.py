@@ -1,4 +1,4 @@
-"""The corpora of a configuration: which they are, their cuts, and what a run says of them."""
+"""The corpora of a configuration: their cuts, and the messages of a run about them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _EMBEDDED = "{} (embedded corpus, synthetic speech)"
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """One corpus that a split is made of."""
+    """One corpus of a split."""
 
     name: str
-    """Its manifest; of the embedded corpus, its folder too."""
+    """Name for messages: its manifest; for the embedded corpus also its folder."""
     cuts: CutSet
-    """Its utterances as recorded: no copies at other speeds."""
+    """Its utterances, without copies at other speeds."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Splits:
     train: CutSet
     dev: CutSet
     train_corpora: tuple[Corpus, ...] = ()
-    """What ``train`` is made of."""
+    """The corpora of ``train``."""
     dev_corpora: tuple[Corpus, ...] = ()
-    """What ``dev`` is made of."""
+    """The corpora of ``dev``."""
     speed_factors: tuple[float, ...] = (1.0,)
-    """Speeds of which the training manifests give a copy each."""
+    """Speeds of the copies of the training manifests."""
 
 
 def load_splits(
@@ -52,14 +52,14 @@ def load_splits(
     speed_factors: Sequence[float] = (1.0,),
     sampling_rate: int | None = None,
 ) -> Splits:
-    """Speak the embedded corpus if there is one and it is absent, and read all manifests.
+    """Make the embedded corpus if it is configured and missing, and read all manifests.
 
     Args:
         config: The corpora.
-        stage: Told what is being made.
-        speed_factors: Speeds of which the training manifests give a copy each; the embedded
-            corpus varies its rates by itself and is left alone.
-        sampling_rate: Rate that all audio is brought to, in Hz; None for its own.
+        stage: Called with messages about the work.
+        speed_factors: Speeds of the copies of the training manifests; the embedded corpus is not
+            copied, because it already varies its rates.
+        sampling_rate: Rate to which all audio is resampled, in Hz; None for no resampling.
 
     Raises:
         DataError: If a manifest cannot be used or the training split is empty.
@@ -135,7 +135,7 @@ def _load(
 
 
 def tell_corpora(splits: Splits, stage: Callable[[str], None]) -> None:
-    """Say what is trained on, and what the dev split is: corpora, utterances, hours, speakers."""
+    """Tell the user the training and dev corpora: utterances, hours, speakers."""
     for line in describe_corpora("trains on", splits.train_corpora):
         stage(line)
     if splits.speed_factors != (1.0,):
@@ -147,7 +147,7 @@ def tell_corpora(splits: Splits, stage: Callable[[str], None]) -> None:
 
 
 def tell_unseen(splits: Splits, tokenizer: Tokenizer, stage: Callable[[str], None]) -> None:
-    """Tell of words that no model with this tokenizer can write, one line a split."""
+    """Tell the user about words that this tokenizer cannot write, one line per split."""
     for name, cuts in (("training", splits.train), ("dev", splits.dev)):
         line = find_unseen(tokenizer, map(text_of, cuts)).describe()
         if line:
@@ -155,10 +155,10 @@ def tell_unseen(splits: Splits, tokenizer: Tokenizer, stage: Callable[[str], Non
 
 
 def describe_corpora(title: str, corpora: Sequence[Corpus]) -> list[str]:
-    """Lines that say how large corpora are, together and each.
+    """Lines with the sizes of corpora, in total and each.
 
     Args:
-        title: Begins the first line.
+        title: Start of the first line.
         corpora: The corpora.
     """
     if len(corpora) == 1:
@@ -175,7 +175,7 @@ def _size_of(cuts: Iterable[Any]) -> str:
 
 
 def list_test_manifests(config: CorpusConfig) -> list[Path]:
-    """Where the test splits of a corpus configuration lie, whether they exist or not."""
+    """Paths of the test splits of a corpus configuration; they may not exist."""
     base = Path(config.base)
     tests = [base / path for path in config.test]
     if config.synthetic is not None:
@@ -184,9 +184,9 @@ def list_test_manifests(config: CorpusConfig) -> list[Path]:
 
 
 def synthetic_folder(config: CorpusConfig) -> Path:
-    """Folder of the embedded corpus that ``config`` asks for; other settings, other folder.
+    """Folder of the embedded corpus of ``config``; different settings have different folders.
 
-    A text is known by what is in it, so that it may be named by any path.
+    A text is identified by its content, so its path does not matter.
     """
     synthetic = config.synthetic or SyntheticConfig()
     name = "books" if synthetic.text else synthetic.preset
@@ -198,7 +198,7 @@ def synthetic_folder(config: CorpusConfig) -> Path:
 
 
 def _digest(text: str | None) -> str | None:
-    """Hash of a file of sentences; its name where there is none to read, which others tell of."""
+    """Hash of a file of sentences; its name if it cannot be read (reported elsewhere)."""
     try:
         return None if text is None else hashlib.sha256(Path(text).read_bytes()).hexdigest()
     except OSError:
@@ -206,7 +206,7 @@ def _digest(text: str | None) -> str | None:
 
 
 def _join(parts: Sequence[CutSet]) -> CutSet:
-    """Put corpora together; a name that occurs twice gets its corpus's number."""
+    """Join corpora; a name that occurs twice gets the number of its corpus."""
     joined: list[Any] = []
     seen: set[str] = set()
     for number, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""What a method needs beside the data: trained nets to start from and to learn from."""
+"""Trained nets that a run starts from or learns from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from omnisparse.sparsity.layer_limit import check_layer_limit, count_layers, par
 from omnisparse.sparsity.prunable import find_prunable
 
 Stage = Callable[[str], None]
-"""Told a line about what is being done."""
+"""Called with a line about the present work."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Student:
     extractor: FeatureExtractor
     tokenizer: Tokenizer
     is_fresh: bool
-    """Whether the run starts; a resumed one takes its weights from its checkpoint."""
+    """Whether the run is new; a resumed run takes its weights from its checkpoint."""
 
 
 def require_models(config: RunConfig) -> None:
-    """Refuse a teacher, initial net or tokenizer that is not there, before anything is written.
+    """Refuse a missing teacher, initial net or tokenizer, before anything is written.
 
     Raises:
         OmnisparseError: Naming it.
@@ -72,7 +72,7 @@ def choose_extractor(
 ) -> FeatureExtractor:
     """The features of the net in training, with the statistics that normalise them.
 
-    A run that is continued keeps those it began with, whatever its data is now.
+    A continued run keeps the statistics with which it began, even if its data has changed.
 
     Raises:
         OmnisparseError: If ``init`` cannot be read.
@@ -88,13 +88,13 @@ def choose_extractor(
     given = runs.load_model(config.init).extractor
     shapes = [(one.num_bins, one.stack, one.sampling_rate) for one in (given, own)]
     if shapes[0] != shapes[1]:
-        return own  # refused with the net itself, which tells what differs
+        return own  # refused later together with the net, with a message about the difference
     stage(f"features are normalised by the statistics of {config.init}")
     return given
 
 
 def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
-    """Tell the parameters of the net, and of every layer where a limit is set, and check that.
+    """Tell the user the parameters of the net; with a limit, also of every layer, and check it.
 
     Raises:
         OmnisparseError: If a layer has more than ``max_layer_parameters``; names it.
@@ -115,8 +115,8 @@ def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
 def start_weights(init: str, student: Student, stage: Stage) -> None:
     """Write the weights of another net into the net in training.
 
-    A net of the same shape is copied. Where the net in training has LSTMP layers and the other
-    the same layers without projection, those are factorised by truncated SVD.
+    A net of the same shape is copied. If the net in training has LSTMP layers and the other net has
+    the same layers without projection, these are factorised by truncated SVD.
 
     Raises:
         OmnisparseError: If it cannot be read, or its tokens, features or shapes do not fit.
@@ -170,9 +170,9 @@ def load_method(
     accelerator: Accelerator,
     stage: Stage,
 ) -> Method:
-    """Build the method, its teacher loaded, checked and, where needed, its hypotheses decoded.
+    """Build the method; load and check its teacher, and decode its hypotheses if needed.
 
-    A fresh run starts from ``config.init``, if there is one.
+    A new run starts from ``config.init``, if it is set.
 
     Raises:
         OmnisparseError: If the teacher or the initial net cannot be used for this student.
@@ -205,7 +205,7 @@ def load_method(
             accelerator=accelerator, stage=stage,
         )  # fmt: skip
     if accelerator.mixed_precision != "no":
-        # The precision of the student's forward; the wrapped net is no part of what is trained.
+        # With the precision of the student's forward pass; the wrapped net is not trained.
         teacher_model = accelerator.prepare_model(teacher_model, evaluation_mode=True)
     scale, shift = feature_map(loaded.extractor, student.extractor)
     teacher = Teacher(teacher_model, scale=scale, shift=shift, hypotheses=hypotheses)
@@ -225,7 +225,7 @@ def _hypotheses(
     accelerator: Accelerator,
     stage: Stage,
 ) -> Found:
-    """Hypotheses of all training utterances, from the cache as far as it goes."""
+    """Hypotheses of all training utterances; those in the cache are not decoded again."""
     ordered = sorted(features.available(cuts), key=lambda cut: (cut.duration, cut.id))
     by_id = {cut.id: cut for cut in ordered}
     key = {
@@ -256,7 +256,7 @@ def _hypotheses(
 def _check_not_above(
     name: str, teacher: SpeechModel, config: RunConfig, model: SpeechModel
 ) -> None:
-    """Refuse a student that ends larger than its teacher.
+    """Refuse a student that is larger than its teacher at the end of training.
 
     Raises:
         OmnisparseError: Naming both sizes.

@@ -71,18 +71,18 @@ def train(
     """Train what ``config`` describes and return the finished run.
 
     A run directory with the same configuration is continued from its newest checkpoint; a
-    finished one is returned at once. Both only where the data, and the nets that the configuration
-    names, are those it began with.
+    finished one is returned at once. Both are refused if the data, or the nets that the
+    configuration names, differ from those with which the run began.
 
     Args:
         config: The run configuration.
         out: Run directory; None for ``runs/<name>``, or the first free ``runs/<name>-2`` and on.
-        row: Row of a comparison that the run is made for, for the record.
-        size: Size that the run is made for, for the record.
-        is_helper: Whether the run is made for another one, such as a teacher: ``runs/latest`` is
-            left alone, as it is within a sweep.
-        accept_changes: Go on where the training data, a teacher or ``init`` have changed since the
-            run began.
+        row: Row of a comparison for which the run is trained; recorded.
+        size: Size for which the run is trained; recorded.
+        is_helper: Whether the run is trained for another run, such as a teacher: ``runs/latest`` is
+            not changed then, as in a sweep.
+        accept_changes: Continue even if the training data, a teacher or ``init`` have changed since
+            the run began.
         on_progress: Called after every optimizer step.
         on_stage: Called with a line about each stage before the loop.
 
@@ -120,11 +120,11 @@ def _train(
     on_progress: StepProgress | None,
     moves_latest: bool,
 ) -> TrainResult:
-    """Train in ``run``, which is this training's alone."""
+    """Train in ``run``, which is locked for this training."""
     stage = data.stage
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    with accelerator.main_process_first():  # the others find corpus, tokenizer, features made
+    with accelerator.main_process_first():  # the others find corpus, tokenizer and features
         splits = data.load()
         if accelerator.is_main_process:
             data.check(splits)
@@ -261,7 +261,7 @@ def _load(trainer: Trainer, checkpoint: Checkpoint, stage: Callable[[str], None]
 
 
 def is_in_sweep() -> bool:
-    """Whether a sweep started this process: ours, or an agent of W&B."""
+    """Whether a sweep (ours, or an agent of W&B) started this process."""
     return bool(os.environ.get(SWEEP) or os.environ.get("WANDB_SWEEP_ID"))
 
 
@@ -322,7 +322,7 @@ def _evaluator(
 ) -> Callable[[int], Metrics] | None:
     if not config.training.evaluate_every or len(dev) == 0:
         return None
-    # Evenly spread, so that every corpus of a joined dev split is seen.
+    # Evenly spread, so that every corpus of a joined dev split is represented.
     count = min(len(dev), config.training.evaluate_utterances)
     every = len(dev) / count
     listed = list(dev)

@@ -1,4 +1,4 @@
-"""The data of a run: read, told, and held against what the run was trained on before."""
+"""Reading the data of a run, and comparing it with the earlier training data of the run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from omnisparse.training.checkpoint import list_checkpoints
 
 
 class TrainingData:
-    """What a run is trained on.
+    """The training data of a run.
 
     Args:
         config: The run configuration.
         run: The run directory.
-        stage: Told a line about what is read and what has changed.
-        accept_changes: Go on with data that has changed since the run began.
+        stage: Called with lines about the data and its changes.
+        accept_changes: Continue with data that has changed since the run began.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TrainingData:
         self._config, self._run, self._accept_changes = config, run, accept_changes
 
     def load(self) -> Splits:
-        """Read the splits, speak the embedded corpus where it is absent, and say what they are.
+        """Read the splits, make the embedded corpus if it is missing, and tell the user about them.
 
         Raises:
             DataError: If they cannot be used.
@@ -56,7 +56,7 @@ class TrainingData:
         return splits
 
     def check(self, splits: Splits) -> None:
-        """Refuse training data that is not what the run began with; keep a list of it otherwise.
+        """Refuse training data that differs from that of the run's start; otherwise store its list.
 
         Raises:
             OmnisparseError: Naming what has changed.
@@ -66,14 +66,14 @@ class TrainingData:
         if list_checkpoints(self._run / "checkpoints"):
             before = read_utterances(self._run)
             if before is None:
-                self.stage(f"{self._run} kept no list of its data: whether it changed is unknown")
+                self.stage(f"{self._run} has no list of its data: changes cannot be detected")
         if before is not None:
             self._refuse(before, now)
         if before != now:
             write_utterances(self._run, now)
 
     def check_finished(self) -> None:
-        """Refuse data that a finished run was not trained on; what is not there is passed over.
+        """Refuse data that differs from that of a finished run; missing data is not compared.
 
         Raises:
             OmnisparseError: Naming what has changed.
@@ -83,7 +83,7 @@ class TrainingData:
         if before is None:
             return
         if corpus.synthetic is not None and not synthetic_folder(corpus).exists():
-            self.stage(f"{synthetic_folder(corpus)} is not there: the data is not compared")
+            self.stage(f"{synthetic_folder(corpus)} does not exist: the data is not compared")
             return
         try:
             splits = self.load()

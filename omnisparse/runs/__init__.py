@@ -1,1 +1,1 @@
-"""Room: runs. What a run directory is: its files, its record, who may write it."""
+"""Room: runs. Run directories: their files, their record, and the lock of a training."""

@@ -1,4 +1,4 @@
-"""Taking a run directory: found or made, and held by one training at a time."""
+"""Finding or making a run directory, and locking it for one training at a time."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from omnisparse.training.tracking import Metrics, flatten
 
 try:
     import fcntl
-except ImportError:  # Windows: two trainings of one run directory are the user's to avoid
+except ImportError:  # Windows: the user must avoid two trainings in one run directory
     fcntl = None  # type: ignore[assignment]
 
 _EARLY_FILES = (
     "tokenizer.model", "tokens.txt", "model.json", "metrics.jsonl", "wandb-id", "wandb-sent",
     "left_out.jsonl", CORPUS_FILE,
 )  # fmt: skip
-"""What a training writes before its first checkpoint."""
+"""Files that a training writes before its first checkpoint."""
 
 
 class RunDirectoryError(OmnisparseError):
-    """A run directory that cannot be used; the main process finds it out for all."""
+    """A run directory that cannot be used; the main process detects it for all processes."""
 
     on_every_process = True
 
@@ -60,17 +60,17 @@ def claimed_run(
     size: str | None,
     accept_changes: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Find or make the run directory and hold it; the main process decides for all.
+    """Find or make the run directory and lock it; the main process decides for all processes.
 
     Args:
         config: The run configuration.
-        out: The directory asked for; None for ``runs/<name>``.
+        out: The requested directory; None for ``runs/<name>``.
         accelerator: The processes.
-        stage: Told when another training has to be waited for, and which directories are taken.
+        stage: Called with messages about waiting for another training and about used directories.
         row: As of :func:`omnisparse.runs.record.make_record`.
         size: As there.
-        accept_changes: Go on where a net that the configuration names (``init``, a teacher) or a
-            tokenizer is another one than when the run began.
+        accept_changes: Continue even if a net that the configuration names (``init``, a teacher) or
+            a tokenizer differs from the one with which the run began.
 
     Yields:
         The directory, and the record for its checkpoints.
@@ -109,12 +109,12 @@ def _hold_run(
         lock = _lock(run, stage, may_wait=may_wait)
         if _differing_key(run, config_to_dict(config)) is None:
             return run, lock
-        if lock is not None:  # whoever was waited for has made another run of it
+        if lock is not None:  # the other training may have made a different run
             lock.close()
 
 
 def _lock(run: Path, stage: Callable[[str], None], *, may_wait: bool) -> IO[str] | None:
-    """Hold ``run`` for this process; the system lets go of it even where the process is killed.
+    """Lock ``run`` for this process; the system releases the lock even if the process is killed.
 
     Raises:
         RunDirectoryError: If another process trains it and ``may_wait`` is false.
@@ -136,7 +136,7 @@ def _lock(run: Path, stage: Callable[[str], None], *, may_wait: bool) -> IO[str]
 def _choose_run(config: RunConfig, out: Path | None, stage: Callable[[str], None]) -> Path:
     document = config_to_dict(config)
     if out is not None:
-        out = out.resolve()  # `runs/latest` means the run, not the link
+        out = out.resolve()  # `runs/latest` stands for the run, not the link
         differing = _differing_key(out, document)
         if differing is not None:
             raise OmnisparseError(f"{out}: holds a run of another configuration ({differing})")
@@ -157,7 +157,7 @@ def check_starts(
     """Compare the nets that a run starts from or learns from with those of its newest checkpoint.
 
     Raises:
-        OmnisparseError: If one is another now and ``accept_changes`` is false; names it.
+        OmnisparseError: If one differs now and ``accept_changes`` is false; names it.
     """
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
@@ -165,7 +165,7 @@ def check_starts(
     try:
         before = read_state(checkpoints[-1])["state"].get("record", {}).get("starts", {})
     except FormatError:
-        return  # loading falls back to the checkpoint before it, or says what is wrong
+        return  # loading falls back to an earlier checkpoint, or reports the problem
     changed = [
         f"{key} was {before[key]} and is {now}"
         for key, now in record["starts"].items()
@@ -177,7 +177,7 @@ def check_starts(
 def refuse_changes(
     run: Path, changed: Sequence[str], stage: Callable[[str], None], *, accept_changes: bool
 ) -> None:
-    """Refuse to go on with a run whose data or nets are others now, or tell where it is asked for.
+    """Refuse to continue a run whose data or nets have changed; only tell if that is accepted.
 
     Raises:
         OmnisparseError: Naming what has changed, and what can be done.
@@ -203,25 +203,25 @@ def _make_run(run: Path, config: RunConfig) -> Path:
 
 
 def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
-    """Name what keeps ``run`` from being used for ``document``; None if nothing does."""
+    """The reason why ``run`` cannot be used for ``document``; None if there is none."""
     if not run.exists() or (run.is_dir() and not any(p.name != LOCK for p in run.iterdir())):
         return None
     if (run / "config.yaml").is_file() and not list_checkpoints(run / "checkpoints"):
         if fcntl is None or (run / LOCK).exists():
-            return None  # it failed before its first checkpoint: nothing of it is worth keeping
-        return "files that no training left there"
+            return None  # it failed before its first checkpoint: nothing needs to be kept
+        return "files that are not from a training"
     try:
         existing = read_yaml((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return "it has no readable config.yaml"
     if not isinstance(existing, dict):
         return "it has no readable config.yaml"
-    with suppress(ConfigError):  # else its own words are compared
+    with suppress(ConfigError):  # otherwise its text is compared
         existing = config_to_dict(config_from_dict(existing))  # newer keys have their defaults
     old, new = flatten(existing), flatten(document)
     for key in [*new, *old]:
         if key.startswith("tracking.") or key == "training.threads":
-            continue  # where metrics go and how many cores are used do not change a run
+            continue  # tracking and the number of cores do not change a run
         if old.get(key) != new.get(key):
             return f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
     return None
@@ -235,10 +235,10 @@ def finished_metrics(run: Path) -> tuple[int, Metrics] | None:
     try:
         document = read_state(checkpoints[-1])
     except FormatError:
-        return None  # loading falls back to the checkpoint before it
+        return None  # loading falls back to an earlier checkpoint
     if document["step"] < document["state"].get("record", {}).get("max_steps", math.inf):
         return None
-    records = run / "metrics.jsonl"  # a run of no steps has none
+    records = run / "metrics.jsonl"  # a run without steps has none
     lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
     metrics: Metrics = {}
     for line in map(json.loads, lines):
@@ -248,7 +248,7 @@ def finished_metrics(run: Path) -> tuple[int, Metrics] | None:
 
 
 def _commit() -> str | None:
-    """The commit of the working tree the package runs from, if it is one."""
+    """The commit of the working tree from which the package runs, if there is one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

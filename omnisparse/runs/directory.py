@@ -1,8 +1,8 @@
-"""Run directories, and MODEL: what a run or an artifact is to every command.
+"""Run directories, and MODEL: the run or artifact that commands read.
 
-``runs/<name>/`` holds ``config.yaml`` (resolved), ``model.json`` (what a reader of the checkpoint
-needs to know), ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.model`` and ``tokens.txt``;
-``runs/latest`` links to the newest.
+``runs/<name>/`` holds ``config.yaml`` (resolved), ``model.json`` (needed to read a checkpoint),
+``metrics.jsonl``, ``checkpoints/``, ``tokenizer.model`` and ``tokens.txt``; ``runs/latest`` links
+to the newest run.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 _DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
-"""Weights of a checkpoint."""
+"""File of the weights in a checkpoint."""
 _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """What the weights of a run are weights of."""
+    """Description of the net whose weights a run holds."""
 
     model: dict[str, Any]
     """Configuration of the model with ``kind``, ``input_dim`` and ``vocab_size``."""
     features: dict[str, Any]
     """``FeatureExtractor.to_dict()``."""
     prunable: list[str]
-    """Names of the matrices that an extraction may thin."""
+    """Names of the matrices that an extraction may prune."""
     parameters: list[str]
     """Names of all parameters, in model order."""
     method: str
@@ -54,7 +54,7 @@ class RunDescription:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A net ready to recognise, with what belongs to it."""
+    """A net ready to recognise, with its features and tokenizer."""
 
     model: SpeechModel
     tokenizer: Tokenizer
@@ -124,10 +124,10 @@ def latest_run() -> Path:
 
 
 def link_latest(run: Path) -> None:
-    """Let ``runs/latest`` point to ``run``, wherever that is, in one step."""
+    """Let ``runs/latest`` point to ``run`` (anywhere on the disk), atomically."""
     link = RUNS / "latest"
     if link.exists() and not link.is_symlink():
-        return  # the user's own folder of that name
+        return  # the user has a folder of that name
     RUNS.mkdir(parents=True, exist_ok=True)
     partial = RUNS / f".latest.{os.getpid()}"
     partial.unlink(missing_ok=True)
@@ -138,13 +138,13 @@ def link_latest(run: Path) -> None:
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
-    """Find the newest checkpoint of ``run`` whose weights are whole, and its ``state.json``.
+    """Find the newest checkpoint of ``run`` with complete weights, and its ``state.json``.
 
-    Only the size of the file and its header are checked: reading every byte would cost more than
+    Only the size of the file and its header are checked: reading every byte would take longer than
     an extraction.
 
     Raises:
-        FormatError: If there is no checkpoint that is whole.
+        FormatError: If there is no complete checkpoint.
     """
     from omnisparse.artifact import MappedState
     from omnisparse.training.checkpoint import list_checkpoints, read_state, tensor_file
@@ -168,11 +168,11 @@ def newest_weights(run: Path) -> tuple[MappedState, Path]:
     """Map the weights of the newest checkpoint of ``run`` into memory.
 
     Returns:
-        The weights, and the checkpoint's folder: whatever else is read of it (a training that goes
-        on may write the next at any moment) belongs to them.
+        The weights and the checkpoint's folder. Read all other files from this folder, because a
+        running training may write the next checkpoint at any moment.
 
     Raises:
-        FormatError: If there is no checkpoint that is whole.
+        FormatError: If there is no complete checkpoint.
     """
     from omnisparse.artifact import MappedState
 
@@ -184,14 +184,14 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
     """Load MODEL.
 
     Args:
-        path: An artifact directory, a run directory (its dense net), a checkpoint of one, or a
+        path: An artifact directory, a run directory (its dense net), a checkpoint of a run, or a
             nested file or its ``http(s)://`` address.
-        size: Which model of a nested file: ``16M``, ``25%``, or ``2MB`` for the largest in its
-            first 2 MB; None for the largest that is there.
+        size: Model of a nested file: ``16M``, ``25%``, or ``2MB`` for the largest in its first
+            2 MB; None for the largest that is present.
 
     Raises:
-        OmnisparseError: If it is none of these, or damaged, or ``size`` is given and it is not
-            nested.
+        OmnisparseError: If it is none of these, or damaged, or ``size`` is given for another kind
+            than a nested file.
         ValueError: If the file has no model of ``size``; names the legal range.
     """
     from omnisparse.artifact import as_tensor, is_artifact, read_artifact
@@ -267,7 +267,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     file = folder / "tokenizer.model" if folder.is_dir() else path
     if not file.is_file():
         raise OmnisparseError(
-            f"{file}: there is no such file; a run, an artifact or a tokenizer.model is expected"
+            f"{file}: no such file; a run, an artifact or a tokenizer.model is expected"
         )
     return Tokenizer.load(file)
 
@@ -280,7 +280,7 @@ def _fitting(
     path: Path | str,
     trained_seconds: float | None,
 ) -> LoadedModel:
-    """Put the parts together, if the net reads what the extractor makes and its tokens exist."""
+    """Combine the parts, after checking that net, extractor and tokenizer fit together."""
     if extractor.input_dim != model.input_dim:
         raise FormatError(
             f"{path}: its features have {extractor.input_dim} values a frame, its model reads "
@@ -301,7 +301,7 @@ def _extractor(owner: type[FeatureExtractor], document: Any, path: Path | str) -
 
 
 def require_directory(path: Path) -> None:
-    """Refuse a MODEL that is no directory.
+    """Refuse a MODEL that is not a directory.
 
     Raises:
         OmnisparseError: If ``path`` is absent or a file.
@@ -335,19 +335,19 @@ def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path | s
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
-    """Count what MODEL or a nested file holds, from its bytes.
+    """Count the content of MODEL or a nested file from its bytes.
 
     Args:
-        path: MODEL, a nested file, or the ``http(s)://`` address of one: of that, only the header
-            is read.
+        path: MODEL, a nested file, or the ``http(s)://`` address of one; for an address, only the
+            header is read.
 
     Returns:
         ``kind, parameters, nonzero, sparsity, bytes, layers``, the counts of
-        ``SizeReport.summary``, and what the kind of file tells beside: see
+        ``SizeReport.summary``, and further entries for each kind of file: see
         :func:`omnisparse.artifact.inspect_artifact`, ``inspect_nested`` and ``inspect_header``.
 
     Raises:
-        OmnisparseError: If it is none of them, or damaged.
+        OmnisparseError: If it is none of these, or damaged.
     """
     from omnisparse.artifact import inspect_artifact, is_artifact
     from omnisparse.nested import inspect_header, inspect_nested, is_nested, is_url

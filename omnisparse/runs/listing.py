@@ -1,4 +1,4 @@
-"""The runs of a folder, each in a line, read without weights and without torch."""
+"""A list of the runs in a folder, read without weights and without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omnisparse.runs.record import read_record
 FINISHED, TRAINING, STOPPED = "finished", "training", "stopped"
 NO_CHECKPOINT, DAMAGED = "no checkpoint", "damaged"
 LOCK = ".lock"
-"""File of a run that its training holds."""
+"""File of a run that its training locks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +30,29 @@ class RunSummary:
     latest: bool
     """Whether ``runs/latest`` links to it."""
     method: str | None
-    """Row of a comparison that it was made for, else its training method."""
+    """Row of a comparison for which it was trained, else its training method."""
     steps: int
     """Optimizer steps of its newest checkpoint."""
     max_steps: int | None
-    """Optimizer steps of the whole run; None where no checkpoint says it."""
+    """Optimizer steps of the whole run; None if no checkpoint has this number."""
     state: str
-    """``finished``, ``training`` (a process holds it), ``stopped``, ``no checkpoint`` or
+    """``finished``, ``training`` (a process has its lock), ``stopped``, ``no checkpoint`` or
     ``damaged``."""
     dev_wer: float | None
     """The last word error rate on its dev split, in percent; None where it was not measured."""
     parameters: int | None
-    """Parameters of its net, zeros included."""
+    """Parameters of its net, including zeros."""
     size: str | None
-    """Size that it was made for; None for the whole net, and for a supernet, which has all."""
+    """Size for which it was trained; None for the whole net, and for a supernet (all sizes)."""
     date: str | None
-    """When its newest checkpoint was written, local time."""
+    """Local time at which its newest checkpoint was written."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return asdict(self)
 
     def describe(self) -> str:
-        """What a training that is about to begin finds here: new, continued or finished."""
+        """How a training that starts now finds this run: new, continued or finished."""
         if self.state == FINISHED:
             return f"already finished ({self.steps:,} steps)"
         if self.date is None:
@@ -62,7 +62,7 @@ class RunSummary:
 
 
 def list_runs(folder: Path = runs.RUNS) -> list[RunSummary]:
-    """The runs right below ``folder``, the newest first; links are passed over.
+    """The runs directly in ``folder``, the newest first; links are skipped.
 
     Raises:
         OmnisparseError: If ``folder`` is a file.
@@ -77,7 +77,7 @@ def list_runs(folder: Path = runs.RUNS) -> list[RunSummary]:
 
 
 def summarize(run: Path) -> RunSummary:
-    """Read what ``run`` says of itself; what is damaged is left out and called so."""
+    """Read the summary of ``run``; damaged parts are left out, and its state is ``damaged``."""
     link = runs.RUNS / "latest"
     known: dict[str, Any] = {
         "name": run.name,
@@ -134,12 +134,12 @@ def _last_dev_wer(path: Path) -> float | None:
             try:
                 return float(json.loads(line)["dev/wer"])
             except (ValueError, KeyError, TypeError):
-                continue  # the half line of a killed process
+                continue  # incomplete line of a killed process
     return None
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process holds a run. Asking for the lock would keep a starting one from it."""
+    """Whether a process has the lock. It is not requested here: that could block a new process."""
     try:
         inode = str(os.stat(lock).st_ino)
         held = Path("/proc/locks").read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,8 @@
-"""What a run cost, and which other runs it needed: read from its newest checkpoint.
+"""The cost of a run and the other runs that it needed, read from its newest checkpoint.
 
 A checkpoint's ``record`` holds seed, commit, the row and size that a recipe gave the run, and its
-``sources``: the runs whose weights it started from or learned from, with their costs and sources at
-that time, so that the bill stays complete where those runs are deleted later.
+``sources``: the runs whose weights it started from or learned from. The costs and sources of these
+runs are copied, so that the total cost stays complete if they are deleted later.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SOURCE_KEYS = ("teacher", "init")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training that happened, by the weights it left, and what it cost by itself."""
+    """One training, identified by its weights, and its own cost."""
 
     run: str
     """Name of the run directory."""
     identity: str
-    """Step and checksum of its weights: the same training is counted once wherever it is named."""
+    """Step and checksum of its weights, so that the same training is counted only once."""
     utterance_passes: float = 0.0
     optimizer_steps: int = 0
     device_seconds: float = 0.0
@@ -40,16 +40,16 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run says about itself beside its weights."""
+    """The record of a run beside its weights."""
 
     training: Training
     """The run's own training."""
     sources: tuple[Training, ...]
-    """The trainings it needed, and those they needed; each once."""
+    """The trainings that it needed, and those that these needed; each once."""
     row: str | None
-    """Row of the comparison that the recipe made it for, such as ``pruned``."""
+    """Row of the comparison for which the recipe trained it, such as ``pruned``."""
     size: str | None
-    """Size that the recipe made it for, such as ``25%``; None for the whole net or none named."""
+    """Size for which the recipe trained it, such as ``25%``; None for the whole net."""
     seed: int | None
     commit: str | None
     max_steps: int | None = None
@@ -57,7 +57,7 @@ class RunRecord:
 
     @property
     def source_block(self) -> dict[str, Any]:
-        """What an artifact of this run says about where it comes from."""
+        """The origin of this run as an artifact states it."""
         return {
             "run": self.training.run,
             "step": self.training.optimizer_steps,
@@ -67,7 +67,7 @@ class RunRecord:
 
     @property
     def account(self) -> TrainingAccount:
-        """The bill of the run, as every result row carries it."""
+        """The cost of the run, a part of every result row."""
         own = self.training
         return TrainingAccount(
             utterance_passes=own.utterance_passes,
@@ -82,13 +82,13 @@ class RunRecord:
 
 
 def read_record(run: Path) -> RunRecord:
-    """Read what the newest sound checkpoint of ``run`` says; or a certain one, if it is that.
+    """Read the record of the newest valid checkpoint of ``run``, or of the given checkpoint.
 
     Args:
         run: A run directory, or the folder of one of its checkpoints.
 
     Raises:
-        FormatError: If it is neither or has no sound checkpoint.
+        FormatError: If it is neither, or has no valid checkpoint.
     """
     from omnisparse.training.checkpoint import read_state
 
@@ -123,7 +123,7 @@ def _record_of(name: str, document: Mapping[str, Any], path: Path) -> RunRecord:
 
 
 def read_account(model: Path) -> TrainingAccount:
-    """The bill of MODEL: of a run, or of the run that an artifact was extracted from.
+    """The cost of MODEL: of a run, or of the run from which an artifact was extracted.
 
     Raises:
         OmnisparseError: If MODEL is neither, or damaged.
@@ -134,12 +134,12 @@ def read_account(model: Path) -> TrainingAccount:
 
 
 def _source_block(artifact: Path) -> tuple[dict[str, Any], TrainingAccount]:
-    """Where an artifact says that it comes from, and the bill in it."""
+    """The origin that an artifact states, and its cost."""
     from omnisparse.artifact import read_config
 
     source = read_config(artifact)[0].get("source")
     if not isinstance(source, dict):
-        return {}, TrainingAccount()  # written by something that keeps no account
+        return {}, TrainingAccount()  # written by a program without accounts
     try:
         return source, TrainingAccount.from_dict(source)
     except ValueError as error:
@@ -185,7 +185,7 @@ def _source_paths(config: RunConfig) -> Iterable[tuple[str, Path]]:
 
 
 def _identity_of(path: Path) -> str:
-    """A name of the weights of a run, checkpoint or artifact: another for other weights."""
+    """A name of the weights of a run, checkpoint or artifact; other weights have another name."""
     from omnisparse.artifact import is_artifact
 
     if not is_artifact(path):
@@ -197,7 +197,7 @@ def _identity_of(path: Path) -> str:
 
 
 def _trainings_of(path: Path) -> list[Training]:
-    """The training behind a run or artifact, and those that it needed."""
+    """The training of a run or artifact, and the trainings that it needed."""
     from omnisparse.artifact import is_artifact
 
     runs.require_directory(path)
@@ -216,7 +216,7 @@ def _trainings_of(path: Path) -> list[Training]:
     )
     if not account.teacher_utterance_passes:
         return [own]
-    # An artifact knows only the sum of what its run needed.
+    # An artifact holds only the sum over the runs that its run needed.
     needed = Training(
         run=f"what {own.run} needed",
         identity=f"{identity}/sources",
@@ -227,7 +227,7 @@ def _trainings_of(path: Path) -> list[Training]:
 
 
 def total_cost(trainings: Iterable[Training]) -> Mapping[str, float]:
-    """Cumulative cost of trainings, each counted once however often it is named.
+    """Total cost of trainings; each is counted once, even if it is named several times.
 
     Returns:
         ``trainings``, ``utterance_passes``, ``optimizer_steps``, ``device_seconds``,

@@ -1,7 +1,7 @@
-"""What a run is trained on, utterance by utterance, so that a changed corpus is told and named.
+"""The training utterances of a run, so that changes of a corpus are detected and named.
 
 ``corpus.jsonl.gz`` of a run holds a line per training utterance: corpus, name, digest of its
-transcript, digest of its samples (by the content of files, not by their names or places).
+transcript, digest of its samples (by the content of files, not by their names or folders).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Utterance(NamedTuple):
 
 
 def list_utterances(corpora: Sequence[CutSet]) -> list[Utterance]:
-    """The utterances of corpora; files whose size and time are known are not read again."""
+    """The utterances of corpora; files with known size and time are not read again."""
     found = []
     for number, cuts in enumerate(corpora):
         listed = list(cuts)
@@ -51,13 +51,13 @@ def list_utterances(corpora: Sequence[CutSet]) -> list[Utterance]:
 
 
 def write_utterances(run: Path, utterances: Sequence[Utterance]) -> None:
-    """Write what ``run`` is trained on into it."""
+    """Write the list of training utterances into ``run``."""
     with replacing(run / FILE) as partial, gzip.open(partial, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(utterance) + "\n" for utterance in utterances)
 
 
 def read_utterances(run: Path) -> list[Utterance] | None:
-    """What ``run`` is trained on; None of a run that kept no list.
+    """The training utterances of ``run``; None if it has no list.
 
     Raises:
         FormatError: If the list cannot be read.
@@ -73,7 +73,7 @@ def read_utterances(run: Path) -> list[Utterance] | None:
 
 
 def name_changes(before: Sequence[Utterance], now: Sequence[Utterance]) -> list[str]:
-    """What has changed between two lists, each kind with a count and the first names."""
+    """The changes between two lists, each kind with a count and the first names."""
     if list(before) == list(now):
         return []
     old = {(one.corpus, one.name): one for one in before}

@@ -1,1 +1,1 @@
-"""Search without retraining: what is measured, on what, and which subnets to try next."""
+"""Search without retraining: scores of subnets, the evaluation subset, and the search itself."""

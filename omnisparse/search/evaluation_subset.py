@@ -1,8 +1,8 @@
-"""A small part of the dev set that ranks models as the whole of it does.
+"""A small part of the dev set that ranks models as the whole dev set does.
 
-Random utterances rank badly: a few hard ones decide. Here the part is chosen by what it must do,
-from models measured on everything once; how well it ranks a model that it was *not* chosen with
-is what is reported.
+A random part ranks badly, because a few hard utterances decide. Here the part is chosen from models
+that were measured once on the whole set, so that it ranks them alike. The reported quality is how
+well it ranks a model that was *not* used to choose it.
 
 Legend: M models, N items (an item is an utterance, or a few that are recognised together).
 """
@@ -22,16 +22,16 @@ _FEWEST_TO_RANK = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subset:
-    """Items to evaluate on, and how far to trust them.
+    """Items to evaluate on, and how well they rank models.
 
     Attributes:
         items: Chosen items, ascending.
-        num_items: Items there were to choose from.
+        num_items: Number of items to choose from.
         spearman: Rank correlation, over the models, between the rate on the whole set and the
             rate on a subset chosen without that model; None where nothing can be ranked.
         kendall: The same as Kendall's tau-b.
-        spearman_within: Mean over groups (models of one size) of that correlation inside the
-            group: the harder question, because sizes rank themselves.
+        spearman_within: Mean over groups (models of one size) of the Spearman correlation within
+            the group. This is harder, because models of different sizes are easy to rank.
     """
 
     items: tuple[int, ...]
@@ -44,23 +44,23 @@ class Subset:
 def choose_subset(
     values: FloatArray, units: FloatArray, groups: Sequence[Hashable], num_items: int
 ) -> Subset:
-    """Choose items on which models differ from each other as they do on all.
+    """Choose items on which models differ from each other as they do on all items.
 
     Args:
         values: ``[M, N]`` losses or errors of M models on N items, finite.
         units: ``[N]`` tokens or words of the items; a model's rate is the sum of its values over
             the sum of units.
-        groups: What each model is compared within, e.g. its size.
-        num_items: Items wanted, at least 1.
+        groups: Group of each model, e.g. its size; models are compared within groups.
+        num_items: Number of items to choose, at least 1.
 
     Returns:
-        The subset, all items if there are no more than wanted.
+        The subset; all items if there are at most ``num_items``.
 
     Raises:
         ValueError: If the shapes do not fit, a value is not finite, or ``num_items`` is below 1.
 
-    Source: the need for "a representative but small data set" is ShrinkML's (Dudziak et al. 2019,
-    arXiv:1907.03540, abstract); how it was built could not be read. The greedy choice is ours.
+    Source: ShrinkML (Dudziak et al. 2019, arXiv:1907.03540, abstract) uses "a representative but
+    small data set"; how it was built is not readable there. The greedy choice is ours.
     """
     values = np.asarray(values, dtype=np.float64)
     units = np.asarray(units, dtype=np.float64)
@@ -70,11 +70,11 @@ def choose_subset(
             "expected [M, N], [N] and M"
         )
     if not np.isfinite(values).all():
-        raise ValueError("values holds numbers that are not finite")
+        raise ValueError("values contains numbers that are not finite")
     if num_items < 1:
-        raise ValueError(f"num_items is {num_items}; at least 1")
+        raise ValueError(f"num_items is {num_items}; it must be at least 1")
     whole = values.sum(1) / units.sum()
-    predicted = whole.copy()  # stays so where there are too few to rank
+    predicted = whole.copy()  # unchanged if there are too few models to rank
     ranked = len(values) if len(values) >= _FEWEST_TO_RANK else 0
     for model in range(ranked):
         others = [index for index in range(len(values)) if index != model]
@@ -92,7 +92,7 @@ def choose_subset(
 def _choose(
     values: FloatArray, units: FloatArray, groups: Sequence[Hashable], num_items: int
 ) -> list[int]:
-    """Greedily add the item that brings the differences within groups nearest to the whole's."""
+    """Greedily add the item that makes differences within groups most like those on all items."""
     count = values.shape[1]
     if num_items >= count:
         return list(range(count))
@@ -113,7 +113,7 @@ def _choose(
 
 
 def _centring(groups: Sequence[Hashable]) -> FloatArray:
-    """``[M, M]`` matrix that subtracts from each model its group's mean; a lone model stays."""
+    """``[M, M]`` matrix that subtracts the group's mean from each model, if the group has two."""
     same = np.array([[a == b for b in groups] for a in groups], dtype=np.float64)
     sizes = same.sum(1, keepdims=True)
     centring: FloatArray = np.eye(len(groups)) - np.where(sizes > 1, same / sizes, 0.0)
@@ -133,7 +133,7 @@ def _within(first: FloatArray, second: FloatArray, groups: Sequence[Hashable]) -
 def spearman(
     first: Sequence[float] | FloatArray, second: Sequence[float] | FloatArray
 ) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank.
+    """Spearman's rank correlation; tied values get their mean rank.
 
     Returns:
         In [-1, 1]; None for fewer than three pairs or where one side is constant.
@@ -161,10 +161,10 @@ def _correlation(
     second: Sequence[float] | FloatArray,
     features: Callable[[FloatArray], FloatArray],
 ) -> float | None:
-    """Cosine of two vectors of features of zero mean: both coefficients are one."""
+    """Cosine of two vectors of zero-mean features; both coefficients have this form."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"shapes {a.shape} and {b.shape} are not of one length")
+        raise ValueError(f"shapes {a.shape} and {b.shape} differ in length")
     if len(a) < _FEWEST_TO_RANK:
         return None
     x, y = features(a), features(b)
@@ -173,7 +173,7 @@ def _correlation(
 
 
 def _ranks(values: FloatArray) -> FloatArray:
-    """Ranks from 0, equal values at the mean of theirs."""
+    """Ranks from 0; tied values get their mean rank."""
     below = (values[:, None] > values[None, :]).sum(1)
     equal = (values[:, None] == values[None, :]).sum(1)
     ranks: FloatArray = below + (equal - 1) / 2

@@ -1,4 +1,4 @@
-"""The stored result of a search: the best spec of every size, and picking one from it."""
+"""The stored result of a search: the best spec of every size."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class FrontEntry:
     """The best subnet found of one size; rates in percent."""
 
     size: str
-    """The size as it was asked for."""
+    """The size as it was requested."""
     requested: int
-    """Non-zero parameters of the whole model that this size asks for."""
+    """Non-zero parameters of the whole model that this size requests."""
     nonzero: int
-    """Those it has: with blocks, as many as whole blocks make of them."""
+    """Non-zero parameters that the model has. With blocks, whole blocks may give fewer."""
     wer: float
     """Word error rate on the whole dev set."""
     wer_low: float | None
@@ -31,15 +31,15 @@ class FrontEntry:
     wer_high: float | None
     """Upper end of its 95 % interval; None where there is none."""
     score: float
-    """What the search minimised, on its subset: loss per token, or errors per word."""
+    """The value that the search minimised on its subset: loss per token, or errors per word."""
     uniform_wer: float
     """Word error rate of the same size with one sparsity in all layers."""
     uniform_score: float
     """Score of that."""
     evaluations: int
-    """Subnets of this size that were evaluated, in all searches it is the best of."""
+    """Evaluated subnets of this size, over all searches whose results were joined."""
     dominated: bool
-    """Whether a smaller one of this front is at least as good."""
+    """Whether a smaller model of this front is at least as good."""
     spec: SubnetSpec
     """Sparsity of every matrix."""
     cer: float | None = None
@@ -53,20 +53,20 @@ class FrontEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Front:
-    """The best subnets found of some weights, one of each size."""
+    """The best subnets found for some weights, one per size."""
 
     identity: str
     """Step and checksum of the weights that were searched (`Training.identity`)."""
     journal: str
-    """Name of the journal of what was measured: another for other weights, utterances, measures."""
+    """Name of the journal; it differs for other weights, utterances or measures."""
     entries: tuple[FrontEntry, ...]
-    """From the smallest on."""
+    """The entries, the smallest first."""
 
     def joined(self, earlier: Front | None) -> Front:
-        """This front and an earlier one, if that was measured alike: of each size the better.
+        """Join this front with an earlier one of the same journal: the better entry of each size.
 
         Returns:
-            From the smallest size on, each told whether a smaller one is at least as good.
+            The joined front, the smallest size first, with ``dominated`` computed anew.
         """
         before = earlier.entries if earlier and earlier.journal == self.journal else ()
         best = {entry.requested: entry for entry in before}
@@ -83,16 +83,16 @@ class Front:
         return replace(self, entries=tuple(marked))
 
     def to_json(self, facts: Mapping[str, Any]) -> str:
-        """The front as a document; `facts` says how it came about."""
+        """The front as a JSON document; `facts` are further entries about the search."""
         head = {"format": _FORMAT, "identity": self.identity, "journal": self.journal}
         front = [entry.to_dict() for entry in self.entries]
         return json.dumps({**head, **facts, "front": front}, indent=1) + "\n"
 
     def pick(self, requested: int) -> FrontEntry:
-        """The entry of a size of exactly this many non-zeros.
+        """The entry whose size is exactly this many non-zeros.
 
         Raises:
-            ValueError: If there is none; names those there are.
+            ValueError: If there is none; names the existing ones.
         """
         for entry in self.entries:
             if entry.requested == requested:
@@ -128,13 +128,13 @@ def read_front(path: Path) -> Front:
     """Read a front that a search has stored: its file, or the folder with its ``front.json``.
 
     Raises:
-        FormatError: If it is not one.
+        FormatError: If the file is missing or is not a front.
     """
     path = path / "front.json" if path.is_dir() else path
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        message = f"{path}: there is no front; `omnisparse search` makes one"
+        message = f"{path}: there is no search result; `omnisparse search` makes one"
         raise FormatError(message) from error
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: cannot be read as JSON") from error
@@ -152,12 +152,12 @@ def read_front(path: Path) -> Front:
 
 
 def _entry(fields: Mapping[str, Any]) -> FrontEntry:
-    """An entry as it was stored.
+    """A stored entry.
 
     Raises:
         KeyError: If it has no spec.
         TypeError: If a field is missing, unknown, or not of its type.
-        ValueError: If its spec is none.
+        ValueError: If its spec is not a legal spec.
     """
     entry = FrontEntry(**{**fields, "spec": SubnetSpec.from_json(json.dumps(fields["spec"]))})
     kinds = {"size": str, "requested": int, "nonzero": int, "evaluations": int, "dominated": bool}

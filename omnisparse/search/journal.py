@@ -1,7 +1,8 @@
-"""What was measured, kept line by line, so that a search killed at any moment loses nothing.
+"""A file of all evaluations, written line by line, so that a killed search loses nothing.
 
-A search is a function of its seed and of what its evaluations say. So nothing of its state is
-saved but those: started again, it asks the same questions, and the journal answers the old ones.
+A search is a function of its seed and of the results of its evaluations. So only these results are
+saved. A search that is started again asks the same questions, and the journal gives the answers
+that it already holds.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ _FORMAT = 2
 
 
 class Journal:
-    """Answers by question, in a file of JSON lines that is only ever appended to.
+    """Answers by question, in a file of JSON lines; lines are only appended.
 
-    Each answer is on the disk before :meth:`put` returns. A last line that a kill cut short is
-    dropped; the journal of other circumstances has another name.
+    Each answer is on the disk before :meth:`put` returns. An incomplete last line, left by a killed
+    process, is dropped. Other circumstances give a journal of another name.
 
     Args:
-        folder: Where journals are kept; made if absent.
-        circumstances: All that the answers depend on beside the question (weights, data, what is
-            measured), as JSON can hold it.
+        folder: Folder of journals; made if absent.
+        circumstances: Everything that the answers depend on beside the question (weights, data,
+            measure), as JSON-serialisable values.
 
     Attributes:
-        seconds: What all answers took, in every process that put one.
+        seconds: Time that all answers took, over all processes that added one.
 
     Raises:
         OSError: If the file cannot be written.
@@ -55,11 +56,11 @@ class Journal:
         return len(self._answers)
 
     def get(self, question: str) -> Any | None:
-        """The answer that was put, or None."""
+        """The stored answer, or None."""
         return self._answers.get(question)
 
     def ask(self, question: str, measure: Callable[[], Any]) -> Any:
-        """The answer that was put, or what ``measure`` says, which is put with its time.
+        """The stored answer, or else the result of ``measure``, which is stored with its time.
 
         Raises:
             OSError: As :meth:`put`.
@@ -72,15 +73,15 @@ class Journal:
         return known
 
     def put(self, question: str, answer: Any, *, seconds: float = 0.0) -> None:
-        """Keep an answer, as JSON can hold it (floats come back bit by bit).
+        """Store a JSON-serialisable answer (floats are restored exactly).
 
         Args:
-            question: What was asked.
-            answer: What came of it.
-            seconds: What it took.
+            question: The question.
+            answer: Its answer.
+            seconds: Time that it took.
 
         Raises:
-            OSError: If the disk does not take it; the journal is as it was then.
+            OSError: If it cannot be written; the journal is unchanged then.
         """
         record = {"question": question, "answer": answer, "seconds": seconds}
         rest = (json.dumps(record) + "\n").encode()
@@ -88,11 +89,11 @@ class Journal:
         try:
             whole = os.fstat(descriptor).st_size
             try:
-                while rest:  # a full disk takes a part first, and refuses after
+                while rest:  # on a full disk, a part may be written before the error
                     rest = rest[os.write(descriptor, rest) :]
                 os.fsync(descriptor)
             except OSError:
-                os.ftruncate(descriptor, whole)  # or no later answer could be read
+                os.ftruncate(descriptor, whole)  # otherwise later answers could not be read
                 raise
         finally:
             os.close(descriptor)
@@ -100,14 +101,14 @@ class Journal:
         self.seconds += seconds
 
     def _read(self, header: str) -> bool:
-        """Take over what is there; False if there is nothing of use."""
+        """Load the file's answers; False if it holds nothing usable."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return False
         lines = content.split(b"\n")
         if lines[0] != header.encode() or len(lines) == 1:
-            return False  # killed before the header was whole
+            return False  # killed before the header was complete
         whole = len(lines[0]) + 1
         for line in lines[1:]:
             try:
@@ -120,13 +121,13 @@ class Journal:
             whole += len(line) + 1
         if whole < len(content):
             os.truncate(self.path, whole)
-        elif whole > len(content):  # the last line is whole but for its end
+        elif whole > len(content):  # the last line lacks only its line break
             with self.path.open("ab") as file:
                 file.write(b"\n")
         return True
 
 
 def key_of(spec: SubnetSpec) -> str:
-    """A name of a spec that equal specs share, in every process."""
+    """A name of a spec: equal specs have the same name in every process."""
     text = json.dumps(sorted(spec.sparsity.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:24]

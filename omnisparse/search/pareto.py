@@ -1,11 +1,11 @@
 """Evolutionary search of per-layer sparsity: the best subnet of every size, without retraining.
 
 The genome of a subnet is an offset for each group of layers: the log of its density relative to
-the mean. Its size is not a gene: subnets of the requested sizes take turns, and whatever the
-offsets, :class:`SparsitySpace` makes them a spec of exactly that size. Each size is an objective of
-its own (its score there, and nothing elsewhere), so NSGA-II's fronts hold the best of every size,
-sizes never crowd each other out, and crossover still carries a good allocation from one size to
-the next. The front of score against size is what the best of each make.
+the mean. Its size is not a gene: proposals take the requested sizes in turn, and
+:class:`SparsitySpace` turns any offsets into a spec of exactly that size. Each size is an objective
+of its own: a subnet has its score there, and the worst score for all other sizes. So NSGA-II's
+fronts hold the best of every size, no size displaces another, and crossover still carries a good
+allocation from one size to the next. The best subnet of each size is the result.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 
 Evaluate = Callable[[SubnetSpec], float]
-"""Score of a subnet, the lower the better."""
+"""Gives the score of a subnet; lower is better."""
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """``(evaluations done, evaluations in all, best score by size)``."""
 
 _ELSEWHERE = 1e12
-"""Objective of a size that a subnet has not."""
+"""Objective value for every size other than the subnet's own."""
 _WORST = 1e9
-"""Stands for a score that is not a number."""
+"""Replaces a score that is NaN."""
 _ASKS_PER_EVALUATION = 20
 _MIN_PER_SIZE, _MAX_PER_SIZE, _GENERATIONS = 6, 20, 8
 
@@ -38,7 +38,7 @@ class Candidate:
 
     Attributes:
         total: Prunable weights it keeps.
-        score: What the evaluator said.
+        score: Its score.
         spec: The subnet.
     """
 
@@ -48,7 +48,7 @@ class Candidate:
 
 
 class Evaluations:
-    """Scores by spec: nothing is evaluated twice, and no more than a number of specs at all.
+    """Scores by spec: no spec is evaluated twice, and the number of evaluations is limited.
 
     Args:
         evaluate: Scores a subnet.
@@ -67,7 +67,7 @@ class Evaluations:
         return len(self.scores) >= self.limit
 
     def __call__(self, spec: SubnetSpec, total: int) -> float:
-        """The score of a spec; one that is not a number is the worst."""
+        """The score of a spec; NaN becomes the worst score."""
         known = self.scores.get(spec)
         if known is None:
             score = self._evaluate(spec)
@@ -79,7 +79,7 @@ class Evaluations:
         return known.score
 
     def by_total(self) -> dict[int, list[Candidate]]:
-        """All candidates by the weights they keep, the best first; earlier ones win ties."""
+        """All candidates by the weights they keep, the best first; in ties the earlier first."""
         found: dict[int, list[Candidate]] = {}
         for candidate in self.scores.values():
             found.setdefault(candidate.total, []).append(candidate)
@@ -96,41 +96,41 @@ def search(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> dict[int, list[Candidate]]:
-    """Look for the best subnet of each total.
+    """Search for the best subnet of each total.
 
-    The search is a function of its arguments and of the scores: with an ``evaluate`` that
-    remembers (see ``search.journal``), a second call continues a killed first one.
+    The search is a function of its arguments and of the scores. If ``evaluate`` stores its results
+    (see ``search.journal``), a second call continues a killed first one.
 
     Args:
-        space: Groups of layers, the reach of their offsets and its grid.
-        totals: Prunable weights to keep, one per size wanted; different.
+        space: Groups of layers, and the range and grid of their offsets.
+        totals: Prunable weights to keep, one per requested size; all different.
         evaluate: Scores a subnet; called at most once per spec.
-        seeds: Allocations to begin with, by total; they are evaluated as they are and, as near as
-            the space allows, become the first parents. Uniform sparsity always is one.
+        seeds: Allocations to start with, by total. They are evaluated unchanged; their nearest
+            points in the space become the first parents. Uniform sparsity is always one of them.
         evaluations: Most calls of ``evaluate``.
         seed: Seed of the evolution.
-        on_progress: Told after every evaluation.
+        on_progress: Called after every evaluation.
 
     Returns:
-        All that was evaluated by total, the best first.
+        All evaluated candidates by total, the best first.
 
     Raises:
-        ValueError: If there is no total, one is out of range or twice there, or ``evaluations``
-            does not suffice for the seeds.
+        ValueError: If there is no total, one is out of range or repeated, or ``evaluations`` is
+            too small for the seeds.
 
     Source: Deb et al. 2002 (NSGA-II), optuna's implementation. Yang et al. 2022 (arXiv:2110.08352)
     search their supernet with "typical search algorithms, e.g., evolutionary search"; which one is
     not published in readable form.
-    Deviation: after the first generation every other proposal is not NSGA-II's but a neighbour of
-    the best so far (one group denser, another sparser): with 200 evaluations of ten groups, that
+    Deviation: after the first generation, every second proposal is not NSGA-II's but a neighbour of
+    the best so far (one group denser, another sparser). With 200 evaluations of ten groups, this
     closes most of the gap that crossover and mutation leave.
     """
     first = {total: [space.spec(total), *(seeds or {}).get(total, ())] for total in totals}
     if not first or len(first) < len(totals):
-        raise ValueError(f"totals {list(totals)} must be different, one or more")
+        raise ValueError(f"totals {list(totals)} must be one or more different numbers")
     needed = len({spec for specs in first.values() for spec in specs})
     if evaluations < needed:
-        raise ValueError(f"evaluations is {evaluations}; at least {needed} for these sizes")
+        raise ValueError(f"evaluations is {evaluations}; at least {needed} are needed here")
     scores = Evaluations(evaluate, evaluations, on_progress)
     for total, specs in first.items():
         for spec in specs:
@@ -145,7 +145,7 @@ def _evolve(
     scores: Evaluations,
     seed: int,
 ) -> None:
-    """Ask NSGA-II for offsets until the evaluations are used up."""
+    """Take offsets from NSGA-II until the evaluations are used up."""
     import optuna
 
     totals = list(first)
@@ -165,8 +165,8 @@ def _evolve(
             turn, index = divmod(number, len(totals))
             total = totals[index]
             if turn >= per_size and turn % 2:
-                # Every fourth neighbour is one of the next size's best: what is right for one
-                # size is seldom far from right for another.
+                # Every fourth neighbour comes from the best of the next size: a good allocation
+                # for one size is often nearly good for another.
                 source = totals[(index + 1) % len(totals)] if turn % 8 == 1 else total
                 generator = subnet_generator(seed, number, 1)
                 study.enqueue_trial(_exchange(space, best[source][1], generator))
@@ -188,10 +188,10 @@ def _evolve(
 def _first_generation(
     space: SparsitySpace, first: Mapping[int, Sequence[SubnetSpec]], per_size: int, seed: int
 ) -> list[dict[str, float]]:
-    """Offsets of the first parents, the sizes taking turns.
+    """Offsets of the first parents; the sizes take turns.
 
-    The seeds; what lies half-way between each of them and uniform; then seeds that were moved at
-    random by up to half the reach.
+    First the seeds, then the points half-way between each seed and uniform sparsity, then seeds
+    moved at random by up to half the range.
     """
     by_size: list[list[dict[str, float]]] = []
     for index, specs in enumerate(first.values()):

@@ -1,4 +1,4 @@
-"""Values of subnets on the items of a dev set, measured at most once each and remembered."""
+"""Values of subnets on the items of a dev set; each is measured at most once and stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ItemScores:
     Args:
         measure: Measures a subnet; the expensive part.
         units: ``[N]`` tokens or words of every item.
-        journal: Remembers what was measured, beyond the end of this process.
+        journal: Stores the measured values, also for later processes.
 
     Attributes:
         num_measured: Calls of ``measure`` that this process needed.
@@ -36,7 +36,7 @@ class ItemScores:
         self._measure, self._journal = measure, journal
 
     def values(self, spec: SubnetSpec, items: Sequence[int] | None = None) -> FloatArray:
-        """``[len(items)]`` values, of all items by default."""
+        """``[len(items)]`` values; of all items by default."""
         everything = list(range(len(self.units)))
         chosen = everything if items is None else list(items)
         whole = self._journal.get(f"{key_of(spec)} all")
@@ -52,7 +52,7 @@ class ItemScores:
         return np.asarray(self._journal.ask(question, measure), dtype=np.float64)
 
     def rate(self, spec: SubnetSpec, items: Sequence[int] | None = None) -> float:
-        """Value per unit on the items, of all by default."""
+        """Value per unit on the items; on all items by default."""
         chosen = range(len(self.units)) if items is None else items
         return float(self.values(spec, items).sum() / self.units[list(chosen)].sum())
 

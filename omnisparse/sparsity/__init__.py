@@ -1,1 +1,1 @@
-"""Sparsity: budgets, rankings, masks, and the supernet they make. Knows nothing of speech."""
+"""Sparsity: budgets, rankings, masks, and the supernet made of them. Independent of speech."""

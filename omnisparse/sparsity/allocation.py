@@ -1,7 +1,6 @@
-"""How a total of kept weights is shared by the matrices of a model.
+"""How a total number of kept weights is divided among the matrices of a model.
 
-The weights are ranked once, whatever the number of totals that are then asked for: a search for a
-size in bytes asks for dozens.
+The weights are ranked once for any number of totals: a search for a size in bytes tries dozens.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ def allocate(
 
 
 class Allocator:
-    """Shares any number of totals among the matrices, from one ranking.
+    """Divides any number of totals among the matrices, with one ranking.
 
-    `layer` gives every matrix one density; `global` ranks all weights together by magnitude;
+    `layer` gives every matrix the same density; `global` ranks all weights together by magnitude;
     `lamp` by magnitude relative to the energy of the weights of the same matrix that are at least
     as large. Counts never shrink when the total grows, so the models of two totals are nested.
 
     Args:
-        weights: Matrices by name, of torch or numpy, asked for one at a time. `layer` reads only
-            those that blocks do not tile.
+        weights: Matrices by name, of torch or numpy, read one at a time. `layer` reads only the
+            matrices that blocks do not tile.
         scope: How matrices compete.
-        floor: Density that every matrix keeps at least; one weight (or block) in any case.
+        floor: Least density of every matrix; at least one weight (or block) is always kept.
         block: Block shape.
         norm: Block score.
         names: The prunable ones among `weights`; all by default.
@@ -92,8 +91,8 @@ class Allocator:
         """Kept weights of every matrix.
 
         Returns:
-            Counts that add up to exactly `total`; with blocks, whole blocks: the most that the
-            masks can keep of it.
+            Counts that add up to exactly `total`. With blocks, counts are whole blocks and add up
+            to the most that does not exceed `total`.
 
         Raises:
             ValueError: If the total cannot be met with this floor.
@@ -106,11 +105,11 @@ class Allocator:
 
     @property
     def milestones(self) -> list[int]:
-        """Totals whose counts are known without another look at the weights, rising."""
+        """Totals, in rising order, whose counts are known without reading the weights again."""
         return [] if self._joint is None else self._joint.milestones
 
     def _whole_blocks(self, fqn: str, count: int) -> int:
-        """What a mask keeps of `count`: the whole blocks that fit, in order of importance."""
+        """Weights that a mask of `count` keeps: the most important whole blocks that fit."""
         numel, size = self._numel[fqn], self._block[0] * self._block[1]
         if size == 1 or count == numel:
             return count
@@ -133,14 +132,14 @@ class Allocator:
 
 
 class _JointRanking:
-    """One ranking over all matrices in which every matrix's floor goes first.
+    """One ranking over all matrices, in which the floor of every matrix comes first.
 
-    A histogram per matrix of the leading 16 bits of the keys tells the counts wherever a prefix
-    ends between two bins; for any other total only the blocks of one bin are put in order.
+    A histogram per matrix of the leading 16 bits of the keys gives the counts where a prefix ends
+    between two bins. For any other total, only the blocks of one bin are sorted.
 
     Args:
-        competitors: Of every matrix the keys, all of one dtype, and the weights that come before
-            all others. A matrix is done with before the next one is asked for.
+        competitors: For every matrix its keys, all of one dtype, and its floor: the number of
+            weights that come before all others. Each matrix is finished before the next is read.
 
     Raises:
         ValueError: If a weight is not finite.
@@ -177,7 +176,7 @@ class _JointRanking:
         return [int(count) for count in whole + more.astype(np.int64)]
 
     def _sorted_members(self, bin_: int) -> tuple[Host, Host, Host]:
-        """Matrix, weights and running weights of a bin's blocks, equals by matrix and index."""
+        """Matrix, weights and running weights of a bin's blocks; ties by matrix and index."""
         found = [_whole(members_of(group, bin_)) for group in self._keys]
         order, sizes = _in_order(
             np.concatenate([keys for keys, _ in found]), np.concatenate([size for _, size in found])
@@ -194,23 +193,23 @@ def _whole(keys: Keys) -> tuple[Host, npt.NDArray[np.int64]]:
 
 
 def _in_order(keys: Host, sizes: Host) -> tuple[Host, Host]:
-    """Indices from the largest key to the smallest, equals by index, and sizes in this order."""
+    """Indices from the largest key to the smallest, ties by index, and sizes in this order."""
     order: Host = arrays.descending_order(keys)
     return order, sizes[order]
 
 
 def _lamp_keys(keys: Keys, num_weights: int, name: str) -> Keys:
-    """LAMP scores of one matrix as integer keys (bits of float32), from the largest on.
+    """LAMP scores of one matrix as integer keys (bits of float32), the largest first.
 
-    Only the counts matter here and scores fall with magnitude, so they stay in sorted order.
+    Only the counts matter here, and scores fall with magnitude, so they stay in sorted order.
 
     Raises:
         ValueError: If a weight is not finite.
     """
     sizes: Sizes
     if isinstance(keys.sizes, int):
-        # Negative, so that sorting in place puts the largest first; then the scores take their
-        # place, chunk by chunk.
+        # Negative, so that sorting in place puts the largest first; then the scores replace the
+        # keys, chunk by chunk.
         sizes = keys.sizes
         ordered = np.empty(num_weights // sizes, f"int{keys.bits}")
         at = 0
@@ -226,7 +225,7 @@ def _lamp_keys(keys: Keys, num_weights: int, name: str) -> Keys:
 
 
 def _lamp_scores(negative_keys: Host, name: str) -> Host:
-    """Scores of a matrix whose magnitudes fall; keys of 32 bits are overwritten."""
+    """Scores of a matrix whose magnitudes are in falling order; 32-bit keys are overwritten."""
     is_wide = negative_keys.dtype == np.int64
     floats = np.float64 if is_wide else np.float32
     scores = np.empty(negative_keys.size, np.int32) if is_wide else negative_keys
@@ -238,9 +237,9 @@ def _lamp_scores(negative_keys: Host, name: str) -> Host:
         if not math.isfinite(largest):
             raise not_finite(name)
         if largest:
-            # Relative to the largest, so that squares neither overflow nor vanish together.
+            # Relative to the largest, so that squares do not overflow or all underflow.
             values = np.square(values / largest)
-            # One order of additions, whatever the chunk or device: the same counts everywhere.
+            # The order of additions is fixed for all chunks and devices: equal counts everywhere.
             sums = values.copy()
             sums[0] += energy
             sums = sums.cumsum()

@@ -1,4 +1,4 @@
-"""Whole numbers in given proportions with an exact sum: how a total is spread over matrices."""
+"""Whole numbers in given proportions with an exact sum, to divide a total among matrices."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def apportion(
 ) -> list[int]:
     """Split `total` in proportion to `shares` within bounds.
 
-    Webster's divisor method: the j-th unit of entry i has the priority (2j - 1) / share, units
-    are given in order of priority, ties to the first entry. No entry ever shrinks when the total
-    grows, so the subnets of a larger budget contain those of a smaller one; rounding by largest
-    remainder does not have that property.
+    Webster's divisor method: the j-th unit of entry i has the priority (2j - 1) / share. Units
+    are given in order of priority; ties go to the first entry. No entry ever shrinks when the
+    total grows, so the subnet of a larger budget contains that of a smaller one. Rounding by
+    largest remainder does not have this property.
 
     Args:
         total: Sum to reach, between `sum(lower)` and `sum(upper)`.
         shares: Positive weights.
-        lower: Fewest units per entry, given before all others.
+        lower: Fewest units per entry; they are given before all other units.
         upper: Most units per entry.
 
     Returns:
@@ -42,7 +42,7 @@ def apportion(
     def last_unit(entry: int) -> tuple[Fraction, int]:
         return (2 * counts[entry] - 1) / exact[entry], entry
 
-    # A heap, not a search per unit: equal shares leave a unit missing for each of them.
+    # A heap instead of a search per unit: with equal shares, each entry may miss a unit.
     waiting = [next_unit(entry) for entry in entries if counts[entry] < upper[entry]]
     heapq.heapify(waiting)
     for _ in range(total - sum(counts)):
@@ -52,7 +52,7 @@ def apportion(
             heapq.heapreplace(waiting, next_unit(entry))
         else:
             heapq.heappop(waiting)
-    while True:  # units that the start, found in floating point, gave to the wrong entry
+    while True:  # move units that the floating-point start gave to the wrong entry
         first = min((next_unit(i) for i in entries if counts[i] < upper[i]), default=None)
         worst = max((last_unit(i) for i in entries if counts[i] > lower[i]), default=None)
         if first is None or worst is None or first > worst:
@@ -64,7 +64,7 @@ def apportion(
 def _near(
     total: int, shares: Sequence[float], lower: Sequence[int], upper: Sequence[int]
 ) -> list[int]:
-    """Counts whose sum is a little below `total`, if not equal: the start of the exact search."""
+    """Counts whose sum is `total` or a little less: the start of the exact search."""
 
     def at(scale: float) -> list[int]:
         return [

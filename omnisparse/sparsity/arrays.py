@@ -1,8 +1,8 @@
-"""What numpy and torch write differently: the few operations that ranking needs of either.
+"""The few operations of a ranking that numpy and torch write differently.
 
-A ranking is defined once (:mod:`omnisparse.sparsity.ranking`) and serves torch tensors, which
-training has on any device, and numpy arrays, which extraction reads from a file. So extraction does
-not load torch, and both cut the same masks: keys are integers, and the order of every
+A ranking is defined once (:mod:`omnisparse.sparsity.ranking`). It works on torch tensors, which
+training has on any device, and on numpy arrays, which extraction reads from a file. So extraction
+does not load torch. Both give the same masks, because keys are integers and the order of every
 floating-point addition is fixed.
 
 numpy has no bfloat16: an array of uint16 holds its bits.
@@ -25,7 +25,7 @@ Host: TypeAlias = npt.NDArray[Any]
 
 _INTEGERS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
-# What numpy says itself takes as long as a pass over a chunk.
+# numpy's own name of a dtype takes as long to compute as a pass over a chunk.
 _NAMES: dict[np.dtype[Any], str] = {
     np.dtype(name): name for name in ("float16", "float32", "float64")
 }
@@ -33,7 +33,7 @@ _NAMES[np.dtype(np.uint16)] = "bfloat16"
 
 
 def dtype_name(array: Array) -> str:
-    """Name of the dtype, whoever's it is; `bfloat16` for numpy's uint16."""
+    """Name of a dtype of torch or numpy; `bfloat16` for numpy's uint16."""
     if isinstance(array, np.ndarray):
         return _NAMES.get(array.dtype) or str(array.dtype)
     return str(array.dtype).removeprefix("torch.")
@@ -58,7 +58,7 @@ def as_integers(array: Array) -> Array:
 
 
 def as_floats(array: Array, name: str) -> Array:
-    """Values as `float32` or `float64`; no copy where they are that already.
+    """Values as `float32` or `float64`; no copy if they have that dtype already.
 
     Integers of numpy other than uint16 (see above) are converted by value.
     """
@@ -70,7 +70,7 @@ def as_floats(array: Array, name: str) -> Array:
 
 
 def zeros(shape: tuple[int, ...], name: str, like: Array) -> Array:
-    """Zeros of a dtype, where `like` is."""
+    """Zeros of a dtype, on the device of `like`."""
     if isinstance(like, np.ndarray):
         return np.zeros(shape, name)
     return like.new_zeros(shape, dtype=_torch(name))
@@ -91,14 +91,14 @@ def count_values(values: Array, length: int) -> npt.NDArray[np.int64]:
 
 
 def count_nonzero(array: Array) -> int:
-    """How many values are not zero, in the sense of their dtype: a negative zero is one."""
+    """Number of values that are not zero; a negative zero counts as zero."""
     if not isinstance(array, np.ndarray):
         return int(array.count_nonzero())
     return int(np.count_nonzero(array & 0x7FFF if array.dtype == np.uint16 else array))
 
 
 def is_in(values: Array, table: npt.NDArray[np.bool_]) -> Array:
-    """Mask of the values whose entry in a table is True."""
+    """Mask of the values for which the table holds True."""
     if isinstance(values, np.ndarray):
         return table.take(values)
     import torch
@@ -112,7 +112,7 @@ def find(mask: Array) -> Array:
 
 
 def host(array: Array) -> Host:
-    """The values as a numpy array; no copy of what lies in main memory."""
+    """The values as a numpy array; no copy if they are in main memory."""
     if isinstance(array, np.ndarray):
         return array
     values = array.detach().cpu()
@@ -122,7 +122,7 @@ def host(array: Array) -> Host:
 
 
 def joined(parts: Iterable[Array]) -> Array:
-    """Flat arrays one after the other; no copy of a single one."""
+    """Flat arrays, concatenated; a single array is not copied."""
     found = list(parts)
     if len(found) == 1:
         return found[0]
@@ -130,12 +130,12 @@ def joined(parts: Iterable[Array]) -> Array:
 
 
 def repeated(grid: Array, block: tuple[int, int]) -> Array:
-    """Every entry of `[R, C]` as a block: `[R * block[0], C * block[1]]`."""
+    """Every entry of `[R, C]` repeated as a block: `[R * block[0], C * block[1]]`."""
     return repeat(grid, "row column -> (row i) (column j)", i=block[0], j=block[1])
 
 
 def descending_order(keys: Array) -> Array:
-    """Indices of integers from the largest to the smallest, equals by index: int64 `[N]`."""
+    """Indices of integers from the largest to the smallest, ties by index: int64 `[N]`."""
     if not isinstance(keys, np.ndarray):
         import torch
 
@@ -144,8 +144,8 @@ def descending_order(keys: Array) -> Array:
         return torch.from_numpy(descending_order(keys.numpy()))
     if keys.dtype == np.int64 or keys.size >= 2**31:
         return np.argsort(np.iinfo(keys.dtype).max - keys, kind="stable")
-    # Key and index in one integer make every entry distinct: an unstable (vectorised) sort of
-    # these is several times faster than a stable one.
+    # Key and index in one integer make every entry distinct, so an unstable (vectorised) sort is
+    # enough. It is several times faster than a stable one.
     joint = (np.iinfo(np.int32).max - keys.astype(np.int64)) << 32
     joint += np.arange(keys.size)
     joint.sort()
@@ -153,7 +153,7 @@ def descending_order(keys: Array) -> Array:
 
 
 def inverse(order: Array) -> Array:
-    """Place of every index in a permutation: int32, where the permutation is."""
+    """Place of every index in a permutation: int32, on the same device."""
     if isinstance(order, np.ndarray):
         places: Host = np.empty(order.size, np.int32)
         places[order] = np.arange(order.size, dtype=np.int32)
@@ -166,7 +166,7 @@ def inverse(order: Array) -> Array:
 
 
 def _torch(name: str) -> Any:
-    """A dtype of torch; only asked for where there is a tensor already."""
+    """A dtype of torch; called only when torch is already loaded."""
     import torch
 
     return getattr(torch, name)

@@ -1,10 +1,10 @@
-"""The one accountant of sizes: every number of parameters or bytes in omnisparse comes from here.
+"""Sizes: every number of parameters or bytes in omnisparse is computed here.
 
-Vocabulary: `dense` is every parameter of the model; `prunable` are the matrices a mask may
-thin; `unprunable` is the rest, which counts in full even where a bias is zero; `nonzero` is the
-kept prunable positions plus the unprunable part. In a request, and while training, a kept weight
-of exactly 0.0 counts as kept. A file does not store it, so no report on a file counts it: those
-are given the non-zero weights that are there.
+Terms: `dense` is every parameter of the model. `prunable` are the matrices that a mask may prune.
+`unprunable` is the rest; it counts in full, even where a bias is zero. `nonzero` is the kept
+prunable weights plus the unprunable part. In a request and during training, a kept weight of
+exactly 0.0 counts as kept. A file does not store it, so reports on a file do not count it: they
+count the non-zero weights that the file holds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def num_parameters(parameters: Mapping[str, Array] | Iterable[tuple[str, Array]]
 
 
 def num_nonzero(state: Mapping[str, Array], prunable: Iterable[str]) -> int:
-    """Recount a state dict: non-zero values of the prunable matrices plus all of the rest."""
+    """Count a state dict: non-zero values of the prunable matrices plus all other values."""
     names = frozenset(prunable)
     return sum(
         arrays.count_nonzero(array) if fqn in names else math.prod(array.shape)
@@ -42,13 +42,13 @@ def num_nonzero(state: Mapping[str, Array], prunable: Iterable[str]) -> int:
 
 
 def num_blocks(shape: Sequence[int], block: tuple[int, int] = (1, 1)) -> int:
-    """Number of blocks, partial ones at the lower and right edge included, in a matrix."""
+    """Number of blocks in a matrix, including partial ones at the lower and right edge."""
     rows, columns = matrix_shape(shape)
     return -(-rows // block[0]) * -(-columns // block[1])
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """`[rows, columns]` of a weight of any rank: the first dimension against all the others."""
+    """`[rows, columns]` of a weight of any rank: first dimension, product of all others."""
     rows = int(shape[0]) if shape else 1
     return rows, math.prod(int(size) for size in shape[1:])
 
@@ -62,7 +62,7 @@ def compression_rate(sparsity: float, bits: int = 32, block_size: int = 1) -> fl
         block_size: Weights per mask bit.
 
     Returns:
-        eta = 1 / (1 - s + 1 / (bits * block_size)); below 1 whenever s is below the overhead.
+        eta = 1 / (1 - s + 1 / (bits * block_size)); below 1 if s is below the mask's overhead.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -82,13 +82,13 @@ class Budget:
 
     Args:
         shapes: Shape of every parameter of the model, by fully qualified name, in model order.
-        prunable: Names of the matrices that masks may thin.
-        floor: Smallest density of any prunable matrix, in [0, 1]; one weight at least is kept.
+        prunable: Names of the matrices that masks may prune.
+        floor: Smallest density of any prunable matrix, in [0, 1]; at least one weight is kept.
         block: Block shape of the masks.
 
     Raises:
-        ValueError: If `prunable` names no, unknown or empty parameters, or `floor` is out of
-            range.
+        ValueError: If `prunable` is empty or names unknown or empty parameters, or `floor` is out
+            of range.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Budget:
         return cls(shapes, prunable, floor=floor, block=block)
 
     def nonzero_range(self) -> tuple[int, int]:
-        """Fewest and most non-zeros that a request may ask for."""
+        """Smallest and largest legal number of non-zeros."""
         return self.unprunable + sum(self.floors.values()), self.dense_parameters
 
     def parse(self, size: str | int) -> Size:
@@ -149,7 +149,7 @@ class Budget:
     def solve(self, size: Size | str | int) -> int:
         """Number of prunable weights to keep, exact to the weight.
 
-        A fraction or sparsity is rounded to the nearest whole weight, halves to even.
+        A fraction or sparsity is rounded to the nearest whole weight, ties to even.
 
         Raises:
             ValueError: If the request cannot be met; the message names the legal range. Also
@@ -160,7 +160,7 @@ class Budget:
         if not isinstance(size, Size):
             size = self.parse(size)
         if size.kind == "bytes":
-            raise ValueError(f"size {size.text!r} is in bytes, which cannot be met here; {legal}")
+            raise ValueError(f"size {size.text!r} is in bytes, which is not legal here; {legal}")
         if size.kind == "nonzero":
             nonzero = int(size.value)
         elif size.kind == "fraction":
@@ -185,18 +185,18 @@ class Budget:
     ) -> dict[str, int]:
         """Kept weights per prunable matrix of the largest model whose file fits.
 
-        Bisection over all totals, exact because neither function ever falls.
+        Bisection over all totals. It is exact because `size_of` and `allocate` never fall.
 
         Args:
             limit: Bytes: an int, or a `Size`/text of kind `bytes`.
             size_of: Bytes of the file that would be written for given kept counts; must not fall
                 when a count grows (`artifact.planned_bytes` does not).
-            allocate: Kept counts for a total, none of which falls when the total grows; the same
-                sparsity in every matrix by default.
-            milestones: Rising totals to try first, where `allocate` is cheapest.
+            allocate: Kept counts for a total; no count may fall when the total grows. Default: the
+                same sparsity in every matrix.
+            milestones: Totals in rising order to try first, where `allocate` is cheapest.
 
         Raises:
-            ValueError: If the limit is outside what this model's files can be.
+            ValueError: If the limit is below this model's smallest file or above its largest.
         """
         split = allocate or self.allocate_uniform
         request = Size("bytes", Fraction(limit), f"{limit}B") if isinstance(limit, int) else limit
@@ -215,7 +215,7 @@ class Budget:
             return dict(split(high))
 
         def last_that_fits(totals: Sequence[int]) -> int:
-            """Number of leading totals whose file fits."""
+            """Number of totals, from the first on, whose file fits."""
             return bisect.bisect_right(totals, most, key=lambda total: size_of(split(total)))
 
         inner = [total for total in milestones if low < total < high]
@@ -224,12 +224,12 @@ class Budget:
         return dict(split(low + last_that_fits(range(low + 1, high))))
 
     def allocate_uniform(self, total: int) -> dict[str, int]:
-        """Spread `total` kept weights at one density over the prunable matrices, exactly."""
+        """Divide exactly `total` kept weights among the prunable matrices at one density."""
         shapes = {fqn: self.shapes[fqn] for fqn in self.prunable}
         return allocate_uniform(shapes, total, self.floor, self.block)
 
     def report(self, kept: Mapping[str, int], *, bits: int = 32) -> SizeReport:
-        """Counts of the subnet that keeps `kept[fqn]` weights; matrices not named are whole.
+        """Counts of the subnet that keeps `kept[fqn]` weights; other matrices are kept whole.
 
         Raises:
             ValueError: If `kept` names an unknown matrix.
@@ -246,9 +246,10 @@ class Budget:
 def floors_of(
     prunable: Mapping[str, int], floor: float, block: tuple[int, int] = (1, 1)
 ) -> dict[str, int]:
-    """Fewest kept weights per matrix: `floor` of it, and one at least, so that no layer dies.
+    """Fewest kept weights per matrix: the share `floor`, and at least one weight.
 
-    With blocks, the fewest that hold this whatever whole blocks they are made of.
+    So no layer loses all its weights. With blocks, the number is large enough for any choice of
+    whole blocks to satisfy this.
 
     Raises:
         UsageError: If `floor` is outside [0, 1].
@@ -280,15 +281,15 @@ def allocate_proportional(
 ) -> dict[str, int]:
     """Densities in given proportions: kept weights per matrix, adding up to exactly `total`.
 
-    With blocks: whole blocks that add up to the most that does not exceed `total`. Where blocks
-    do not tile every matrix the counts add up to `total`, and each mask keeps what fits of it.
-    For given factors counts never shrink when the total grows.
+    With blocks: whole blocks that add up to the most that does not exceed `total`. If blocks do
+    not tile every matrix, the counts add up to `total`, and each mask keeps the whole blocks that
+    fit. For given factors, counts never shrink when the total grows.
 
     Args:
         shapes: Shapes by name.
-        total: Weights to keep in all.
-        factors: Relative density of each matrix, above 0; 1 where not named. A matrix that would
-            be over-full is whole, and the others share the rest.
+        total: Weights to keep in total.
+        factors: Relative density of each matrix, above 0; 1 where not named. A matrix whose
+            density would exceed 1 is kept whole, and the others share the rest.
         floor: Least density of any matrix.
         block: Block shape.
 
@@ -320,7 +321,7 @@ def check_total(
     floor: float,
     block: tuple[int, int],
 ) -> None:
-    """Refuse a number of kept weights that matrices with these floors and sizes cannot hold.
+    """Check that matrices with these floors and sizes can keep `total` weights.
 
     Raises:
         ValueError: Naming the legal range.

@@ -1,7 +1,7 @@
 """Where the prefixes of a ranking end: a radix select over the keys of one or several matrices.
 
-Only the large arrays stay where the weights are: histograms, and the keys of the bins in which
-prefixes end, are looked at on the host.
+Only the large arrays stay on the device of the weights. Histograms, and the keys of the bins in
+which prefixes end, are processed on the host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Cut:
 
     Attributes:
         threshold: Blocks with a larger key are kept.
-        num_ties: So many of the blocks whose key equals `threshold` are kept too, lowest index
+        num_ties: Number of blocks with a key equal to `threshold` that are also kept, lowest index
             first (matrix by matrix where several are ranked together).
         num_kept: Weights in the prefix.
     """
@@ -38,7 +38,7 @@ class Cut:
 
 
 class Keeper:
-    """Applies a cut to keys, part after part in the order of their indices."""
+    """Applies a cut to keys, given in parts in the order of their indices."""
 
     def __init__(self, cut: Cut) -> None:
         self.threshold = cut.threshold
@@ -55,7 +55,7 @@ class Keeper:
 
 
 class Promoted(Keys):
-    """Keys of a matrix of which a prefix goes before everything else."""
+    """Keys of a matrix in which a prefix is ranked before everything else."""
 
     def __init__(self, keys: Keys, first: Cut) -> None:
         self._keys = keys
@@ -65,7 +65,7 @@ class Promoted(Keys):
     def __iter__(self) -> Iterator[tuple[Array, Sizes]]:
         keep = Keeper(self._first)
         for part, sizes in self._keys:
-            promoted = part + 0  # the part itself may be somebody's
+            promoted = part + 0  # a copy: the part may belong to the caller
             promoted[keep(part)] = 2 ** (self.bits - 1) - 1
             yield promoted, sizes
 
@@ -75,8 +75,8 @@ def find_cuts(
 ) -> list[Cut]:
     """Cuts of the ranking over one or several matrices: a radix select.
 
-    A histogram of the leading 16 bits finds the bin in which each prefix ends; only the blocks of
-    those bins are looked at again, 16 bits further down, until keys are exact.
+    A histogram of the leading 16 bits finds the bin in which each prefix ends. Only the blocks of
+    those bins are read again, for the next 16 bits, until the whole keys are used.
 
     Args:
         keys: Non-negative integer keys of every matrix, all of one dtype.
@@ -179,7 +179,7 @@ def _cut_ties(num_blocks: int, sizes: Sizes, room: int) -> Cut:
         kept = int(running[ties - 1]) if ties else 0
     if ties < num_blocks:
         return Cut(threshold=0, num_ties=ties, num_kept=kept)
-    # All of the group is kept: a threshold just below it says so, and masks need not look for ties.
+    # The whole group is kept: with a threshold just below it, masks need no search for ties.
     return Cut(threshold=-1, num_ties=0, num_kept=kept)
 
 
@@ -198,7 +198,7 @@ def _histogram(keys: Keys, shift: int, length: int) -> Histogram:
         digits = _digits(part, shift)
         total += arrays.count_values(digits, length) * whole
         if not isinstance(sizes, int):
-            # Partial blocks are few: correct the full count for them instead of weighing all.
+            # There are few partial blocks: correct the full count instead of weighting all blocks.
             partial = sizes < whole
             np.add.at(total, arrays.host(digits)[partial], sizes[partial] - whole)
     return total

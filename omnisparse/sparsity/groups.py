@@ -1,4 +1,4 @@
-"""Which matrices share one sparsity: the layers that training and search choose for."""
+"""Groups of matrices that share one sparsity in training and search."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from omnisparse.sparsity.report import layer_of
 def group_matrices(
     names: Iterable[str], patterns: Sequence[str] = ()
 ) -> dict[str, tuple[str, ...]]:
-    r"""Put matrices together that get one relative density.
+    r"""Group the matrices that get one relative density.
 
-    A matrix belongs to the group named by the text that the first pattern to be found in its name
-    matches there: `encoder` makes one group of everything with that word in its name,
-    `encoder\.layers\.\d+` one group per layer. What no pattern matches is grouped by layer, as
-    everything is without patterns (the two matrices of an LSTM layer together).
+    The first pattern found in the name of a matrix decides; the group is named by the text that it
+    matches. So `encoder` makes one group of all matrices with that word in their names, and
+    `encoder\.layers\.\d+` makes one group per layer. A matrix that no pattern matches is grouped by
+    layer (the two matrices of an LSTM layer together); without patterns all matrices are.
 
     Args:
         names: Fully qualified names, in model order.
@@ -26,7 +26,7 @@ def group_matrices(
         Names by group; groups in the order in which they appear.
 
     Raises:
-        ValueError: If a pattern is malformed or decides for no matrix.
+        ValueError: If a pattern is malformed or no matrix is grouped by it.
     """
     compiled = compile_patterns("layer group", patterns)
     names = list(names)
@@ -43,5 +43,5 @@ def group_matrices(
         groups[group] = (*groups.get(group, ()), fqn)
     idle = [pattern.pattern for pattern in compiled if pattern.pattern not in used]
     if idle:
-        raise ValueError(f"layer group {idle[0]!r} decides for none of: {', '.join(names)}")
+        raise ValueError(f"layer group {idle[0]!r} is used for none of: {', '.join(names)}")
     return groups

@@ -1,7 +1,7 @@
 """Importance of weights and blocks as integers, and how blocks tile a matrix.
 
-Magnitudes are compared as the integers that their bits spell: non-negative IEEE numbers sort like
-integers of the same bits, which makes histograms and ties exact and the result the same on every
+Magnitudes are compared by their bits, read as integers: non-negative IEEE numbers sort like
+integers of the same bits. This makes histograms and ties exact, and the result is the same on every
 device, for numpy arrays and for tensors.
 """
 
@@ -22,7 +22,7 @@ Norm = Literal["l1", "l2"]
 BLOCKS: tuple[Block, ...] = ((1, 1), (8, 1), (16, 1), (4, 4))
 
 CHUNK_WEIGHTS = 1 << 19
-"""Weights of a numpy array handled at once: temporaries stay in the cache."""
+"""Weights of a numpy array processed at a time: temporaries stay in the cache."""
 
 Sizes: TypeAlias = "int | npt.NDArray[np.int64]"
 """Weights per block: one number if all blocks are whole, else one per block."""
@@ -33,8 +33,8 @@ _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "floa
 class Keys:
     """Importance of the blocks of one matrix, as non-negative integers in the order of blocks.
 
-    A walk over it gives flat arrays with the sizes of their blocks: all at once for a tensor, in
-    chunks for a numpy array. Subclasses make the keys when they are asked for.
+    Iteration gives flat arrays with the sizes of their blocks: one array for a tensor, chunks for a
+    numpy array. Subclasses compute the keys when they are needed.
 
     Args:
         whole: The keys.
@@ -58,11 +58,11 @@ class Keys:
 
 
 class Magnitudes(Keys):
-    """Keys of all weights of a numpy array, made a chunk at a time, never held as a whole.
+    """Keys of all weights of a numpy array, computed one chunk at a time and never stored.
 
     Args:
         weights: Floating-point weights (uint16: bits of bfloat16).
-        dtype: Convert to this dtype first, so that matrices of different dtypes compare.
+        dtype: Convert to this dtype first, so that matrices of different dtypes are comparable.
         name: Name of the matrix, for messages.
     """
 
@@ -95,10 +95,10 @@ def score(
 ) -> Keys:
     """Importance of every block as a non-negative integer, row-major over blocks.
 
-    Elements keep the bits of their magnitude. Blocks add up in float64, one element position
-    after the other, so that the order of additions is the same on every device. A block that an
-    edge of the matrix cuts counts as if it were whole, its missing weights being as large as the
-    mean of those it has: by its sum it would lose against any whole block.
+    The key of a single weight is the bits of its magnitude. A block is summed in float64, one
+    element position after the other, so that the order of additions is the same on every device. A
+    block at the edge of the matrix counts as if it were whole: its missing weights get the mean of
+    its existing weights. Otherwise its sum would be too small in comparison with whole blocks.
 
     Args:
         tensor: Weights.
@@ -108,8 +108,8 @@ def score(
         dtype: Score the weights as converted to this dtype.
 
     Raises:
-        ValueError: If the dtype or norm is not supported, or a weight is not finite. Whether
-            single weights of a numpy array are finite shows when their histogram is made.
+        ValueError: If the dtype or norm is not supported, or a weight is not finite. Single weights
+            of a numpy array are checked later, when their histogram is computed.
     """
     try:
         arrays.integer_bits(tensor)
@@ -151,7 +151,7 @@ def _block_keys(weights: Array, block: Block, norm: Norm, name: str, dtype: str 
             edge *= length / (extent % length)
     keys = magnitudes(scores).flatten()
     if len(keys) and int(keys.max()) >= _INFINITY["float64"]:
-        # Sums of finite numbers may overflow too: those are as large as can be told apart.
+        # Sums of finite numbers may also overflow; such blocks all get the largest key.
         if not np.isfinite(arrays.host(arrays.as_floats(weights, "float64"))).all():
             raise not_finite(name)
         keys[keys >= _INFINITY["float64"]] = _INFINITY["float64"] - 1
@@ -167,7 +167,7 @@ def _add_scores(scores: Array, weights: Array, block: Block, norm: Norm) -> None
 
 
 def row_step(weights: Array, block: Block) -> int:
-    """Rows handled at once: all of a tensor, whole blocks that fill a chunk of a numpy array."""
+    """Rows processed at a time: all of a tensor, or a chunk of whole blocks of a numpy array."""
     rows, columns = (int(extent) for extent in weights.shape)
     if not isinstance(weights, np.ndarray):
         return max(1, rows)
@@ -178,7 +178,7 @@ def parse_block(text: str) -> Block:
     """Parse ``8x1`` (8 outputs by 1 input).
 
     Raises:
-        ValueError: If it is none of the blocks that rankings and artifacts know.
+        ValueError: If rankings and artifacts do not support this block.
     """
     legal = {f"{rows}x{columns}": (rows, columns) for rows, columns in BLOCKS}
     if text not in legal:

@@ -1,9 +1,10 @@
-"""The limit on the parameters of a layer: what fits into the fast memory beside a processor.
+"""The limit on the parameters of a layer: they should fit into a processor's fast memory.
 
-Source: Pang et al. 2018, section 5.3.2: with all parameters of a layer at hand, its products can be
-batched over time steps. Choice: the limit holds for recurrent layers, weights and biases together.
-The paper's own model E1 has 4,096 word pieces after 512 cells and a context, an output layer
-above its 4 M, so it does not count that one; an embedding is looked up and never multiplied.
+Source: Pang et al. 2018, section 5.3.2: if all parameters of a layer are in fast memory, its
+products can be batched over time steps. Choice: the limit holds for recurrent layers, weights and
+biases together. The paper's model E1 has 4,096 word pieces after 512 cells and a context, so its
+output layer exceeds the limit of 4 M; the paper therefore does not count it. An embedding is only
+looked up, never multiplied.
 """
 
 from __future__ import annotations

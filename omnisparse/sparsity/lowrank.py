@@ -1,9 +1,9 @@
 """Truncated singular value decompositions of weights, and of LSTM layers into LSTMP layers.
 
-An LSTM of h cells with recurrent matrix W_h becomes an LSTMP with the same cells and r outputs:
-W_h is replaced by Z_h P, the four gates stacked, and every matrix W_x that reads the layer's output
-by Z_x P with the same P. So P, [r, h], is the layer's projection (``weight_hr``), and Z_h and Z_x
-are its new recurrent matrix and the new input matrices of its readers.
+An LSTM of h cells with recurrent matrix W_h becomes an LSTMP with the same cells and r outputs.
+W_h (the four gates stacked) is replaced by Z_h P, and every matrix W_x that reads the layer's
+output by Z_x P with the same P. So P, [r, h], is the layer's projection (``weight_hr``). Z_h is its
+new recurrent matrix, and each Z_x is the new input matrix of a reader.
 
 Source: Prabhavalkar et al. 2016 (arXiv:1603.08042), section 3: P from the truncated SVD of W_h,
 Z_x by least squares against that P. The result is eq. 11 of Pang et al. 2018.
@@ -35,8 +35,8 @@ class Reader:
 
     Attributes:
         weight: Name of the parameter, ``[m, copies * h + others]``.
-        copies: Outputs side by side that it reads, from column 0 on (2 where two frames are
-            joined); the columns after them read something else and stay as they are.
+        copies: Number of outputs that it reads side by side, from column 0 on (2 where two frames
+            are joined). The columns after them read other inputs and stay unchanged.
     """
 
     weight: str
@@ -45,7 +45,7 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecurrentLayer:
-    """An LSTM layer that becomes an LSTMP layer, and where its output goes.
+    """An LSTM layer that becomes an LSTMP layer, and the matrices that read its output.
 
     Attributes:
         name: Name of the ``nn.LSTM`` module, of one layer.
@@ -68,18 +68,18 @@ def truncated_svd(weight: Tensor, rank: int) -> Factors:
         rank: Columns r of the left factor, in 1..min(m, n).
 
     Returns:
-        ``(U sqrt(S), sqrt(S) V^T)``: the root of the singular values goes into both factors, which
-        keeps their ranges alike. At full rank their product is ``weight`` up to rounding.
+        ``(U sqrt(S), sqrt(S) V^T)``: both factors get the root of the singular values, so that
+        their values have similar ranges. At full rank the product is ``weight`` up to rounding.
 
     Raises:
-        ValueError: If ``weight`` is no matrix or ``rank`` is out of range.
+        ValueError: If ``weight`` is not a matrix or ``rank`` is out of range.
 
     Source: Eckart & Young 1936.
     """
     if weight.ndim != 2:
         raise ValueError(f"a matrix is expected, not a tensor of shape {list(weight.shape)}")
     if not 1 <= rank <= min(weight.shape):
-        raise ValueError(f"rank is {rank}; from 1 to {min(weight.shape)} for this matrix")
+        raise ValueError(f"rank is {rank}; it must be from 1 to {min(weight.shape)} here")
     left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
     root = values[:rank].sqrt()
     return Factors(
@@ -88,7 +88,7 @@ def truncated_svd(weight: Tensor, rank: int) -> Factors:
 
 
 def recurrent_projection(recurrent: Tensor, rank: int) -> Tensor:
-    """The projection that loses least of a recurrent matrix.
+    """The projection with the smallest approximation error of a recurrent matrix.
 
     Args:
         recurrent: ``[4 h, h]``, the gates stacked.
@@ -103,7 +103,7 @@ def recurrent_projection(recurrent: Tensor, rank: int) -> Tensor:
     """
     cells = recurrent.shape[1]
     if not 1 <= rank <= cells:
-        raise ValueError(f"rank is {rank}; from 1 to {cells}, the cells of the layer")
+        raise ValueError(f"rank is {rank}; it must be from 1 to {cells}, the cells of the layer")
     _, _, right = torch.linalg.svd(recurrent.double(), full_matrices=False)
     projection: Tensor = right[:rank]
     return projection
@@ -112,7 +112,7 @@ def recurrent_projection(recurrent: Tensor, rank: int) -> Tensor:
 def factorize_layers(
     state: Mapping[str, Tensor], layers: Sequence[RecurrentLayer]
 ) -> dict[str, Tensor]:
-    """State of a net whose named LSTM layers have become LSTMP layers.
+    """State dict of a net whose named LSTM layers are replaced by LSTMP layers.
 
     Args:
         state: State dict of the dense net; read only.
@@ -122,12 +122,12 @@ def factorize_layers(
         State dict of the factored net, in the dtypes of ``state``.
 
     Raises:
-        ValueError: If a rank is out of range, or a matrix does not read what it is said to read;
-            names the layer.
+        ValueError: If a rank is out of range, or the shape of a reader does not fit; names the
+            layer.
 
     Deviation: the published nets have no layer normalisation. Where one follows, its gain is folded
-    into the readers and its bias is fitted to them; as normalisation does not commute with a
-    projection, the factored net then equals the dense one only roughly, at any rank.
+    into the readers and its bias is fitted to them. Normalisation does not commute with a
+    projection, so the factored net then equals the dense one only approximately, at any rank.
     """
     new = dict(state)
     for layer in layers:
@@ -142,7 +142,7 @@ def factorize_layers(
         new[f"{layer.name}.weight_hh_l0"] = (recurrent.double() @ projection.T).to(recurrent.dtype)
         new[f"{layer.name}.weight_hr_l0"] = projection.to(recurrent.dtype)
         _project_readers(new, layer, projection)
-    # A copy of each: nothing of the dense net may be shared, and no tensor be a view.
+    # Copies, so that no memory is shared with the dense net and no tensor is a view.
     return {name: tensor.detach().clone() for name, tensor in new.items()}
 
 
@@ -189,10 +189,10 @@ def _project_readers(state: dict[str, Tensor], layer: RecurrentLayer, projection
 
 
 def _spare_the_mean(projection: Tensor) -> Tensor:
-    """Rotate the projected space so that subtracting the mean there costs the least.
+    """Rotate the projected space so that subtracting the mean there loses the least.
 
-    A normalisation removes the direction in which all outputs are equal. A reflection puts the
-    weakest of the kept singular vectors there, instead of a mixture of all of them.
+    A normalisation removes the direction in which all outputs are equal. A reflection moves the
+    weakest of the kept singular vectors to this direction, instead of a mixture of all of them.
     """
     rank = projection.shape[0]
     axis = torch.full((rank,), -(rank**-0.5), dtype=projection.dtype)

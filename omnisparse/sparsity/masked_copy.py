@@ -1,8 +1,8 @@
 """Masked copies of weights, made for one forward pass and shared with its backward pass.
 
-A mask is never kept: it is one comparison of the places in the ranking with the number of blocks
-kept, made where it is needed. The copy is in the type that the pass computes in, so that mask and
-cast are one walk over the weights.
+A mask is never stored. It is one comparison of the places in the ranking with the number of kept
+blocks, made where it is needed. The copy has the dtype of the pass, so that masking and casting are
+one pass over the weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _CHUNK_WEIGHTS = 1 << 16
 
 
 class Thinning(NamedTuple):
-    """Which weights of one matrix a subnet holds."""
+    """The weights of one matrix that a subnet keeps."""
 
     positions: Tensor
     """``[num_blocks]`` int32: place of every block in the ranking, 0 = most important."""
 
     limit: int
-    """Blocks kept."""
+    """Number of kept blocks."""
 
     block: Block
     """Block shape."""
@@ -100,17 +100,17 @@ def masked_copies(
     dtype: torch.dtype,
     straight_through: bool = False,
 ) -> list[Tensor]:
-    """Copies of some tensors as a subnet holds them; the gradient reaches the tensors.
+    """Copies of some tensors with a subnet's masks applied; the gradient reaches the tensors.
 
     Args:
-        weights: Of one module. On CUDA the copies lie side by side, matrices before vectors, which
-            is what cuDNN wants of an LSTM; elsewhere each has memory of its own.
-        thinnings: For each what is hidden of it, None for nothing.
-        dtype: Of the copies.
-        straight_through: Pass the gradient of a hidden weight as if it had not been hidden.
+        weights: Tensors of one module. On CUDA the copies are one chunk of memory, matrices before
+            vectors, as cuDNN needs it for an LSTM; elsewhere each copy has its own memory.
+        thinnings: For each tensor its thinning, None for no mask.
+        dtype: Dtype of the copies.
+        straight_through: Pass the gradient of a masked weight as if it had not been masked.
 
     Returns:
-        One copy per tensor, exactly 0 where hidden, whatever the weight is there.
+        One copy per tensor, exactly 0 where masked, also if the weight is NaN there.
     """
     return list(
         _MaskedCopy.apply(  # type: ignore[no-untyped-call]

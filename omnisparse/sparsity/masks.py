@@ -20,12 +20,12 @@ def mask_from_count(
     Args:
         weight: Weights, floating point, of torch or numpy.
         num_kept: Weights to keep, in [0, number of weights].
-        block: Block shape; with blocks the most whole blocks that fit are kept.
+        block: Block shape; with blocks, as many whole blocks as fit are kept.
         norm: Block score.
         name: Name of the matrix, for messages.
 
     Returns:
-        Bools of the weight's shape, True = kept. Masks of one weight are nested.
+        Bools of the weight's shape, True = kept. Masks of the same weight are nested.
 
     Raises:
         ValueError: If `num_kept` is out of range or the weight cannot be ranked.
@@ -44,7 +44,7 @@ def masked_tensors(
     block: Block = (1, 1),
     norm: Norm = "l1",
 ) -> Iterator[tuple[str, Array, list[Array] | None]]:
-    """Walk a state dict and make the masks of one or many subnets, one tensor at a time.
+    """Iterate over a state dict and compute the masks of one or many subnets.
 
     Args:
         state: Dense tensors; read only.
@@ -53,8 +53,8 @@ def masked_tensors(
         norm: Block score.
 
     Yields:
-        Name, dense tensor, and the masks in the order of `requests` (views of nothing else), or
-        None for a tensor that no request prunes.
+        For one tensor at a time: name, dense tensor, and the masks in the order of `requests`
+        (never views of other arrays), or None for a tensor that no request prunes.
 
     Raises:
         ValueError: If a request names an unknown tensor, or a weight cannot be ranked.

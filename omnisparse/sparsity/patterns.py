@@ -10,7 +10,7 @@ def compile_patterns(what: str, patterns: Iterable[str]) -> list[re.Pattern[str]
     """Compile the expressions of an option.
 
     Args:
-        what: What one of them is called in the message.
+        what: Name of such an expression in the error message.
         patterns: Regular expressions.
 
     Raises:

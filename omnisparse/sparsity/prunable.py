@@ -10,7 +10,7 @@ from torch import nn
 from omnisparse.sparsity.patterns import compile_patterns
 
 DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
-"""Pruned only where asked for: embeddings, the output head, attention, normalisation."""
+"""Not pruned by default: embeddings, the output head, attention, normalisation."""
 
 _RECURRENT = re.compile(r"weight_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
 
@@ -25,10 +25,10 @@ def find_prunable(
 
     Args:
         model: Any module.
-        include: Regular expressions searched in parameter names; where given they choose among
-            all parameters of two or more dimensions instead of the default rule.
-        exclude: Regular expressions of names to leave out; `DEFAULT_EXCLUDE` by default, or
-            nothing where `include` says what is wanted.
+        include: Regular expressions searched in parameter names. If given, they replace the default
+            rule and choose among all parameters of two or more dimensions.
+        exclude: Regular expressions of names to leave out. Default: `DEFAULT_EXCLUDE` without
+            `include`, nothing with it.
 
     Returns:
         Fully qualified names, in model order; a tied parameter appears once.

@@ -1,11 +1,12 @@
-"""One importance ranking per matrix, and the masks of any size on it.
+"""One importance ranking per matrix, and masks of any size from it.
 
-Weights (or blocks of weights) are ordered by magnitude, the largest first, equals by index. The
-mask that keeps n weights is the longest prefix of that order which holds at most n weights: so
-masks of different sizes are nested and counts are exact.
+Weights (or blocks of weights) are ordered by magnitude, the largest first, ties by index. The mask
+that keeps n weights is the longest prefix of that order with at most n weights. So masks of
+different sizes are nested and counts are exact.
 
-The weights may be a torch tensor (training) or a numpy array (extraction). The definitions serve
-both; :mod:`omnisparse.sparsity.arrays` holds what the two libraries write differently.
+The weights may be a torch tensor (training) or a numpy array (extraction); the definitions are the
+same. :mod:`omnisparse.sparsity.arrays` holds the operations that the two libraries write
+differently.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def rank(tensor: Array, block: Block = (1, 1), norm: Norm = "l1", name: str = ""
 
 
 class Ranking:
-    """The order of one matrix's blocks, from which any number of masks is cut.
+    """The order of one matrix's blocks, from which any number of masks is made.
 
-    Holds integer keys (one per block; 4 bytes per weight for float32 elements of torch, nothing
-    for those of numpy) and one histogram.
+    Holds one histogram and integer keys, one per block. The keys of single float32 weights take 4
+    bytes per weight for torch and no memory for numpy.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Ranking:
         self.scores = score(tensor, block, norm, name)
         self._histogram: Histogram | None = None
         if isinstance(self.scores, Magnitudes):
-            self._histogram = leading_histogram([self.scores])  # also finds what is not finite
+            self._histogram = leading_histogram([self.scores])  # also finds NaN and infinity
 
     @property
     def keys(self) -> Array:
@@ -72,7 +73,7 @@ class Ranking:
         return arrays.joined(part for part, _ in self.scores)
 
     def cuts(self, num_kept: Sequence[int]) -> list[Cut]:
-        """Cut for each requested number of weights, all from one pass over the keys.
+        """One cut per requested number of weights, all from one pass over the keys.
 
         Raises:
             ValueError: If a request is negative or exceeds the matrix.

@@ -1,4 +1,4 @@
-"""What a subnet of some size is made of: the counts that every report states."""
+"""The counts of a subnet of some size, which every report states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def layer_of(fqn: str) -> str:
 
 
 class TensorCount(NamedTuple):
-    """Counts of one parameter; `mask_bits` is 0 where it is stored whole."""
+    """Counts of one parameter; `mask_bits` is 0 if it is stored without a mask."""
 
     fqn: str
     parameters: int
@@ -41,7 +41,7 @@ class LayerSize:
 
 @dataclass(frozen=True, slots=True)
 class SizeReport:
-    """Both counts of one subnet, and where its parameters are.
+    """The counts of one subnet (with and without masks), in total and per layer.
 
     Attributes:
         dense_parameters: Parameters of the dense net.
@@ -62,7 +62,7 @@ class SizeReport:
 
     @property
     def largest_layer(self) -> LayerSize:
-        """The layer with the most non-zeros; the first of equals."""
+        """The layer with the most non-zeros; the first one in a tie."""
         return max(self.layers, key=lambda layer: layer.nonzero)
 
     def to_dict(self) -> dict[str, object]:
@@ -81,7 +81,7 @@ class SizeReport:
         }
 
     def summary(self) -> dict[str, object]:
-        """What every report of a model states beside its non-zeros.
+        """The counts that every report of a model states beside its non-zeros.
 
         The count with masks, the compression rate (Pang et al. 2018, eq. 13, over the whole
         model) and the largest layer.
@@ -95,7 +95,7 @@ class SizeReport:
 
 
 def size_report(counts: Iterable[TensorCount], bits: int) -> SizeReport:
-    """Adds the tensors of a model up, in model order.
+    """Adds up the tensors of a model, in model order.
 
     Args:
         counts: Every parameter.

@@ -6,7 +6,7 @@ from __future__ import annotations
 def sparsity_at(
     step: int, *, begin: int, end: int, initial: float, final: float, exponent: float = 3.0
 ) -> float:
-    """Sparsity that is due after ``step`` optimizer steps.
+    """Scheduled sparsity after ``step`` optimizer steps.
 
     Args:
         step: Optimizer steps done.

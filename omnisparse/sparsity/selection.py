@@ -1,7 +1,7 @@
-"""What subnets keep of one numpy matrix, a chunk of rows at a time.
+"""The weights that subnets keep of one numpy matrix, a chunk of rows at a time.
 
-Extraction packs all sizes of a matrix in one pass: a chunk is read once, no mask is ever held as a
-whole, and what a smaller subnet keeps is picked from what the next larger one keeps.
+Extraction packs all sizes of a matrix in one pass: each chunk is read once, no whole mask is ever
+stored, and the weights of a smaller subnet are selected from those of the next larger one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from omnisparse.sparsity.ranking import rank
 
 
 class Rows:
-    """Some rows of a matrix, and what a number of subnets keep of them.
+    """Some rows of a matrix, and the weights that several subnets keep of them.
 
     Args:
         weights: `[R, C]` as stored (uint16: bits of bfloat16), or integers.
         masks: For each subnet `[R, C]`, True = kept; None where all keep everything.
-        thresholds: For each subnet the key above which its mask keeps a weight; None where the
-            mask says more than that.
+        thresholds: For each subnet the key above which its mask keeps a weight; None where a
+            threshold alone does not describe the mask.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class Rows:
         return np.asarray(arrays.as_floats(self.weights, "float32"))
 
     def is_sound(self, index: int) -> bool:
-        """Whether what a subnet keeps is known to be finite and nowhere zero, in float32."""
+        """Whether all weights that a subnet keeps are known to be finite and non-zero (float32)."""
         threshold = self._thresholds[index] if self._masks is not None else None
-        # The ranking refused what is not finite, and only a key of zero is a zero.
+        # The ranking rejects values that are not finite, and only zero has the key zero.
         return threshold is not None and threshold >= 0 and self.weights.dtype != np.float64
 
     def mask(self, index: int) -> Host:
-        """Weights that a subnet keeps; those that are not zero where it keeps all."""
+        """Mask of the weights that a subnet keeps; of the non-zero weights if it keeps all."""
         return self.floats != 0 if self._masks is None else self._masks[index]
 
     def masked(self, index: int) -> Host:
@@ -95,7 +95,7 @@ def kept_rows(
     *,
     drop_zeros: bool = False,
 ) -> Iterator[Rows]:
-    """Walk a matrix and select what subnets keep of it.
+    """Iterate over a matrix and select the weights that subnets keep.
 
     Args:
         array: A tensor of any rank, read as a matrix; integers where nothing is pruned.
@@ -103,7 +103,7 @@ def kept_rows(
         block: Block shape.
         norm: Block score.
         name: Name of the matrix, for messages.
-        drop_zeros: Let no mask keep a weight that is exactly zero.
+        drop_zeros: Whether masks leave out weights that are exactly zero.
 
     Yields:
         Chunks of whole rows (and whole blocks), in order.
@@ -125,7 +125,7 @@ def kept_rows(
         weights = matrix[start : start + step]
         bands = start // block[0], -(-(start + weights.shape[0]) // block[0])
         keys = ranking.scores.between(bands[0] * columns, bands[1] * columns)
-        # A mask is a threshold wherever no equals have to be told apart any more.
+        # A threshold describes the mask from where no ties are left to separate.
         plain = block == (1, 1) and not drop_zeros
         thresholds = [k.threshold if plain and not k.ties_left else None for k in keepers]
         masks = [expand_blocks(keep(keys), weights.shape, block) for keep in keepers]

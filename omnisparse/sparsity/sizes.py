@@ -1,6 +1,6 @@
-"""Sizes as people ask for them: what `--size 16M` and `--sparsity 0.8` say.
+"""Parsing of requested sizes: `--size 16M` and `--sparsity 0.8`.
 
-Whether a model can have the size is `budget`'s to say.
+`budget` checks whether a model can have the size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SIZE = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*([A-Za-z]*|%)\s*")
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A parsed request; whether it is legal for a model is `Budget.solve`'s to say.
+    """A parsed request; `Budget.solve` checks whether it is legal for a model.
 
     Attributes:
         kind: What is limited.
@@ -47,7 +47,7 @@ class Size:
 def parse_size(text: str | int) -> Size:
     """Parse `16M`, `500K`, `20MB`, `20MiB`, `25%` or a whole number of non-zero parameters.
 
-    `16B` is 16 bytes, never 16 billion. Units are read without regard to case.
+    `16B` is 16 bytes, never 16 billion. Upper and lower case of units are equal.
 
     Raises:
         UsageError: If the text is none of these, or a count of parameters is not whole.
@@ -68,14 +68,15 @@ def parse_size(text: str | int) -> Size:
 
 
 def parse_count(text: str | int, what: str = "size") -> Size:
-    """Parse a size that is a number of parameters, or a share of the dense net's.
+    """Parse a size that is a number of parameters, or a share of the dense net's parameters.
 
     Args:
         text: The request.
-        what: What it is called in the message.
+        what: Name of the request in the error message.
 
     Raises:
-        UsageError: As :func:`parse_size`, and if it is in bytes, which depend on more than a net.
+        UsageError: As :func:`parse_size`, and if it is in bytes: these do not depend only on the
+            net.
     """
     size = parse_size(text)
     if size.kind == "bytes":
@@ -94,8 +95,8 @@ def parse_sparsity(value: float | str) -> Size:
     try:
         if not math.isfinite(float(value)):
             raise ValueError("not finite")
-        # Through text, so that 0.8 is 4/5 and not its binary neighbour; through float first, so
-        # that a huge exponent is out of range instead of a number with as many digits.
+        # Parsed as text, so that 0.8 is exactly 4/5 and not the nearest binary number. Checked as
+        # a float first, so that a huge exponent is rejected instead of expanded to all its digits.
         share = Fraction(str(value)) if abs(float(value)) <= 1 else Fraction(float(value))
     except ValueError as error:
         message = f"sparsity {value!r} is not a number; legal: 0 <= sparsity < 1"

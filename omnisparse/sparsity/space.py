@@ -1,4 +1,4 @@
-"""Descriptions of subnets, and the space that training draws them from."""
+"""Descriptions of subnets, and the space from which training draws them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_SPREAD = 1000.0
-"""Largest spread of densities: no layer is left with a millionth of another's share."""
+"""Largest spread of densities, so that no layer gets a millionth of another layer's density."""
 
 Distribution = Literal["log_uniform", "uniform", "levels"]
 
@@ -111,7 +111,7 @@ def subnet_generator(seed: int, step: int, index: int) -> torch.Generator:
 
 
 def require_layer_levels(number: int) -> None:
-    """Refuse a grid of levels without a middle.
+    """Check that a grid of levels has a middle.
 
     Raises:
         ValueError: If the number is neither 0 nor odd and at least 3.
@@ -123,10 +123,10 @@ def require_layer_levels(number: int) -> None:
 class SparsitySpace:
     """The subnets that training samples and a search walks through.
 
-    Densities (kept share of the prunable weights) come from a finite grid, so that the masks of a
-    density met before can be used again until the ranking changes. A subnet is a density for all
-    matrices together and, where layers differ, a level for each group of them: how far its own
-    density lies from the mean, before the total is restored.
+    Densities (kept share of the prunable weights) come from a finite grid, so that the masks of an
+    earlier density can be used again until the ranking changes. A subnet has one density for all
+    matrices together. Where layers differ, it also has a level for each group of matrices: the
+    distance of the group's density from the mean, before the total is restored.
 
     Args:
         shapes: Shape of every prunable matrix, by name (or its number of weights).
@@ -135,12 +135,12 @@ class SparsitySpace:
         distribution: `log_uniform` or `uniform` between the two, or one of `levels`.
         levels: Densities for `levels`, in (0, 1].
         num_densities: Points of the grid for `log_uniform` and `uniform`.
-        per_layer: Sample a level per group too, independently, with the sampled total held.
+        per_layer: Also sample an independent level per group; the sampled total stays the same.
         spread: Groups differ from the mean density by a factor within [1 / (1 + spread), 1 +
             spread] before the total is restored; at most `MAX_SPREAD`.
-        layer_groups: Expressions of matrices that share a level (see `group_matrices`).
-        num_layer_levels: Grid of the levels, an odd number so that the mean is one of them; 0
-            draws them from the whole interval.
+        layer_groups: Regular expressions of matrices that share a level (see `group_matrices`).
+        num_layer_levels: Number of levels of the grid; odd, so that the mean is one of them. 0
+            draws levels from the whole interval.
         floor: Least density of any matrix.
         block: Block shape of the masks.
 
@@ -201,16 +201,16 @@ class SparsitySpace:
         self._choices = tuple(grid)
 
     def total_kept(self, density: float) -> int:
-        """Prunable weights that a density keeps; the floors at least."""
+        """Prunable weights that a density keeps; at least the floors."""
         least = sum(floors_of(self.numel, self.floor, self.block).values())
         return max(least, round(density * sum(self.numel.values())))
 
     def at(self, density: float) -> SubnetSpec:
-        """The subnet of one density in all matrices."""
+        """The subnet with the same density in all matrices."""
         return self.spec(self.total_kept(density))
 
     def spec(self, total_kept: int, offsets: Mapping[str, float] | None = None) -> SubnetSpec:
-        """The subnet of a total (exact, with blocks to the block) and of an offset per group.
+        """The subnet of a total (exact; with blocks, to the block) and of an offset per group.
 
         Args:
             total_kept: Prunable weights to keep.
@@ -231,7 +231,7 @@ class SparsitySpace:
         return SubnetSpec.from_counts(counts, self.numel)
 
     def offsets_of(self, counts: Mapping[str, int]) -> dict[str, float]:
-        """The nearest offsets in the space to an allocation, on the grid where there is one."""
+        """The offsets of the space nearest to an allocation; on the grid if there is one."""
         mean = sum(counts.values()) / sum(self.numel.values())
         offsets: dict[str, float] = {}
         for group, names in self.groups.items():
@@ -251,8 +251,8 @@ class SparsitySpace:
         """Draw a subnet; a function of the generator's state only (see `subnet_generator`).
 
         Args:
-            generator: Its state is used up.
-            least: A lower density that is drawn becomes this one.
+            generator: Its state advances.
+            least: Lowest density; a lower one that is drawn is raised to it.
         """
         import torch
 
@@ -261,12 +261,12 @@ class SparsitySpace:
         return self.spec(total, self.sample_offsets(generator) if self.per_layer else None)
 
     def sample_offsets(self, generator: torch.Generator) -> dict[str, float]:
-        """An offset for every group, each drawn evenly from its range."""
+        """An offset for every group, each drawn uniformly from its range."""
         import torch
 
         draws = torch.rand(len(self.groups), generator=generator, dtype=torch.float64).tolist()
         levels = self.num_layer_levels
-        if levels:  # each level with the same probability, the outermost included
+        if levels:  # each level has the same probability, also the outermost ones
             draws = [min(int(draw * levels), levels - 1) / (levels - 1) for draw in draws]
         return {
             group: self.on_grid(self.reach * (2 * draw - 1))

@@ -6,8 +6,8 @@
     state = supernet.extract(supernet.spec_for("16M"))
 
 While a subnet is active, `forward` runs the model on masked copies of its weights through
-`functional_call`: it does not write the parameters, so several subnets may share one optimizer
-step. The copies are in the type that autocast asks for, and live as long as the pass.
+`functional_call`. It does not write the parameters, so several subnets may share one optimizer
+step. The copies have the dtype of autocast, and exist only during the pass.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _FLIP_RATE = "mask_flip_rate"
 class Supernet(nn.Module):
     """The dense net and its subnets.
 
-    Masks are a function of the weights at the last `refresh` and of the spec. What is kept between
-    refreshes is the place of every weight in its matrix's ranking (4 bytes per weight or block):
-    a mask of any size is one comparison with it. It is training state (`ranking_state`), never
-    part of `state_dict`, which holds the model's own tensors under `model.` and nothing else.
+    Masks are a function of the weights at the last `refresh` and of the spec. Between refreshes the
+    place of every weight in its matrix's ranking is stored (4 bytes per weight or block); a mask of
+    any size is one comparison with it. This is training state (`ranking_state`), not part of
+    `state_dict`, which holds only the model's own tensors under `model.`.
 
     Args:
         model: The dense net.
-        prunable: Names of the matrices that masks may thin (see `prunable.find_prunable`).
+        prunable: Names of the matrices that masks may prune (see `prunable.find_prunable`).
         block: Block shape of the masks.
         norm: Block score.
-        straight_through: Pass the gradient of a masked weight as if it had not been masked; by
-            default masked weights get gradient only from the members that keep them.
+        straight_through: Pass the gradient of a masked weight as if it had not been masked. By
+            default, a weight gets gradient only from the subnets that keep it.
         floor: Least density of any prunable matrix.
 
     Raises:
@@ -74,7 +74,7 @@ class Supernet(nn.Module):
         self.budget = Budget.of(model, prunable, floor=floor, block=block)
         self.straight_through = straight_through
         self.mask_flip_rate: float | None = None
-        """Share of the top quarter of the weights that the last refresh exchanged."""
+        """Share of the largest quarter of the weights that the last refresh exchanged."""
         self._positions: dict[str, Tensor] = {}
         self._modules_of = _by_module(model, self.budget.prunable)
         self._spec: SubnetSpec | None = None
@@ -82,7 +82,7 @@ class Supernet(nn.Module):
 
     @property
     def prunable(self) -> tuple[str, ...]:
-        """Names of the matrices that masks may thin, in model order."""
+        """Names of the matrices that masks may prune, in model order."""
         return tuple(self.budget.prunable)
 
     @property
@@ -107,7 +107,7 @@ class Supernet(nn.Module):
 
     @contextmanager
     def active(self, spec: SubnetSpec | None) -> Iterator[None]:
-        """Activate a subnet for a block of code, then the one before it again."""
+        """Activate a subnet for a block of code; afterwards, activate the previous one again."""
         before = self._spec
         self.activate(spec)
         try:
@@ -122,7 +122,7 @@ class Supernet(nn.Module):
         return functional_call(self.model, self._masked_weights(), args, kwargs)
 
     def _masked_weights(self) -> dict[str, Tensor]:
-        """Copies of all that the active subnet thins, module by module."""
+        """Masked copies of the matrices that the active subnet prunes, module by module."""
         thinned = dict(self._active())
         masked: dict[str, Tensor] = {}
         for names in self._modules_of:
@@ -144,7 +144,7 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rank the present magnitudes; masks change at no other time.
+        """Rank the present magnitudes. Masks change only here.
 
         Raises:
             ValueError: If a weight is not finite; names the matrix.
@@ -194,7 +194,7 @@ class Supernet(nn.Module):
         floor: float | None = None,
         size_of: Callable[[Mapping[str, int]], int] | None = None,
     ) -> SubnetSpec:
-        """The subnet of a size, exact to the weight (to the block, with blocks).
+        """The subnet of a size, exact to the weight (with blocks: to the block).
 
         Args:
             size: `16M`, `20MB`, `25%`, or a whole number of non-zeros of the model.
@@ -266,7 +266,7 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def clear(self, spec: SubnetSpec) -> None:
-        """Set to zero what a subnet does not hold, by the ranking of the last refresh.
+        """Set the weights that a subnet does not keep to zero, by the ranking of the last refresh.
 
         The dense net then computes what the subnet does.
 
@@ -312,7 +312,7 @@ class Supernet(nn.Module):
         return flips / kept
 
     def _active(self) -> Iterator[tuple[str, Thinning]]:
-        """Name of every matrix that the active subnet thins, and how."""
+        """Name of every matrix that the active subnet prunes, and its thinning."""
         for fqn, count in self._kept.items():
             weight = self.model.get_parameter(fqn)
             if count < weight.numel():
@@ -324,7 +324,7 @@ class Supernet(nn.Module):
         sizes = block_sizes(self.budget.shapes[fqn], self.block)
         if isinstance(sizes, int):
             return count // sizes
-        # With partial blocks the prefix that fits depends on which blocks it holds.
+        # With partial blocks, the length of the prefix depends on the blocks in it.
         in_order = torch.empty(len(sizes), dtype=torch.int64, device=positions.device)
         in_order[positions.long()] = torch.from_numpy(sizes).to(positions.device)
         return int(torch.searchsorted(in_order.cumsum(0), count, right=True))

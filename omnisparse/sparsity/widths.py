@@ -1,8 +1,8 @@
 """The widest net of a family that still fits: integer widths from a budget.
 
-A family is a set of widths and everything that comes from multiplying all of them by one factor.
-What "fits" means is the caller's to say (so many parameters, so many per layer), as long as a
-narrower net fits wherever a wider one does.
+A family is a set of widths and all sets that come from multiplying them by one factor. The caller
+defines what "fits" means (a number of parameters, or a number per layer). If a net fits, every
+narrower net must fit, too.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def solve_widths(
     Args:
         template: Any member of the family: widths by name, each at least 1.
         fits: Whether a member is within the budget; must not become true again as widths grow.
-        multiples: Widths that must be multiples of a number (attention of its heads).
-        fill: Then also widen one width after the other, in the order of ``template``, by up to a
-            sixteenth, while it fits: the common factor alone leaves up to a percent unused.
+        multiples: Widths that must be multiples of a number (attention width: of its heads).
+        fill: Whether to widen then one width after the other, in the order of ``template``, by up
+            to a sixteenth while it fits. The common factor alone leaves up to a percent unused.
 
     Returns:
         The widths, or None if not even the narrowest member fits.
@@ -76,7 +76,7 @@ def solve_widths(
 
 
 def _widen(widths: Widths, name: str, step: int, fits: Callable[[Widths], bool]) -> None:
-    """Add the most steps to one width, up to a share of it, that still fit."""
+    """Add as many steps to one width as fit, up to a share of it."""
     start = widths[name]
     none, most = 0, max(1, start // (_FILL_SHARE * step)) + 1
     while most - none > 1:

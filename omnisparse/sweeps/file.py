@@ -1,8 +1,8 @@
-"""W&B sweep files, read without W&B: which runs a file asks for, and the command line of each.
+"""W&B sweep files, read without W&B: the runs that a file requests, and their command lines.
 
 Source: W&B's reference of sweep configurations (docs.wandb.ai, "Sweep configuration options").
-Deviation: ``bayes`` and ``early_terminate`` need the server's view of all metrics and are refused;
-so are nested parameters, because our keys have dots.
+Deviation: ``bayes`` and ``early_terminate`` are refused, because they need the server, which knows
+all metrics. Nested parameters are refused, because our keys have dots.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 
 class SweepError(OmnisparseError):
-    """A sweep file that cannot be run here: bad usage."""
+    """A sweep file that cannot be run here (bad usage)."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep file, checked."""
+    """A checked sweep file."""
 
     path: Path
     program: str
@@ -66,11 +66,11 @@ class Sweep:
         """The parameters of every run, in order; the same for the same file, count and seed.
 
         Args:
-            count: Most runs; for a random sweep the number of runs unless ``run_cap`` says it.
+            count: Most runs; for a random sweep, the number of runs unless ``run_cap`` is given.
             seed: Seed of a random sweep; run i is drawn from (seed, i).
 
         Raises:
-            SweepError: If a random sweep does not say how many runs it has.
+            SweepError: If a random sweep has no number of runs.
         """
         limits = [limit for limit in (count, self.run_cap) if limit is not None]
         if self.method == "random":
@@ -86,11 +86,11 @@ class Sweep:
         return {name: _sample(rule, generator) for name, rule in self.parameters.items()}
 
     def command_line(self, point: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-        """The command of one run, its macros filled in as W&B's agent does.
+        """The command of one run, with macros expanded as W&B's agent does.
 
         Args:
             point: The run's parameters.
-            environment: For ``${envvar:NAME}``; a variable that is not there stays its name.
+            environment: For ``${envvar:NAME}``; the name of a missing variable is not replaced.
         """
         flags = [f"{name}={value}" for name, value in point.items()]
         macros = {
@@ -120,17 +120,17 @@ def load_sweep(path: Path) -> Sweep:
     """Read and check a sweep file.
 
     Raises:
-        SweepError: If it cannot be read, or asks for something that cannot be done here; one line.
+        SweepError: If it cannot be read, or requests something unsupported; one line.
     """
     try:
         document = read_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SweepError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+        raise SweepError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict):
         raise SweepError(
-            f"{path}: no sweep; a mapping with {', '.join(LEGAL_KEYS[:3])} is expected"
+            f"{path}: not a sweep; a mapping with {', '.join(LEGAL_KEYS[:3])} is expected"
         )
     _check_top(document, path)
     parameters = document.get("parameters")
@@ -140,7 +140,7 @@ def load_sweep(path: Path) -> Sweep:
         _check_rule(f"{path}: parameters.{name}", rule, document["method"])
     command = document.get("command", DEFAULT_COMMAND)
     if not isinstance(command, list | tuple) or not command:
-        raise SweepError(f"{path}: command is no list of words")
+        raise SweepError(f"{path}: command must be a list of words")
     unknown = [part for part in map(str, command) if _MACRO.fullmatch(part) and part not in MACROS]
     if unknown:
         raise SweepError(f"{path}: command: {unknown[0]} is unknown; legal: {', '.join(MACROS)}")
@@ -170,18 +170,18 @@ def _check_top(document: Mapping[str, Any], path: Path) -> None:
         raise SweepError(f"{path}: program is missing: the script that every run starts")
     cap = document.get("run_cap")
     if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
-        raise SweepError(f"{path}: run_cap is {cap!r}; a whole number of at least 1")
+        raise SweepError(f"{path}: run_cap is {cap!r}; it must be a whole number of at least 1")
 
 
 def _check_rule(where: str, rule: Any, method: str) -> None:
-    """Refuse a parameter's constraint that means nothing."""
+    """Refuse a constraint of a parameter that is not legal."""
     if not isinstance(rule, dict) or not rule:
         raise SweepError(f"{where}: values or value is expected, not {rule!r}")
     if "parameters" in rule:
         raise SweepError(f"{where}: nested parameters are not legal here; write dotted names")
     values = rule.get("values")
     if values is not None and (not isinstance(values, list) or not values):
-        raise SweepError(f"{where}.values is {values!r}; a list of at least one value")
+        raise SweepError(f"{where}.values is {values!r}; it must be a list of at least one value")
     kind = _distribution(rule)
     if kind is None:
         raise SweepError(f"{where}: give values, value, or min and max")
@@ -203,15 +203,15 @@ def _check_weights(where: str, weights: Any, count: int) -> None:
     if not _are_numbers(weights) or len(weights) != count:
         raise SweepError(f"{where}: a number for each of the values is expected")
     if min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise SweepError(f"{where}: none below 0, and one above, is expected")
+        raise SweepError(f"{where}: no number may be below 0, and one must be above 0")
 
 
 def _check_range(where: str, rule: Mapping[str, Any], kind: str) -> None:
     numbers = [rule[key] for key in ("mu", "sigma", "q") if key in rule]
     if not _are_numbers(numbers) or not all(map(math.isfinite, numbers)):
-        raise SweepError(f"{where}: mu, sigma and q are numbers")
+        raise SweepError(f"{where}: mu, sigma and q must be numbers")
     if not rule.get("q", 1) > 0:
-        raise SweepError(f"{where}: q is {rule['q']!r}; above 0")
+        raise SweepError(f"{where}: q is {rule['q']!r}; it must be above 0")
     if kind in ("constant", "categorical", "normal", "q_normal"):
         return
     low: Any = rule.get("min")
@@ -223,9 +223,9 @@ def _check_range(where: str, rule: Mapping[str, Any], kind: str) -> None:
     if kind == "int_uniform" and not (isinstance(low, int) and isinstance(high, int)):
         raise SweepError(f"{where}: min {low!r} and max {high!r}; whole numbers for int_uniform")
     if kind == "log_uniform" and not high < _MOST_LOG:
-        raise SweepError(f"{where}: max is {high!r}; below {_MOST_LOG:g}: the value is e to it")
+        raise SweepError(f"{where}: max is {high!r}; it must be below {_MOST_LOG:g} (value: e^max)")
     if kind == "log_uniform_values" and not low > 0:
-        raise SweepError(f"{where}: min is {low!r}; above 0 for log_uniform_values")
+        raise SweepError(f"{where}: min is {low!r}; log_uniform_values needs min above 0")
 
 
 def _is_plain(value: Any) -> bool:
@@ -243,7 +243,7 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _distribution(rule: Mapping[str, Any]) -> str | None:
-    """The distribution of a rule, W&B's default where it names none."""
+    """The distribution of a rule; W&B's default if it names none."""
     if "distribution" in rule:
         return str(rule["distribution"])
     if "value" in rule:

@@ -1,8 +1,8 @@
 """Running a sweep on this machine, one run after the other, without a server.
 
-The folder of the sweep holds ``runs.json`` (what became of every run) and ``logs/``. Started again,
-the sweep passes over what is finished and starts the rest; a run that was interrupted gets the same
-command line again, and our recipes continue from their checkpoint then.
+The folder of the sweep holds ``runs.json`` (the outcome of every run) and ``logs/``. When started
+again, the sweep skips finished runs and starts the others. An interrupted run gets the same command
+line again, so our recipes continue from their checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omnisparse.sweeps.file import Sweep
 
 try:
     import fcntl
-except ImportError:  # Windows: two sweeps in one folder are the user's to avoid
+except ImportError:  # Windows: the user must avoid two sweeps in one folder
     fcntl = None  # type: ignore[assignment]
 
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
@@ -57,13 +57,13 @@ def run_sweep(
 ) -> list[dict[str, Any]]:
     """Run every point of a sweep that is not finished yet.
 
-    A run that fails is recorded and the sweep goes on; started again, the sweep tries it again.
+    A failed run is recorded and the sweep continues. When started again, the sweep tries it again.
 
     Args:
         sweep: The sweep.
-        folder: Where its state and logs are kept; another sweep's folder will do, runs are known by
-            their command line.
-        count: As of :meth:`Sweep.points`.
+        folder: Folder of its state and logs. Several sweeps may share a folder, because runs are
+            identified by their command lines.
+        count: As in :meth:`Sweep.points`.
         seed: As there.
         tell: Called with a line about every run.
 
@@ -76,8 +76,8 @@ def run_sweep(
     Raises:
         SweepError: If a random sweep has no number of runs.
         InterruptedSweepError: If SIGINT or SIGTERM arrived.
-        OmnisparseError: If the program is missing, the state cannot be read, or another sweep is at
-            work in ``folder``.
+        OmnisparseError: If the program is missing, the state cannot be read, or another sweep is
+            running in ``folder``.
     """
     points = sweep.points(count=count, seed=seed)
     if not Path(sweep.program).is_file():
@@ -117,23 +117,23 @@ def _reason(entry: Mapping[str, Any]) -> str:
 
 
 def _key(line: Sequence[str]) -> str:
-    """Names a run by its command line, the place of the interpreter aside."""
+    """A name of a run from its command line, without the path of the interpreter."""
     words = [part for part in line if part not in {sys.executable, "/usr/bin/env"}]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
 
 
 def _is_finished(entry: Mapping[str, Any]) -> bool:
-    """Whether a run is finished and, where its directory is known, still there."""
+    """Whether a run is finished and its directory, if known, still exists."""
     run = entry.get("run")
     return entry.get("status") == FINISHED and (run is None or Path(run).is_dir())
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[int | None]:
-    """Hold the folder; a run that outlives a killed sweep goes on holding it.
+    """Lock the folder; a run that continues after its sweep was killed keeps the lock.
 
     Raises:
-        OmnisparseError: If another sweep, or a run of one, is at work there.
+        OmnisparseError: If another sweep, or a run of one, is active there.
     """
     if fcntl is None:
         yield None
@@ -142,7 +142,7 @@ def _held(folder: Path) -> Iterator[int | None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OmnisparseError(f"{folder}: another sweep, or a run of it, is at work") from None
+            raise OmnisparseError(f"{folder}: another sweep, or a run of it, is active") from None
         yield file.fileno()
 
 
@@ -211,7 +211,7 @@ def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
 
 def _last_line(log: Path) -> str:
-    """What a failed run said last: its error line if it has one."""
+    """The last line of a failed run: its error line if it has one."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
     spoken = [line.strip() for line in lines if line.strip()]
     ours = [line for line in spoken if line.startswith("omnisparse: ")]
@@ -241,7 +241,7 @@ def _read_state(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, AttributeError):
         sound = False
     if not sound:
-        raise OmnisparseError(f"{path}: cannot be read; delete it to start the sweep anew")
+        raise OmnisparseError(f"{path}: cannot be read; delete it to start the sweep again")
     return dict(document)
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill -9 and hold no pickle.
+"""Checkpoints that survive a kill -9 and contain no pickle.
 
-A checkpoint is a folder ``step-00001234`` of safetensors files and one ``state.json`` that also
-carries the size and CRC-32 of every tensor file. It is written into a hidden sibling, fsynced and
-renamed, so that a reader sees all of it or nothing; older ones are deleted only afterwards.
+A checkpoint is a folder ``step-00001234`` of safetensors files and one ``state.json``, which also
+holds the size and CRC-32 of every tensor file. It is written to a hidden folder beside it, fsynced
+and renamed, so a reader sees all of it or nothing. Older checkpoints are deleted only afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read back."""
+    """A checkpoint that was read."""
 
     path: Path
     step: int
@@ -48,7 +48,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of ``step`` atomically, then drop all but the ``keep`` up to it.
+    """Write the checkpoint of ``step`` atomically; keep it and the ``keep - 1`` before it.
 
     Args:
         root: The run's ``checkpoints`` folder; made if absent.
@@ -92,7 +92,7 @@ def save_checkpoint(
     found = list_checkpoints(root)
     done = found.index(final) + 1
     for other in (*found[done:], *found[: max(0, done - keep)]):
-        _remove(other)  # a later one was passed over as damaged, and would stay the newest
+        _remove(other)  # a later one was skipped as damaged and would stay the newest
     for leftover in root.glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
     return final
@@ -104,7 +104,7 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint so that a kill never leaves half of it under its name."""
+    """Delete a checkpoint; a kill never leaves half of it under its name."""
     if checkpoint.exists():
         doomed = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old.partial")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -113,7 +113,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is the folder of one complete checkpoint; its content is unread."""
+    """Whether ``path`` is the folder of one complete checkpoint; its content is not read."""
     return _NAME.fullmatch(path.name) is not None and (path / _STATE).is_file()
 
 
@@ -144,7 +144,7 @@ def load_newest(root: Path) -> Checkpoint | None:
     """Read the newest checkpoint below ``root`` that is intact, or None if there is none.
 
     Raises:
-        FormatError: If there are checkpoints and every one of them is damaged.
+        FormatError: If there are checkpoints and all of them are damaged.
     """
     damaged: FormatError | None = None
     for path in reversed(list_checkpoints(root)):
@@ -166,7 +166,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         document = json.loads((path / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: not a checkpoint ({_STATE} is missing or no JSON)") from error
+        raise FormatError(f"{path}: not a checkpoint ({_STATE} is missing or not JSON)") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise FormatError(f"{path}: not a checkpoint of format {_FORMAT}")
     files, state = document.get("files", {}), document.get("state")
@@ -175,12 +175,12 @@ def read_state(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: {_STATE} lacks its files, its step or its state")
     for name, entry in files.items():
         if not isinstance(entry, dict) or not {"bytes", "crc32"} <= set(entry):
-            raise FormatError(f"{path}: {_STATE} says too little about {name}")
+            raise FormatError(f"{path}: {_STATE} lacks the size or checksum of {name}")
     return document
 
 
 def tensor_file(path: Path, name: str, document: Mapping[str, Any]) -> Path:
-    """Return the path of tensor file ``name``, its size checked but its content unread.
+    """Return the path of tensor file ``name``; its size is checked, its content is not read.
 
     Raises:
         FormatError: If the checkpoint has no such file or its size differs from the recorded one.
@@ -200,7 +200,7 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise FormatError(f"{file}: no safetensors file ({error})") from error
+        raise FormatError(f"{file}: not a safetensors file ({error})") from error
 
 
 def _crc32(path: Path) -> int:

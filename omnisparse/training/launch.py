@@ -1,8 +1,9 @@
-"""Starting processes on CPUs, where accelerate's own launcher starts only one.
+"""Starting several processes on CPUs, where accelerate's own launcher starts only one.
 
-``accelerate launch --num_processes 2`` on a machine without accelerators runs the script once and
-says nothing (accelerate 1.x: only MPI starts more). A recipe calls :func:`ensure_cpu_processes`
-first, which in exactly that case replaces the process by torchrun with the number asked for.
+On a machine without accelerators, ``accelerate launch --num_processes 2`` runs the script only once
+and prints no message (accelerate 1.x: only MPI starts more). So a recipe first calls
+:func:`ensure_cpu_processes`, which in this case replaces the process with torchrun and the
+requested number of processes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.training.precision import Precision, choose_precision, has_bf16, launcher_says
 
 DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""Whole copies of the net, one per process: masks rank whole matrices."""
+"""Supported distributed types: one whole copy of the net per process, because masks rank whole
+matrices."""
 
 _LAUNCHER = re.compile(r"(^|/)(launch|accelerate-launch|launch\.py|accelerate\.commands\.launch)$")
 
@@ -42,7 +44,7 @@ def make_accelerator(precision: Precision | None = None) -> Accelerator:
             to distribute or a compiler that this loop does not train with, or for another
             precision than the configuration.
     """
-    # One process may speak a corpus and compute its features for hours while the others wait.
+    # One process may render a corpus and compute its features for hours while the others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     on_cuda = torch.cuda.is_available()
     wanted = choose_precision(precision, launcher_says())
@@ -74,7 +76,7 @@ def precision_of(accelerator: Accelerator) -> Precision:
 
 
 def _refuse_other_loops(accelerator: Accelerator) -> None:
-    """Refuse what the launcher can ask for and this loop would do by halves, or not at all."""
+    """Refuse settings of the launcher that this loop does not support or supports only partly."""
     steps = accelerator.gradient_accumulation_steps
     if steps != 1:  # accelerate would divide every gradient by it
         raise OmnisparseError(
@@ -92,7 +94,7 @@ def _refuse_other_loops(accelerator: Accelerator) -> None:
 
 
 def ensure_cpu_processes() -> None:
-    """Start as many CPU processes as accelerate's launcher was asked for, if it did not."""
+    """Start the number of CPU processes requested from accelerate's launcher, if it did not."""
     if torch.cuda.is_available() or "WORLD_SIZE" in os.environ:
         return
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
@@ -111,7 +113,7 @@ def requested_processes(command: Sequence[str]) -> int:
     """Return the number of processes that an ``accelerate launch`` command line asks for.
 
     Args:
-        command: The launcher's arguments; looked at up to the training script.
+        command: The launcher's arguments; read up to the training script.
     """
     launcher = [index for index, part in enumerate(command) if _LAUNCHER.search(part)]
     if not launcher:
@@ -120,7 +122,7 @@ def requested_processes(command: Sequence[str]) -> int:
     rest = list(command[launcher[0] + 1 :])
     for index, argument in enumerate(rest):
         if argument.endswith(".py"):
-            break  # the training script; what follows is its own
+            break  # the training script; its own arguments follow
         name, equals, value = argument.partition("=")
         following = rest[index + 1] if index + 1 < len(rest) else ""
         options[name.replace("-", "_").lstrip("_")] = value if equals else following

@@ -1,4 +1,4 @@
-"""The one optimizer, AdamW on the dense weights, and its state as named tensors."""
+"""The optimizer, AdamW on the dense weights, and its state as named tensors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def make_optimizer(
 
     Args:
         parameters: By fully qualified name.
-        learning_rate: Of the first step; the loop sets those that follow.
+        learning_rate: Learning rate of the first step; the loop sets the later ones.
         betas: Moment decays.
-        weight_decay: Of the matrices.
+        weight_decay: Weight decay of the matrices.
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
@@ -56,7 +56,7 @@ def load_optimizer(
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Put back what :func:`optimizer_tensors` gave; parameters without any begin anew."""
+    """Restore the tensors of :func:`optimizer_tensors`; parameters without tensors start anew."""
     for name, parameter in parameters.items():
         state = {}
         for key in _STATE:

@@ -1,8 +1,8 @@
-"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as a request, so that a training ends behind a whole step.
+"""SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as a request: the training ends after a complete step.
 
-One press may arrive several times: ``timeout -s INT`` signals its child and then the group of both,
-and torchrun passes on to every process what the terminal has already sent it. So what arrives
-shortly behind a first signal is taken for the same one.
+One stop may arrive as several signals: ``timeout -s INT`` signals its child and then the process
+group of both, and torchrun forwards to every process a signal that the terminal has already sent.
+So signals that follow the first one within a short time count as the same stop.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ STOPPING = tuple(
 """Signals that ask a training to stop: a person, a scheduler, a scheduler's early warning."""
 
 SAME_PRESS_SECONDS = 2.0
-"""What arrives so soon behind a first signal is that signal again."""
+"""A signal that follows the first one within this time counts as the same stop."""
 SAME_PRESS_SECONDS_LAUNCHED = 10.0
-"""The same below torchrun, which notices a signal when it looks at its processes next."""
+"""The same under torchrun, which handles a signal only when it next checks its processes."""
 
 
 class InterruptedTrainingError(OmnisparseError):
@@ -35,7 +35,7 @@ class InterruptedTrainingError(OmnisparseError):
     Args:
         number: The signal.
         step: Optimizer steps done.
-        max_steps: Those of the whole run.
+        max_steps: Optimizer steps of the whole run.
         checkpoint: The folder of the checkpoint.
     """
 
@@ -51,9 +51,9 @@ class InterruptedTrainingError(OmnisparseError):
 
 
 class StopSignals:
-    """Remembers the first signal that arrived while :meth:`caught` lasts, and says so at once.
+    """Records the first signal within :meth:`caught`, and reports it at once.
 
-    A second Ctrl-C does not wait for the step, nor for a checkpoint.
+    A second Ctrl-C ends at once, without waiting for the step or a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -67,15 +67,15 @@ class StopSignals:
 
     @staticmethod
     def first_of(flags: Sequence[float]) -> int | None:
-        """The signal that summed flags speak of; None if they speak of none."""
+        """The signal in flags that were summed over processes; None if there is none."""
         return next((n for n, flag in zip(STOPPING, flags, strict=True) if flag > 0), None)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Take the signals over; outside the main thread the caller keeps its own.
+        """Handle the signals; outside the main thread, signal handlers are not changed.
 
-        Behind a signal the caller gets its own handlers back only when no echo of that signal is to
-        be expected any more.
+        After a signal, the handlers of the caller are restored only when no repetition of that
+        signal is expected any more.
         """
         try:
             previous = {number: signal.signal(number, self._remember) for number in STOPPING}
@@ -101,17 +101,17 @@ class StopSignals:
             raise KeyboardInterrupt("abandoned: the checkpoint before stays the newest")
 
     def _is_echo(self) -> bool:
-        """Whether a signal of this moment is the first one again."""
+        """Whether a signal that arrives now counts as the first one."""
         torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         seconds = SAME_PRESS_SECONDS_LAUNCHED if torchrun else SAME_PRESS_SECONDS
         return time.monotonic() - self._since < seconds
 
 
 class _Echo:
-    """Passes over what is the first signal again, and everything else on to the caller's handler.
+    """Ignores repetitions of the first signal and passes all others on to the caller's handler.
 
     Args:
-        signals: What remembers the first signal.
+        signals: The record of the first signal.
         previous: The caller's handler.
     """
 

@@ -1,4 +1,4 @@
-"""Where metrics go: always ``metrics.jsonl`` in the run; W&B as well when the user has it."""
+"""Metrics: always to ``metrics.jsonl`` in the run, and to W&B if the user has it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class TrackingConfig:
     """Experiment tracking beside the run's own ``metrics.jsonl``."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """``auto``: what ``WANDB_MODE`` says, else W&B if the user is logged in, else only the local
-    file; where W&B cannot be reached then, the training goes on without it."""
+    """``auto``: the mode of ``WANDB_MODE`` if set, else W&B if the user is logged in, else only
+    the local file. If W&B cannot be reached with ``auto``, the training continues without it."""
     project: str = "omnisparse"
     """W&B project."""
 
 
 class Tracker:
-    """Append metrics to ``metrics.jsonl`` and, when asked or logged in, to W&B.
+    """Append metrics to ``metrics.jsonl`` and, if configured or logged in, to W&B.
 
     W&B never takes a row back. So a row goes there only when the checkpoint behind it is written: a
     killed run does the steps since its checkpoint again, and each step still has one value. What
@@ -43,11 +43,10 @@ class Tracker:
         run: The run directory.
         config: The tracking configuration.
         run_config: The whole resolved configuration, flattened with dots for W&B.
-        resumed_step: Lines after this step are dropped: they belong to steps that a resumed run
-            does again.
+        resumed_step: Lines after this step are dropped: a resumed run repeats these steps.
 
     Raises:
-        OmnisparseError: If W&B was asked for by name and cannot be started.
+        OmnisparseError: If W&B was requested explicitly and cannot be started.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class Tracker:
         """Finish.
 
         Args:
-            summary: Becomes the W&B run's summary; None where the training failed.
+            summary: Becomes the W&B run's summary; None if the training failed.
         """
         if self._wandb is not None:
             self._wandb.summary.update(dict(summary or {}))
@@ -112,7 +111,7 @@ class Tracker:
             partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines of ``metrics.jsonl``, in order."""
+        """The complete lines of ``metrics.jsonl``, in order."""
         if not self.path.exists():
             return []
         found = []
@@ -121,7 +120,7 @@ class Tracker:
                 line = json.loads(text)
                 found += [line] if isinstance(line["step"], int) else []
             except (ValueError, KeyError, TypeError):
-                continue  # the half line of a killed process
+                continue  # incomplete line of a killed process
         return found
 
     def _note(self) -> None:
@@ -153,8 +152,8 @@ class Tracker:
         mode = _mode(config)
         if mode == "off":
             return None
-        # A sweep's agent names its run itself. Any other run continues under its own name's
-        # identity, so that a resumed training is one line on the chart and not two.
+        # A sweep's agent sets the id of its run itself. Any other run keeps its id, so that a
+        # resumed training is one line in the chart and not two.
         identity = None if "WANDB_RUN_ID" in os.environ else _run_identity(run)
         return _init_wandb(
             config,
@@ -168,10 +167,10 @@ class Tracker:
 
 
 def _init_wandb(tracking: TrackingConfig, **options: Any) -> Any:
-    """Start a W&B run; None, and a line to the user, where it cannot be and was not asked for.
+    """Start a W&B run. If that fails in ``auto`` mode, tell the user and return None.
 
     Raises:
-        OmnisparseError: If it was asked for.
+        OmnisparseError: If it fails and W&B was requested explicitly.
     """
     import wandb
 
@@ -182,7 +181,7 @@ def _init_wandb(tracking: TrackingConfig, **options: Any) -> Any:
         if tracking.wandb != "auto":
             message = f"tracking.wandb={tracking.wandb}: W&B says {reason}"
             raise OmnisparseError(message) from None
-        print(f"W&B is left out, it cannot be started: {reason}", file=sys.stderr)
+        print(f"continuing without W&B, it cannot be started: {reason}", file=sys.stderr)
         return None
 
 
@@ -200,11 +199,11 @@ def log_comparison(
         config: The tracking configuration.
         name: Name of the W&B run.
         folder: Where W&B keeps its files.
-        table: Rows of the same keys, their values plain.
+        table: Rows with the same keys and plain values.
         images: Plots to show.
 
     Raises:
-        OmnisparseError: If W&B was asked for and cannot be started.
+        OmnisparseError: If W&B was requested explicitly and cannot be started.
     """
     mode = _mode(config)
     if mode == "off" or not table:
@@ -246,7 +245,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _run_identity(run: Path) -> str:
-    """The W&B run id of a run directory, drawn once and kept in its ``wandb-id``."""
+    """The W&B run id of a run directory, generated once and stored in its ``wandb-id``."""
     path = run / _IDENTITY
     if not path.exists():
         with replacing(path) as partial:
@@ -255,9 +254,9 @@ def _run_identity(run: Path) -> str:
 
 
 def _automatic_mode() -> Mode:
-    """What ``auto`` means here; found out without importing wandb (a second)."""
+    """The meaning of ``auto`` here, found without importing wandb (which takes a second)."""
     mode = os.environ.get("WANDB_MODE", "")
-    if mode in ("offline", "dryrun"):  # W&B's new and old name of it
+    if mode in ("offline", "dryrun"):  # W&B's new and old name of this mode
         return "offline"
     if mode == "disabled":
         return "off"

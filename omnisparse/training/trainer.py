@@ -1,10 +1,10 @@
 """The only training loop of the package.
 
-A method yields losses; the loop normalises them over all processes, does one backward each
-(all but the last without gradient synchronisation), clips, steps, logs and checkpoints.
+A method yields losses. The loop normalises them over all processes, runs one backward pass for each
+(all but the last without gradient synchronisation), clips, steps, logs and saves checkpoints.
 
-Everything random is a pure function of (seed, step, process) or of (seed, epoch, utterance), so a
-resumed run repeats the uninterrupted one bit by bit on a CPU without saving any generator.
+Everything random is a pure function of (seed, step, process) or of (seed, epoch, utterance). So on
+a CPU a resumed run repeats the uninterrupted run bit by bit, without saving any generator state.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _AGREE_EVERY = 4
 """Steps after which several processes ask each other whether to stop."""
 
 _SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
-"""What training has cost; each process counts its own, records hold the sum of all."""
+"""The cost of training; each process counts its own, records hold the sum over processes."""
 
 
 class Trainer:
     """Train ``model`` with ``method`` on ``batches``.
 
     Args:
-        model: The network; its own names are those of the checkpoint.
+        model: The network; the checkpoint uses its parameter names.
         method: Source of the losses.
         batches: Endless training batches of this process.
         config: Optimizer, schedule, length, records.
@@ -112,7 +112,7 @@ class Trainer:
         """Train until ``max_steps`` and return the last metrics.
 
         Raises:
-            InterruptedTrainingError: If a signal asked for it; a checkpoint has been written.
+            InterruptedTrainingError: If a signal requested a stop; a checkpoint is written first.
             OmnisparseError: If the gradient stays non-finite.
         """
         if self.config.threads is not None:
@@ -209,13 +209,14 @@ class Trainer:
         return list(self._sum(torch.tensor(counts, device=self.accelerator.device)))
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
-        # Forward AND backward must lie inside no_sync: DDP decides at the forward.
+        # Forward and backward must both be inside no_sync: DDP decides in the forward pass.
         return nullcontext() if last else self.accelerator.no_sync(self.module)
 
     def _backward(self, loss: Loss, num_units: Tensor) -> Tensor:
         """Run a loss's backward, divided by the units of all processes; returns its sum.
 
-        A subnet may have no utterance of a small batch, and then has no loss in this step.
+        With a small batch a subnet may have no utterance; then it has no loss, and None is
+        returned.
         """
         value_sum = loss.value_sum.float()
         # DDP averages gradients over processes; the factor makes that the sum over all units.
@@ -234,7 +235,7 @@ class Trainer:
         return float(norm)
 
     def _skip(self, batch: Batch) -> None:
-        """Count a step with a non-finite gradient (the same on every process: it is reduced)."""
+        """Count a step with a non-finite gradient; all processes have the same reduced gradient."""
         self.cost["skipped_steps"] += 1
         self._skipped_in_a_row += 1
         if self.accelerator.is_main_process:
@@ -280,7 +281,7 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a checkpoint (main process), all others waiting; return its folder."""
+        """Write a checkpoint on the main process while all others wait; return its folder."""
         state = {
             "batches": self.batches.state_dict(),
             "cost": self._summed_cost(),
@@ -349,7 +350,7 @@ class Trainer:
         self.cost["skipped_steps"] = cost["skipped_steps"]
 
     def _summed_cost(self) -> Metrics:
-        """Cost of all processes together; skipped steps are the same on each."""
+        """Cost of all processes together; the number of skipped steps is the same on each."""
         own = torch.tensor([self.cost[name] for name in _SUMMED_COSTS], dtype=torch.float64)
         if self.accelerator.device.type == "mps":  # has no float64
             own = own.float()

@@ -67,7 +67,7 @@ def test_files_of_the_user_are_not_taken_for_a_run_that_failed(
     contents = {"config.yaml": f"# mine\n{config_to_yaml(config)}", "tokenizer.model": "mine"}
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(OmnisparseError, match="files that no training left there"):
+    with pytest.raises(OmnisparseError, match="files that are not from a training"):
         train(config, out=tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
 

@@ -213,7 +213,7 @@ def test_the_first_steps_of_a_run_are_no_row(config: Path) -> None:
     candidates, _ = read_candidates(runs, by="method")
     assert sorted(candidate.row for candidate in candidates) == ["base", "distilled"]
     assert part.resolve() not in [candidate.path for candidate in candidates]
-    with pytest.raises(OmnisparseError, match="only the first steps of others"):
+    with pytest.raises(OmnisparseError, match="only the first steps of other runs"):
         read_candidates([part], by="method")
 
 
@@ -342,7 +342,7 @@ def test_configurations_are_rows_and_their_seeds_are_averaged(config: Path) -> N
     assert f"{first} and {second} are both supernet at 100% with seed 0" in line
     assert line.endswith("leave one out, or compare --by configuration")
     refused = invoke(*arguments, "--by", "configuration", "--reference", "pang2018", code=2)
-    assert "--reference goes with --by method" in refused.stderr
+    assert "--reference needs --by method" in refused.stderr
 
 
 def test_bad_comparisons_are_one_line(config: Path) -> None:

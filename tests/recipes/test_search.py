@@ -118,10 +118,10 @@ def test_a_later_search_adds_its_sizes_and_a_front_is_of_its_weights(
     assert later["seconds"] > document["seconds"] > 0
 
     for *illegal, message in (
-        ("--size", "70%", "--front", path, "--scope", "lamp", "scope lamp with a front"),
-        ("--size", "70%", "--front", path, "--block", "8x1", "block, norm or floor with a front"),
+        ("--size", "70%", "--front", path, "--scope", "lamp", "scope lamp is not legal"),
+        ("--size", "70%", "--front", path, "--block", "8x1", "block, norm and floor are not legal"),
         ("--spec", path.parent / "specs" / f"{first['nonzero']}.json", "--scope", "lamp",
-         "scope lamp with a spec"),
+         "scope lamp is not legal with a spec"),
     ):  # fmt: skip
         refused = invoke("extract", "--run", run, *illegal, "--out", run / "refused")
         assert (refused.exit_code, message in refused.stderr) == (2, True)
@@ -138,7 +138,7 @@ def test_a_later_search_adds_its_sizes_and_a_front_is_of_its_weights(
     assert f"it is {kept} now" in told
     assert [entry["size"] for entry in json.loads(kept.read_text())["front"]] == ["50%", "70%"]
     assert [entry["size"] for entry in json.loads(path.read_text())["front"]] == ["60%"]
-    assert "found in other weights (7-0badcafe) than these of run (6-" in wrong.stderr
+    assert "searched in other weights (7-0badcafe) than those of run (6-" in wrong.stderr
 
 
 def test_a_search_begins_with_uniform_and_lamp_and_measures_how_its_subset_ranks(
@@ -163,7 +163,7 @@ def test_illegal_searches_are_one_line(run: Path, speech: Path) -> None:
         (failed, "'1%' is out of range", "--sizes", "1%"),
         (bad_usage, "two of them are the same size", "--sizes", "50%,50%"),
         (bad_usage, "is in bytes", "--sizes", "20MB"),
-        (failed, "decides for none of", "--sizes", "50%", "--group", "decoder"),
+        (failed, "is used for none of", "--sizes", "50%", "--group", "decoder"),
         (bad_usage, "spread is 0", "--sizes", "50%", "--spread", "0"),
         (bad_usage, "spread is 1e+308", "--sizes", "50%", "--spread", "1e308"),
         (bad_usage, "seed is -1", "--sizes", "50%", "--seed", "-1"),

@@ -208,7 +208,7 @@ def test_a_method_may_come_with_its_choices() -> None:
     assert configure(BASE, again).method == SandwichConfig(alphas=(-2.0, 0.5))
     with pytest.raises(ConfigError, match="has no kind; legal: kind and keys of that method"):
         parse_request(["method={min_size: 60%}"])
-    with pytest.raises(ConfigError, match="the value is no YAML"):
+    with pytest.raises(ConfigError, match="the value is not YAML"):
         parse_request(["method={min_size: "])
     with pytest.raises(ConfigError, match="method 'sieve' is unknown"):
         parse_request(["method={kind: sieve}"])
@@ -252,7 +252,7 @@ def test_a_limit_per_layer_builds_the_experiments_of_table_4(teacher: Path) -> N
     [
         ("pruning", "25%", None, "method 'pruning' is unknown; legal: base, factored"),
         ("distilled", "25%", None, "needs a teacher"),
-        ("base", "25%", LARGE, "has no use for a teacher"),
+        ("base", "25%", LARGE, "uses no teacher"),
         ("supernet", "25%", None, "a supernet has every size"),
         ("pruned", None, None, "needs a size"),
         ("base", "20MB", None, "is in bytes"),

@@ -224,7 +224,7 @@ def test_select_trims_padding(make: MakeBatches) -> None:
 
 
 def test_bad_positions_and_arguments(make: MakeBatches, cuts: CutSet) -> None:
-    with pytest.raises(ValueError, match="no position in this data"):
+    with pytest.raises(ValueError, match="not a position in this data"):
         make().load_state_dict({"epoch": 0, "batches": 10_000})
     with pytest.raises(ValueError, match="rank"):
         make(rank=2, world_size=2)

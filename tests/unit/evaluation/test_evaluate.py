@@ -151,7 +151,7 @@ def test_dict_holds_the_contract() -> None:
 def test_bad_corpora_are_named() -> None:
     with pytest.raises(DataError, match="no utterance"):
         _evaluate(EchoModel(), [])
-    with pytest.raises(DataError, match="all empty"):
+    with pytest.raises(DataError, match="all transcripts of the manifest are empty"):
         _evaluate(EchoModel(), [Cut("a", None, 3)])
     with pytest.raises(DataError, match="broken: its audio is empty"):
         _evaluate(EchoModel(), [Cut("broken", "play", 3, samples=np.full((1, 9), np.nan))])

@@ -71,9 +71,9 @@ def test_empty_reference_counts_only_insertions() -> None:
 
 
 def test_no_word_at_all_has_no_rate() -> None:
-    with pytest.raises(ValueError, match="not one word"):
+    with pytest.raises(ValueError, match="there is no reference word"):
         corpus_wer(word_errors([""], ["a"]))
-    with pytest.raises(ValueError, match="not one word"):
+    with pytest.raises(ValueError, match="there is no reference word"):
         corpus_wer([])
 
 

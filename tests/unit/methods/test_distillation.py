@@ -276,7 +276,7 @@ def test_a_resumed_run_keeps_its_teacher() -> None:
         ({"beam": 0}, "beam is 0; it must be at least 1"),
         ({"label_weight": float("nan")}, "label_weight is nan"),
         ({"distillation_weight": -1.0}, "distillation_weight is -1"),
-        ({"distillation_weight": 0.0}, "one above 0"),
+        ({"distillation_weight": 0.0}, "one must be above 0"),
     ],
 )
 def test_illegal_choices_are_named(options: dict[str, object], message: str) -> None:

@@ -212,7 +212,7 @@ def test_pruning_under_a_teacher_trains_on_the_teachers_loss() -> None:
     [
         ({"size": "20MB"}, "size '20MB' is in bytes"),
         ({"initial_sparsity": 1.0}, "initial_sparsity is 1.0"),
-        ({"initial_sparsity": 0.95}, "initial_sparsity is 0.95; size '60%' is a sparsity of 0"),
+        ({"initial_sparsity": 0.95}, "initial_sparsity is 0.95; it must be at most 0"),
         ({"begin": -0.1}, "begin is -0.1"),
         ({"end": 7.5}, "end is 7.5; a share of the run up to 1, or a whole number of steps"),
         ({"frequency": 0}, "frequency is 0"),

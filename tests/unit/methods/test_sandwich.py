@@ -304,7 +304,10 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
         ({"layer_spread": 1e308}, r"layer_spread is 1e\+308; it must be from 0 to 1000"),
         ({"min_size": "20MB"}, "min_size '20MB' is in bytes; legal here"),
         ({"levels": ("50%", "1MiB")}, "levels '1MiB' is in bytes"),
-        ({"distribution": "levels", "levels": ()}, "levels is empty; one size or more"),
+        (
+            {"distribution": "levels", "levels": ()},
+            "levels is empty; it must have at least one size",
+        ),
         ({"num_layer_levels": 4}, "num_layer_levels 4 must be 0 or odd"),
         ({"prunable": ("(",)}, r"prunable '\(' is not a regular expression"),
         ({"layer_groups": ("(",)}, r"layer group '\(' is not a regular expression"),

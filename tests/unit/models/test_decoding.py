@@ -223,7 +223,7 @@ def test_scores_that_are_no_numbers_are_no_silence(
 ) -> None:
     broken = batch.features.clone()
     broken[0, 0] = float("nan")
-    with pytest.raises(OmnisparseError, match="scores are no numbers"):
+    with pytest.raises(OmnisparseError, match="scores are NaN"):
         model.decode(broken, batch.feature_lengths, beam=beam)
 
 

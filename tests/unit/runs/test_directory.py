@@ -135,7 +135,7 @@ def test_weights_that_overflow_are_told_by_the_beam(tokenizer: Tokenizer) -> Non
     with torch.no_grad():
         net.get_parameter("joiner.output.weight")[:] = 3e38
         net.get_parameter("joiner.output.weight")[::2] = -3e38
-    with pytest.raises(OmnisparseError, match="scores are no numbers"):
+    with pytest.raises(OmnisparseError, match="scores are NaN"):
         net.eval().decode(torch.randn(2, 20, 16), torch.tensor([20, 12]), beam=3)
 
 

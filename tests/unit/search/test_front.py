@@ -93,5 +93,7 @@ def test_what_is_no_front_is_told_in_a_line(tmp_path: Path, text: str, message: 
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(FormatError, match="there is no front; `omnisparse search` makes one"):
+    with pytest.raises(
+        FormatError, match="there is no search result; `omnisparse search` makes one"
+    ):
         read_front(tmp_path / "missing.json")

@@ -123,7 +123,7 @@ def test_progress_counts_evaluations() -> None:
     ("totals", "evaluations", "message"),
     [
         ([], 10, "one or more"),
-        ([50, 50], 10, "must be different"),
+        ([50, 50], 10, "must be one or more different numbers"),
         ([DENSE // 2, DENSE // 3], 1, "evaluations is 1; at least 2"),
         ([DENSE + 1], 10, "out of range"),
     ],

@@ -137,7 +137,7 @@ def test_bytes_out_of_range_name_the_legal_range(budget: Budget) -> None:
     assert sum(budget.solve_bytes(11240, size_of).values()) == PRUNED
     with pytest.raises(ValueError, match="not in bytes"):
         budget.solve_bytes("16M", size_of)
-    with pytest.raises(ValueError, match="in bytes, which cannot be met here"):
+    with pytest.raises(ValueError, match="in bytes, which is not legal here"):
         budget.solve("16MB")
 
 

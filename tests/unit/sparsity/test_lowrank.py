@@ -48,9 +48,9 @@ def test_the_error_is_that_of_the_dropped_singular_values(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [0, 9])
 def test_an_illegal_rank_names_the_legal_ones(rank: int) -> None:
-    with pytest.raises(ValueError, match=f"rank is {rank}; from 1 to 8"):
+    with pytest.raises(ValueError, match=f"rank is {rank}; it must be from 1 to 8"):
         truncated_svd(matrix(20, 8), rank)
-    with pytest.raises(ValueError, match=rf"l0: rank is {rank}; from 1 to 8"):
+    with pytest.raises(ValueError, match=rf"l0: rank is {rank}; it must be from 1 to 8"):
         factorize_layers(
             {"l0.weight_hh_l0": matrix(32, 8)}, [RecurrentLayer(name="l0", rank=rank, readers=())]
         )

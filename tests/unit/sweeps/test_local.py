@@ -131,7 +131,7 @@ def test_command_lines_are_those_of_wandbs_agent(
         ({"parametres": {}}, "unknown key parametres; legal keys: program"),
         ({"early_terminate": {"type": "hyperband"}}, "early_terminate needs the W&B server"),
         ({"run_cap": 0}, "run_cap is 0"),
-        ({"command": "python"}, "command is no list"),
+        ({"command": "python"}, "command must be a list"),
         ({"command": ["${programm}"]}, r"\$\{programm\} is unknown"),
         ({"parameters": {"a": 3}}, r"parameters\.a: values or value is expected"),
         ({"parameters": {"a": {"values": []}}}, r"parameters\.a\.values is \[\]"),
@@ -147,13 +147,13 @@ def test_command_lines_are_those_of_wandbs_agent(
             {"method": "random", "parameters": {"a": {"values": [1], "probabilities": [1, 2]}}},
             "a number for each",
         ),
-        ({"parameters": {"a": {"values": [1], "probabilities": [0]}}}, "one above, is expected"),
+        ({"parameters": {"a": {"values": [1], "probabilities": [0]}}}, "one must be above 0"),
         ({"parameters": {"a": {"value": b"bytes"}}}, "a value that JSON cannot hold"),
         *(
             ({"method": "random", "parameters": {"a": {"distribution": kind, **rule}}}, message)
             for kind, rule, message in (
-                ("q_uniform", {"min": 0, "max": 1, "q": 0}, "q is 0; above 0"),
-                ("normal", {"mu": "a"}, "mu, sigma and q are numbers"),
+                ("q_uniform", {"min": 0, "max": 1, "q": 0}, "q is 0; it must be above 0"),
+                ("normal", {"mu": "a"}, "mu, sigma and q must be numbers"),
                 ("int_uniform", {"min": 0.5, "max": 2}, "whole numbers for int_uniform"),
                 ("log_uniform", {"min": 0, "max": 1000}, "max is 1000; below 700"),
             )

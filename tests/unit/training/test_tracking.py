@@ -164,12 +164,12 @@ def test_wandb_that_fails_is_an_error_only_where_it_was_asked_for(
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     Tracker(tmp_path, TrackingConfig(), run_config={}).log(1, {"loss": 1.0})
-    assert capsys.readouterr().err == "W&B is left out, it cannot be started: no route\n"
+    assert capsys.readouterr().err == "continuing without W&B, it cannot be started: no route\n"
     assert steps_of(tmp_path) == [1]
 
     rows = [{"method": "pruned", "wer": 9.5}]
     options: dict[str, Any] = {"name": "c", "folder": tmp_path, "table": rows, "images": []}
     log_comparison(TrackingConfig(), **options)
-    assert capsys.readouterr().err.startswith("W&B is left out")
+    assert capsys.readouterr().err.startswith("continuing without W&B")
     with pytest.raises(OmnisparseError, match=r"tracking\.wandb=online: W&B says no route"):
         log_comparison(TrackingConfig(wandb="online"), **options)
