@@ -79,7 +79,9 @@ def test_two_processes_give_the_gradient_of_one(
     assert max(float(gradient.abs().max()) for gradient in one.values()) > 1e-3
     assert model == "las" or {name for name in one if not one[name].any()} == set()
     for name, gradient in one.items():
-        torch.testing.assert_close(gradient, two[name], rtol=1e-4, atol=1e-6, msg=name)
+        # Sums in another order: rounding is of the size of the largest entries.
+        rounding = 2e-5 * float(gradient.abs().max())
+        torch.testing.assert_close(gradient, two[name], rtol=1e-4, atol=rounding, msg=name)
     losses = [
         json.loads((tmp_path / f"run{n}" / "metrics.jsonl").read_text().splitlines()[0])
         for n in (1, 2)

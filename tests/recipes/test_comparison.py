@@ -24,8 +24,8 @@ from omnisparse.cli.train import run_recipe
 from omnisparse.comparison.candidates import read_candidates
 from omnisparse.config import RunConfig, config_to_yaml
 from omnisparse.errors import OmnisparseError
-from omnisparse.evaluation.evaluate import evaluate
 from omnisparse.evaluation.pareto import format_count
+from omnisparse.pipeline.evaluate import recognise
 from omnisparse.pipeline.extract import extract
 from omnisparse.runs.record import read_record
 
@@ -263,7 +263,7 @@ def test_comparing_again_recognises_nothing_anew(
     def never(*arguments: Any, **options: Any) -> None:
         raise AssertionError("recognised again")
 
-    monkeypatch.setattr("omnisparse.comparison.measure.evaluate", never)
+    monkeypatch.setattr("omnisparse.comparison.measure.recognise", never)
     again = invoke("compare", *runs, "--sizes", "100%,60%", "--json")
     assert json.loads(again.stdout)["rows"] == result["rows"]
     Path("corpus").mkdir()
@@ -283,8 +283,8 @@ def test_audio_that_was_made_anew_is_recognised_again(
     manifest.write_text(json.dumps({**line, "audio_filepath": "one.wav"}) + "\n")
     recognised = []
     monkeypatch.setattr(
-        "omnisparse.comparison.measure.evaluate",
-        lambda *arguments, **options: recognised.append(1) or evaluate(*arguments, **options),
+        "omnisparse.comparison.measure.recognise",
+        lambda *arguments, **options: recognised.append(1) or recognise(*arguments, **options),
     )
     for expected in (1, 1, 2):
         if expected == 2:

@@ -256,7 +256,9 @@ def test_two_models_are_compared_on_the_same_utterances(world: World) -> None:
     assert test["low"] <= test["difference"] <= test["high"]
     assert 0 < test["p_value"] <= 1
     same = run_json("evaluate", world.run, *manifest, "--against", world.run)["against"]
-    assert (same["difference"], same["low"], same["high"], same["p_value"]) == (0, 0, 0, 1)
+    # Where no utterance tells them apart there is no interval.
+    found = [same[key] for key in ("difference", "low", "high", "p_value")]
+    assert found == [0, None, None, 1]
 
 
 def test_a_run_is_a_model_too(world: World) -> None:
@@ -275,7 +277,7 @@ def test_transcription_names_bad_files_and_goes_on(world: World, tmp_path: Path)
     (entry,) = json.loads(result.stdout)["results"]
     assert entry["file"] == str(world.wav)
     assert set(entry) == {
-        "file", "text", "audio_seconds", "seconds", "rtf", "pieces", "warnings",
+        "file", "text", "audio_seconds", "seconds", "rtf", "pieces", "words", "warnings",
     }  # fmt: skip
     errors = [line for line in result.stderr.splitlines() if ": error: " in line]
     assert len(errors) == 3
@@ -511,7 +513,7 @@ def test_a_plain_web_server_is_enough(
     assert len(texts) == 1
     dense = run_json("transcribe", whole, world.wav)["results"][0]["text"]
     assert dense == run_json("transcribe", world.run, world.wav)["results"][0]["text"]
-    assert "is only for a nested file" in fails("transcribe", world.run, world.wav, "--size", "50%")
+    assert "goes with a nested file" in fails("transcribe", world.run, world.wav, "--size", "50%")
     assert "legal" in fails("transcribe", whole, world.wav, "--size", "1%")
     for usage in (
         ("--prefix", prefix),

@@ -103,7 +103,7 @@ def test_spec_and_counts_are_recorded(tmp_path, net):
     assert config["wer"] == {"test": 7.25}
     assert config["fqns"] == list(net.state)
     card = (tmp_path / "a" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: omnisparse\n")
+    assert card.startswith("---\nlicense: other\n")
     assert "value: 7.25" in card
 
 

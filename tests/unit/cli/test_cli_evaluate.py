@@ -171,7 +171,7 @@ def test_a_language_without_spaces_has_its_characters_counted(
     result = run_json("evaluate", world.run, "--manifest", manifest)
     assert (result["wer"], result["words"]) == (50.0, 4)
     assert (result["cer"], result["characters"]) == (pytest.approx(100 * 2 / 13), 13)
-    note = "look at the character error rate (CER)"
+    note = "use the character error rate (CER)"
     assert note in " ".join(result["warnings"])
 
     compared = run_json("compare", world.run, "--manifest", manifest, "--out", tmp_path / "c")

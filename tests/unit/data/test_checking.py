@@ -93,7 +93,7 @@ def test_a_cache_that_cannot_be_kept_is_told(
     split = read_manifest(manifest)
     assert len(split.cuts) == 40
     (note,) = split.notes
-    assert note.startswith(f"what is known of audio cannot be kept in {tmp_path / 'file'}")
+    assert note.startswith(f"facts about audio cannot be stored in {tmp_path / 'file'}")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions bind users only")
