@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/omnisparse demo --out demo $(DEMO_ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow --durations=0

@@ -194,7 +194,10 @@ def verbs_page() -> str:
 
 def verb_page(path: tuple[str, ...], command: click.Command) -> str:
     """The help of one verb as a page."""
-    context = click.Context(command, info_name=f"omnisparse {' '.join(path)}")
+    # As on the command line; click keeps the help option that a command made first.
+    context = click.Context(
+        command, info_name=f"omnisparse {' '.join(path)}", help_option_names=["-h", "--help"]
+    )
     text = inspect.cleandoc(command.help or "")
     lines = [MADE, "", f"# `omnisparse {' '.join(path)}`", ""]
     usage = " ".join(command.collect_usage_pieces(context))
