@@ -46,10 +46,11 @@ def export(
         raise click.UsageError("--chunk goes with --format sherpa")
     import omnisparse
     from omnisparse.deploy.onnx_export import Source, export_onnx
+    from omnisparse.models.factored import multiplied_out
 
     loaded = omnisparse.load_model(model)
     source = Source(
-        model=loaded.model, tokenizer=loaded.tokenizer, extractor=loaded.extractor,
+        model=multiplied_out(loaded.model), tokenizer=loaded.tokenizer, extractor=loaded.extractor,
         name=model.resolve().name,
     )  # fmt: skip
     if format_ == "sherpa":

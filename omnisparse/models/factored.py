@@ -9,11 +9,14 @@ Legend: m outputs, n inputs, r rank.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from omnisparse.models.base import SpeechModel
 
 
 class FactorNames(NamedTuple):
@@ -84,6 +87,26 @@ def factor_matrices(model: nn.Module, ranks: Mapping[str, int]) -> None:
         parametrize.register_parametrization(
             model.get_submodule(module), name, LowRankProduct(rank)
         )
+
+
+def multiplied_out(model: SpeechModel) -> SpeechModel:
+    """The same net without factors: a copy where there are any, else the model itself."""
+    if not any(parametrize.is_parametrized(module) for module in model.modules()):
+        return model
+    whole = copy.deepcopy(model)
+    for module in list(whole.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        factored = module.parametrizations
+        assert isinstance(factored, nn.ModuleDict)
+        products = {name: getattr(module, name).detach().clone() for name in factored}
+        # Not by torch's own removal: it takes the matrix from the class, which copies share.
+        module.__class__ = type(module).__mro__[1]
+        del module.parametrizations
+        for name, product in products.items():
+            setattr(module, name, nn.Parameter(product, requires_grad=False))
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    return whole.requires_grad_(trains)
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:

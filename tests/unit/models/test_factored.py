@@ -7,7 +7,7 @@ import torch
 from small_models import INPUT_DIM, SMALL_CONFIGS, VOCAB_SIZE, Utterances
 
 from omnisparse.models import build_model
-from omnisparse.models.factored import dense_state, factor_names
+from omnisparse.models.factored import dense_state, factor_names, multiplied_out
 
 MATRICES = {
     "las": {"encoder.layers.0.weight_hh_l0": 3, "attention.key.weight": 2, "output.weight": 4},
@@ -56,3 +56,19 @@ def test_ranks_that_cannot_be_are_refused(ranks: dict[str, int], message: str) -
     config = replace(SMALL_CONFIGS["las"], ranks=ranks)
     with pytest.raises(ValueError, match=message):
         build_model(config, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("kind", sorted(MATRICES))
+def test_a_net_multiplied_out_is_a_plain_one(kind: str, batch: Utterances) -> None:
+    config = replace(SMALL_CONFIGS[kind], ranks=MATRICES[kind])
+    net = build_model(config, input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE).eval()
+    net.requires_grad_(False)
+    plain = multiplied_out(net)
+    expected = build_model(SMALL_CONFIGS[kind], input_dim=INPUT_DIM, vocab_size=VOCAB_SIZE)
+    assert {name for name, _ in plain.named_parameters()} == {
+        name for name, _ in expected.named_parameters()
+    }
+    with torch.no_grad():
+        losses = [model(*batch[:4]).label_loss_sum for model in (net, plain)]
+    torch.testing.assert_close(*losses)
+    assert multiplied_out(plain) is plain
