@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from omnisparse.console import format_interval, format_seconds
 )  # fmt: skip
 @click.option("--evaluations", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--manifest", type=PATH, help="Utterances; the run's dev split if unset.")
-@click.option("--out", type=PATH, help="Folder of the results; RUN/search if unset.")
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder of the results; RUN/search if unset, with --ranks RUN/rank_search.",
+)
 @click.option(
     "--objective", type=click.Choice(["loss", "wer"]), default="loss", show_default=True,
     help="Minimise the label loss (cheap), or word errors (decodes every model).",
@@ -71,6 +76,8 @@ def search(
         return _search_ranks(report, run, sizes, manifest, out, method, reward, **options)
     if (method, reward) != ("rl", "walled"):
         raise click.UsageError("--method and --reward go with --ranks")
+    if any(re.fullmatch(r"\s*[\d.]+x\s*", size) for size in sizes.split(",")):
+        raise click.UsageError(f"sizes {sizes}: compressions such as 3x go with --ranks")
     from omnisparse.pipeline.search import search_run
     from omnisparse.pipeline.search_task import SearchConfig
 
@@ -137,6 +144,13 @@ def _search_ranks(
             for entry in result["front"]
         ],
     )
+    for entry in result["front"]:
+        better = [name for name in ("uniform", "energy") if entry[f"{name}_wer"] < entry["wer"]]
+        if better:
+            report.warn(
+                f"{entry['size']}: {' and '.join(better)} ranks recognise better than what was "
+                "found; more --evaluations may help"
+            )
     report.note(
         f"{result['evaluations']} candidates, {result['evaluated_now']} measurements now, "
         f"{format_seconds(result['seconds'])} in all: {result['path']}"

@@ -106,7 +106,7 @@ def test_a_run_that_was_stopped_says_so_and_an_old_one_says_nothing(
     assert read_record(run).max_steps == 9
     result = extract(run, size="80%")
     assert result["warnings"] == [
-        "the training stands at step 1 of 9: small sizes are trained last"
+        "the training stands at step 1 of 9: not all sizes are trained to their end"
     ]
     del document["state"]["record"]["max_steps"]
     state.write_text(json.dumps(document))
