@@ -29,7 +29,8 @@ def untrained_warnings(nonzero: int, source: Mapping[str, Any]) -> list[str]:
     step, of = source.get("step"), source.get(MAX_STEPS)
     if _is_count(step) and _is_count(of) and step < of:
         found.append(
-            f"the training stands at step {step:,} of {of:,}: not all sizes are trained to their end"
+            f"the training stands at step {step:,} of {of:,}: "
+            "not all sizes are trained to their end"
         )
     return found
 
