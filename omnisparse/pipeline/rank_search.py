@@ -18,6 +18,7 @@ from omnisparse.errors import PositiveInt, Range, UsageError, check_ranges
 from omnisparse.evaluation.confidence import Interval, confidence_interval
 from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.wer import corpus_wer, word_errors
+from omnisparse.models.factored import multiplied_out
 from omnisparse.pipeline.low_rank import DenseRun, rank_total
 from omnisparse.pipeline.search import dev_cuts
 from omnisparse.runs import directory as runs
@@ -72,8 +73,9 @@ class RankScores:
 
     def __init__(self, dense: DenseRun, dev: DevSet, config: RankSearchConfig, out: Path) -> None:
         self.dense, self.dev, self.config = dense, dev, config
-        self.loaded = runs.load_model(dense.run)
-        self.parameters = dict(self.loaded.model.named_parameters())
+        # A run may be factored already, as behind a first round of compression.
+        self.model = multiplied_out(runs.load_model(dense.run).model)
+        self.parameters = dict(self.model.named_parameters())
         self.found = dense.decompositions(dense.budget.shapes)
         self.journal = Journal(
             out,
@@ -111,8 +113,8 @@ class RankScores:
             self.num_measured += 1
             self.apply(ranks)
             if self.config.objective == "loss":
-                return self.dev.losses(self.loaded.model, chosen)
-            counted = self.dev.errors(self.loaded.model, chosen)
+                return self.dev.losses(self.model, chosen)
+            counted = self.dev.errors(self.model, chosen)
             return [float(sum(one.errors for one in item)) for item in counted]
 
         name = "all" if chosen == everything else ",".join(map(str, chosen))
@@ -127,7 +129,7 @@ class RankScores:
 
         def recognise() -> list[str]:
             self.apply(ranks)
-            found = self.dev.transcripts(self.loaded.model, range(self.dev.num_items))
+            found = self.dev.transcripts(self.model, range(self.dev.num_items))
             return [text for item in found for text in item]
 
         texts = self.journal.ask(f"{ranks_key(ranks)} transcripts", recognise)
