@@ -132,7 +132,9 @@ def main() -> None:
         print(json.dumps({**built, "mixed_precision": accelerator.mixed_precision}), flush=True)
         for line in sys.stdin:
             started = clock(accelerator.device)
-            trainers[line.strip()]._train_step(batch)
+            trainer = trainers[line.strip()]
+            step = "train_step" if hasattr(trainer, "train_step") else "_train_step"  # of before
+            getattr(trainer, step)(batch)
             print(clock(accelerator.device) - started, flush=True)
     print(peak_bytes(accelerator.device), flush=True)
 

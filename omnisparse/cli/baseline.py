@@ -151,6 +151,7 @@ def plan_baseline(
     from omnisparse.comparison.baselines import scale_length
     from omnisparse.comparison.rows import PART
     from omnisparse.config import load_config
+    from omnisparse.errors import OmnisparseError
 
     request = parse_request(overrides)
     base = load_config(config, request.common)
@@ -162,6 +163,11 @@ def plan_baseline(
 
     def train(report: Report, out: Path | None) -> Mapping[str, Any]:
         chosen, shared = request, base
+        if report.dry_run and (request.lacks_teacher or request.pretrains):
+            raise OmnisparseError(
+                f"--dry-run measures one training, and {request.method} trains other nets first; "
+                "legal: with their runs, teacher=RUN and init=RUN (or pretrain=0)"
+            )
         if request.lacks_teacher:
             report.heading("teacher: the dense net")
             whole = replace(request, method="base", size=None, init=None, own=())

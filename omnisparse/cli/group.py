@@ -152,6 +152,8 @@ class Report(Console):
         self.has_failed = False
         self.accept_changes = False
         """Whether trainings continue although their data or a teacher has changed."""
+        self.dry_run = False
+        """Whether trainings are only measured."""
 
     def result(self, text: str) -> None:
         """Prints a line of the result on stdout, unless the result is printed as JSON."""

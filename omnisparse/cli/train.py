@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 OUT_HELP = "Run directory; runs/<name> if unset."
+DRY_RUN_HELP = "Only measure steps, memory and speed; leaves no run behind."
 ACCEPT_HELP = "Continue a run although its training data, teacher or init has changed."
 LIMIT_HELP = "Most parameters of a recurrent layer, such as 4M; prints every layer's."
 EMBEDDED_CONFIG = Path(__file__).parents[1] / "configs" / "las_assistant.yaml"
@@ -30,7 +31,7 @@ def train_and_report(
     size: str | None = None,
     is_helper: bool = False,
 ) -> dict[str, Any]:
-    """Train with a progress bar.
+    """Train with a progress bar; with ``report.dry_run``, only measure what it would take.
 
     Args:
         report: Console for messages.
@@ -41,8 +42,11 @@ def train_and_report(
         is_helper: Whether another run needs it; then ``runs/latest`` is not changed.
 
     Returns:
-        ``run``, ``steps``, ``metrics``, and the cost of the run under ``cost``.
+        ``run``, ``steps``, ``metrics``, and the cost of the run under ``cost``; or what
+        :func:`omnisparse.pipeline.dry_run.dry_run` gives.
     """
+    if report.dry_run:
+        return _measure(report, config)
     from omnisparse.pipeline import train as pipeline
     from omnisparse.runs.record import read_record
 
@@ -56,12 +60,32 @@ def train_and_report(
     return {"run": result.run, "steps": result.steps, "metrics": result.metrics, "cost": cost}
 
 
+def _measure(report: Report, config: RunConfig) -> dict[str, Any]:
+    """Measure a training without doing it, and print what was found."""
+    from omnisparse.console import format_bytes, format_seconds
+    from omnisparse.pipeline.dry_run import dry_run
+
+    with report.progress("measuring") as progress:
+        row = dry_run(config, on_step=progress, on_stage=report.note)
+    where = f"{row['processes']} x {row['device']}, {row['precision']}"
+    for name, value in (
+        ("steps", f"{row['steps']:,}"),
+        ("peak memory", f"{format_bytes(row['peak_bytes'])} of a process, beyond its start "
+         f"(largest batch: {row['batch_audio_seconds']:,.0f} s of audio)"),
+        ("speed", f"{row['audio_seconds_per_second']:,.1f} audio seconds a second ({where})"),
+        ("all steps", f"about {format_seconds(row['estimated_seconds'])}, without evaluations"),
+    ):  # fmt: skip
+        report.result(f"{name:12} {value}")
+    return row
+
+
 @click.command()
 @click.argument("config", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=PATH, help=OUT_HELP)
 @click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
 @click.option("--accept-changes", is_flag=True, help=ACCEPT_HELP)
+@click.option("--dry-run", is_flag=True, help=DRY_RUN_HELP)
 @reports
 def train(
     report: Report,
@@ -70,6 +94,7 @@ def train(
     out: Path | None,
     max_layer_parameters: str | None,
     accept_changes: bool,
+    dry_run: bool,
 ) -> Mapping[str, Any]:
     """Train what CONFIG (YAML) describes; KEY=VALUE overrides it.
 
@@ -77,7 +102,7 @@ def train(
     """
     from omnisparse.config import load_config
 
-    report.accept_changes = accept_changes
+    report.accept_changes, report.dry_run = accept_changes, dry_run
     settings = [*overrides, *limit_override(max_layer_parameters)]
     return train_and_report(report, load_config(config, settings), out=out)
 
@@ -138,6 +163,7 @@ def run_recipe(
     @click.option("--out", type=PATH, help=OUT_HELP)
     @click.option("--max-layer-parameters", metavar="SIZE", help=LIMIT_HELP)
     @click.option("--accept-changes", is_flag=True, help=ACCEPT_HELP)
+    @click.option("--dry-run", is_flag=True, help=DRY_RUN_HELP)
     @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", type=click.UNPROCESSED)
     @reports
     def recipe(
@@ -146,11 +172,12 @@ def run_recipe(
         out: Path | None,
         max_layer_parameters: str | None,
         accept_changes: bool,
+        dry_run: bool,
         overrides: tuple[str, ...],
     ) -> Mapping[str, Any]:
         """Train; KEY=VALUE overrides the configuration."""
         settings = [*defaults, *overrides, *limit_override(max_layer_parameters)]
-        report.accept_changes = accept_changes
+        report.accept_changes, report.dry_run = accept_changes, dry_run
         train = plan(config or EMBEDDED_CONFIG, settings)
         from omnisparse.training.launch import ensure_cpu_processes
 

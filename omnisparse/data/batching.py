@@ -6,17 +6,16 @@ of each. So a position in a run is two numbers: the epoch, and the number of bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from omnisparse.data.audio import FloatArray, read_samples
+from omnisparse.data.audio import FloatArray
 from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
 from omnisparse.data.batch import Batch, collate, process_slice, text_of
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureConfig, FeatureExtractor
-from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import (
     NonNegativeFloat,
@@ -34,10 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "DataConfig",
-    "EvaluationBatches",
     "TrainingBatches",
     "collate",
-    "filter_utterances",
 ]
 
 
@@ -179,6 +176,11 @@ class TrainingBatches:
         return self._epoch
 
     @property
+    def first_shuffled_epoch(self) -> int:
+        """The first epoch in which short batches do not come first."""
+        return self._short_first_epochs
+
+    @property
     def steps_per_epoch(self) -> int:
         """Number of global batches of the present epoch; it may differ slightly between epochs."""
         return len(self._epoch_order(self._epoch))
@@ -228,6 +230,26 @@ class TrainingBatches:
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch of this process at any position; the position of the iterator does not change."""
         return self._assemble((epoch, self._epoch_order(epoch)[index]))
+
+    def largest(self) -> list[Batch]:
+        """The batches of the present epoch that need the most memory, this process's parts.
+
+        Returns:
+            The one with the most audio, padding included; and that with the most pairs of audio and
+            tokens, as in a transducer's lattice, if it is another.
+        """
+
+        def audio(cuts: list[Cut]) -> float:
+            return len(cuts) * float(max(cut.duration for cut in cuts))
+
+        def lattice(cuts: list[Cut]) -> float:
+            return audio(cuts) * max(len(self._tokens[text_of(cut)]) for cut in cuts)
+
+        order = self._epoch_order(self._epoch)
+        numbers = {
+            max(range(len(order)), key=lambda n: size(order[n])) for size in (audio, lattice)
+        }
+        return [self.batch(self._epoch, number) for number in sorted(numbers)]
 
     def _advance(self) -> None:
         self._batches += 1
@@ -306,82 +328,3 @@ def _bucketing_sampler(
             continue
     # Equal to a single bucket of lhotse, in the same order, without the search for buckets.
     return SimpleCutSampler(copies.sort_by_duration(ascending=True), seed=0, **fields)
-
-
-class EvaluationBatches:
-    """One pass over a test set: shortest first, nothing masked, no order to save.
-
-    Args:
-        cuts: Utterances.
-        extractor: Computes, normalises and stacks features.
-        tokenizer: Encodes the transcripts.
-        batch_seconds: Audio of one batch, padding included, in seconds; an utterance that is longer
-            makes a batch of its own.
-        max_batch_size: Most utterances of one batch.
-        store: Source of the frames; without it they are computed from audio.
-        rank: Number of this process.
-        world_size: Number of processes; each takes every `world_size`-th batch.
-    """
-
-    def __init__(
-        self,
-        cuts: CutSet,
-        *,
-        extractor: FeatureExtractor,
-        tokenizer: Tokenizer,
-        batch_seconds: float = 300.0,
-        max_batch_size: int = 64,
-        store: FeatureStore | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, world_size={world_size}), got {rank}")
-        self._extractor = extractor
-        self._tokenizer = tokenizer
-        self._store = store
-        kept = cuts if store is None else store.available(cuts)
-        ordered = sorted(kept, key=lambda cut: (cut.duration, cut.id))
-        self._batches = _pack(ordered, batch_seconds, max_batch_size)[rank::world_size]
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """Transcripts by id, of the utterances of this process."""
-        return {cut.id: text_of(cut) for batch in self._batches for cut in batch}
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches of this process.
-
-        Raises:
-            DataError: If audio cannot be read. No utterance is left out: the error rate would
-                change.
-        """
-        for cuts in self._batches:
-            features = [self._prepare(cut) for cut in cuts]
-            tokens = [self._tokenizer.encode(text_of(cut)) for cut in cuts]
-            yield collate(cuts, features, tokens, range(len(cuts)))
-
-    def _prepare(self, cut: Cut) -> FloatArray:
-        if self._store is None:
-            return self._extractor(read_samples(cut, self._extractor.sampling_rate))
-        frames = self._store.frames(cut.id)
-        return self._extractor.stack_frames(self._extractor.normalise(frames))
-
-
-def _pack(cuts: Sequence[Cut], batch_seconds: float, max_batch_size: int) -> list[list[Cut]]:
-    """Cut a list sorted by length into batches."""
-    batches: list[list[Cut]] = []
-    for cut in cuts:
-        fits = (
-            batches
-            and len(batches[-1]) < max_batch_size
-            and cut.duration * (len(batches[-1]) + 1) <= batch_seconds
-        )
-        if fits:
-            batches[-1].append(cut)
-        else:
-            batches.append([cut])
-    return batches

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from lhotse import CutSet
 
 from omnisparse.config import RunConfig
-from omnisparse.data.batching import EvaluationBatches
+from omnisparse.data.evaluation_batches import EvaluationBatches
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer

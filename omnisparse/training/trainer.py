@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +115,11 @@ class Trainer:
             InterruptedTrainingError: If a signal requested a stop; a checkpoint is written first.
             OmnisparseError: If the gradient stays non-finite.
         """
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
         metrics: Metrics = dict(self.cost)
-        self.module.train()
-        if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
-        with self._stop.caught(), denormals_flushed():
+        with self._stop.caught(), self.running():
             stream = iter(self.batches) if self.step < self.max_steps else iter(())
             for batch in stream:
-                self._train_step(batch.to(self.accelerator.device))
+                self.train_step(batch.to(self.accelerator.device))
                 done = self.step >= self.max_steps
                 if self.step % self.config.log_every == 0 or done:
                     metrics = self._log()
@@ -142,7 +137,23 @@ class Trainer:
                 self.save()  # max_steps = 0: the untrained net
         return metrics
 
-    def _train_step(self, batch: Batch) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The state of the process and of the net in which steps are taken."""
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        self.module.train()
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
+        with denormals_flushed():
+            yield
+
+    def train_step(self, batch: Batch) -> None:
+        """Take one optimizer step on a batch that is on the device; for use in :meth:`running`.
+
+        Raises:
+            OmnisparseError: If memory does not suffice, or the gradient stays non-finite.
+        """
         started, cpu_started = time.perf_counter(), time.process_time()
         step = self.step
         torch.manual_seed(_mix(self.seed, step, self.accelerator.process_index))

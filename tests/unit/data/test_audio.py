@@ -11,8 +11,8 @@ import soundfile
 from lhotse import CutSet
 
 from omnisparse.data.audio import read_samples
-from omnisparse.data.batching import EvaluationBatches
 from omnisparse.data.corpora import load_manifest, perturb_speed
+from omnisparse.data.evaluation_batches import EvaluationBatches
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer

@@ -12,8 +12,9 @@ import torch
 from lhotse import CutSet
 
 from omnisparse.data.augmentation import SpecAugment
-from omnisparse.data.batching import Batch, DataConfig, EvaluationBatches, TrainingBatches
+from omnisparse.data.batching import Batch, DataConfig, TrainingBatches
 from omnisparse.data.corpora import load_manifest
+from omnisparse.data.evaluation_batches import EvaluationBatches
 from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lhotse import CutSet
 
-from omnisparse.data.batching import filter_utterances
 from omnisparse.data.features import num_frames
+from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.tokenizer import Tokenizer
 
 

@@ -75,7 +75,7 @@ def make_trainer(name: str, tmp_path: Path, accelerator: Accelerator) -> Trainer
         accelerator=accelerator,
         tracker=None,
     )
-    trainer._train_step(make_batch(accelerator.device))  # ranks the weights
+    trainer.train_step(make_batch(accelerator.device))  # ranks the weights
     return trainer
 
 
@@ -84,7 +84,7 @@ def test_a_sandwich_step_reads_few_numbers(name: str, tmp_path: Path) -> None:
     trainer = make_trainer(name, tmp_path, Accelerator(cpu=True))
     batch = make_batch(torch.device("cpu"))
     with Operations() as seen:
-        trainer._train_step(batch)
+        trainer.train_step(batch)
     assert seen.counts["aten.mm"] > 10
     assert 1 <= seen.counts["aten._local_scalar_dense"] <= 5
 
@@ -98,7 +98,7 @@ def test_a_sandwich_step_waits_at_most_three_times_on_a_gpu(name: str, tmp_path:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer._train_step(batch)
+            trainer.train_step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [str(one.message) for one in caught if "synchroniz" in str(one.message)]
