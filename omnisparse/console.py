@@ -23,6 +23,7 @@ SWEEP = "OMNISPARSE_SWEEP"
 """Environment variable: folder of the sweep that started the program."""
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BEFORE_FIRST_LINE = 10.0
 WIDTH_WITHOUT_TERMINAL = 120
 _MAX_METRICS_SHOWN = 3
 _ANY_WIDTH = 10_000
@@ -209,13 +210,15 @@ class _PlainProgress:
     def __init__(self, console: Console, description: str) -> None:
         self.console = console
         self.description = description
-        self.last_line = time.monotonic()
+        self.last_line = time.monotonic() - SECONDS_BETWEEN_LINES + SECONDS_BEFORE_FIRST_LINE
         self.has_spoken = False
+        self.first: tuple[float, float] | None = None  # a continued task does not begin at 0
 
     def __call__(
         self, done: float, total: float | None, metrics: Mapping[str, Any] | None = None
     ) -> None:
         now = time.monotonic()
+        self.first = self.first or (now, done)
         ends = total is not None and done >= total and self.has_spoken
         if not ends and now - self.last_line < SECONDS_BETWEEN_LINES:
             return
@@ -223,6 +226,9 @@ class _PlainProgress:
         self.has_spoken = not ends
         of_total = f"/{total:g}" if total is not None else ""
         text = f"{self.description}: {done:g}{of_total}"
+        if total is not None and not ends and done > self.first[1]:
+            left = (now - self.first[0]) / (done - self.first[1]) * (total - done)
+            text += f", {format_seconds(left)} left"
         self.console.note(f"{text}  {format_metrics(metrics)}" if metrics else text)
 
 

@@ -207,6 +207,10 @@ def _extract(
         )
     if place is not None and size is not None and prefix is not None:
         result = runs_nested.extract_prefix(place, size=size, out=prefix)
+        report.note(
+            f"a prefix ends where a band ends: {prefix} holds every model of up to "
+            f"{result['nonzero']:,} non-zero parameters"
+        )
         for line in result["warnings"]:
             report.warn(line)
         return result

@@ -42,4 +42,12 @@ def runs(report: Report, folder: Path) -> Mapping[str, Any]:
                 for run in found
             ],
         )
+        if any(run.latest for run in found):
+            report.note(
+                "* is the run of commands without --run or MODEL (runs/latest)", style="dim"
+            )
+        if all(run.dev_wer is None for run in found):
+            report.note(
+                "no dev WER: training.evaluate_every=N measures it every N steps", style="dim"
+            )
     return {"runs": [run.to_dict() for run in found]}

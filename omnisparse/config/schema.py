@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -260,7 +261,7 @@ def _check_keys(owner: type, document: Any, path: str) -> None:
         if key not in names:
             where = path or "the configuration"
             raise ConfigError(
-                f"unknown key {path + '.' if path else ''}{key}; "
+                f"unknown key {path + '.' if path else ''}{key};{_meant(str(key), path)} "
                 f"legal keys of {where}: {', '.join(names)}"
             )
         child = _dataclass_of(hints[key], value)
@@ -268,12 +269,45 @@ def _check_keys(owner: type, document: Any, path: str) -> None:
             _check_keys(child, value, f"{path}.{key}" if path else str(key))
 
 
-def _dataclass_of(hint: Any, value: Any) -> type | None:
-    """The dataclass for ``value``; for unions its ``kind`` decides."""
+def _meant(key: str, path: str) -> str:
+    """`` did you mean a.b?`` for a key that is nearly one of this section, or stands elsewhere."""
+    known = _known_keys()
+    near = get_close_matches(key, [name for name, places in known.items() if path in places], 1)
+    if near:
+        return f" did you mean {path + '.' if path else ''}{near[0]}?"
+    places = sorted(known.get(key, ()))
+    return f" did you mean {' or '.join(f'{p}.{key}' if p else key for p in places)}?" * bool(
+        places
+    )
+
+
+@cache
+def _known_keys() -> dict[str, set[str]]:
+    """Every key of the configuration with the paths of the sections that have it."""
+    known: dict[str, set[str]] = {}
+
+    def add(owner: type, path: str) -> None:
+        hints = get_type_hints(owner, include_extras=True)
+        for item in fields(owner):
+            known.setdefault(item.name, set()).add(path)
+            for child in _dataclasses_in(hints[item.name]):
+                add(child, f"{path}.{item.name}" if path else item.name)
+
+    add(RunConfig, "")
+    return known
+
+
+def _dataclasses_in(hint: Any) -> list[type]:
+    """The dataclasses among the options of a type."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     options = get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
-    owners = [option for option in options if isinstance(option, type) and is_dataclass(option)]
+    return [option for option in options if isinstance(option, type) and is_dataclass(option)]
+
+
+def _dataclass_of(hint: Any, value: Any) -> type | None:
+    """The dataclass for ``value``; for unions its ``kind`` decides."""
+    owners = _dataclasses_in(hint)
     if len(owners) == 1:
         return owners[0]
     kind = value.get("kind") if isinstance(value, Mapping) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def bench(
     if others:
         require_torch(f"runtime {others[0]}")
     counts = {model: int(runs.inspect(model)["nonzero"]) for model in models}
-    return measure(
+    rows = measure(
         models,
         runtimes,
         audio=audio,
@@ -82,6 +83,17 @@ def bench(
         nonzero=counts.__getitem__,
         progress=progress,
     )
+    return [_of_a_run(row) if row.runtime in ("sparse", "torch") else row for row in rows]
+
+
+def _of_a_run(row: BenchRow) -> BenchRow:
+    """A row of a run directory, without its other checkpoints and their optimizer states."""
+    run = Path(row.model)
+    if not (run / "checkpoints").is_dir():
+        return row
+    weights = runs.newest_checkpoint(run)[0] / runs.WEIGHTS
+    files = [weights, run / "model.json", run / "tokenizer.model"]
+    return replace(row, file_bytes=sum(file.stat().st_size for file in files))
 
 
 def _export(model: Path, runtime: Runtime, out: Path) -> None:

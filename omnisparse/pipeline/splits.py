@@ -124,6 +124,17 @@ def _load_dev(
     return dev
 
 
+def require_manifests(config: CorpusConfig) -> None:
+    """Refuse manifests that do not exist, before anything is written.
+
+    Raises:
+        DataError: Naming the first.
+    """
+    for name in (*config.train, *config.dev):
+        if not (path := Path(config.base) / name).exists():
+            raise DataError(f"manifest {path}: no such file")
+
+
 def _load(
     path: Path, stage: Callable[[str], None], sampling_rate: int | None, name: str = ""
 ) -> Corpus:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from omnisparse.config import RunConfig, config_to_dict
 from omnisparse.console import SWEEP, show_faults
+from omnisparse.pipeline.splits import require_manifests
 from omnisparse.pipeline.starts import (
     require_models,
 )
@@ -20,7 +21,7 @@ from omnisparse.pipeline.training_parts import StepProgress, make_trainer, prepa
 from omnisparse.runs import directory as runs
 from omnisparse.runs.claim import claimed_run, finished_metrics
 from omnisparse.runs.listing import summarize
-from omnisparse.training.checkpoint import Checkpoint
+from omnisparse.training.checkpoint import Checkpoint, list_checkpoints
 from omnisparse.training.launch import make_accelerator, precision_of, wants_bf16
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
@@ -68,6 +69,8 @@ def train(
         OmnisparseError: If the data, the configuration or the run directory cannot be used.
     """
     accelerator, stage = begin(config, on_stage)
+    if not list_checkpoints((out or Path("runs") / config.name) / "checkpoints"):
+        require_manifests(config.corpus)  # a run that has begun says more of what has changed
     with claimed_run(
         config, out, accelerator, stage, row=row, size=size, accept_changes=accept_changes
     ) as (run, record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from lhotse import CutSet
 
 from omnisparse.config import RunConfig
+from omnisparse.console import SECONDS_BEFORE_FIRST_LINE
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
 from omnisparse.data.feature_store import FeatureStore
@@ -64,7 +66,7 @@ def prepare_inputs(
         tokenizer = _tokenizer(config, splits.train, run, accelerator, stage)
         tell_unseen(splits, tokenizer, stage)
         stage(f"features of {len(splits.train):,} utterances")
-        features = _feature_store(config, splits.train)
+        features = _feature_store(config, splits.train, stage)
     checkpoint = load_newest(run / "checkpoints")
     extractor = choose_extractor(config, features, run, stage, is_fresh=checkpoint is None)
     return Inputs(splits.train, splits.dev, tokenizer, features, extractor, checkpoint)
@@ -139,8 +141,16 @@ def _tokenizer(
     return Tokenizer.load(path)
 
 
-def _feature_store(config: RunConfig, cuts: CutSet) -> FeatureStore:
+def _feature_store(config: RunConfig, cuts: CutSet, stage: Callable[[str], None]) -> FeatureStore:
     augmentation = config.data.augmentation
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BEFORE_FIRST_LINE:
+            last = time.monotonic()
+            stage(f"features of {done:,} of {total:,} utterances")
+
     return FeatureStore.build(
         cuts,
         Path(config.corpus.root) / "features",
@@ -149,6 +159,7 @@ def _feature_store(config: RunConfig, cuts: CutSet) -> FeatureStore:
         noise_probability=augmentation.noise_probability,
         noise_snr_db=augmentation.noise_snr_db,
         seed=config.seed,
+        progress=tell,
     )
 
 

@@ -25,11 +25,23 @@ def test_plain_progress_is_occasional(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "training: 30/100  loss/dense 1.235  rate 0.5",
-        "training: 60/100  loss/dense 1.235  rate 0.5",
-        "training: 90/100  loss/dense 1.235  rate 0.5",
+        "training: 10/100, 1 min 30 s left  loss/dense 1.235  rate 0.5",
+        "training: 40/100, 1 min 00 s left  loss/dense 1.235  rate 0.5",
+        "training: 70/100, 30 s left  loss/dense 1.235  rate 0.5",
         "training: 100/100  loss/dense 1.235  rate 0.5",
     ]
+
+
+def test_time_left_of_a_task_that_did_not_begin_at_its_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(cli_output.time, "monotonic", lambda: now)
+    with Console().progress("training") as progress:
+        for step in range(80, 95):
+            now += 1.0
+            progress(step, 100)
+    assert capsys.readouterr().err.splitlines() == ["training: 89/100, 11 s left"]
 
 
 def test_short_work_needs_no_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,7 +184,9 @@ def test_sizes_are_plain_counts_too() -> None:
     ("override", "message"),
     [
         ("method.nrs=2", "unknown key method.nrs; legal keys of method: "),
-        ("trainig.max_steps=2", "unknown key trainig; legal keys of the configuration: name, "),
+        ("trainig.max_steps=2", "unknown key trainig; did you mean training\\? legal keys of the "),
+        ("training.epoch=2", r"unknown key training\.epoch; did you mean training\.epochs\? "),
+        ("epochs=2", r"unknown key epochs; did you mean training\.epochs\? legal keys of the conf"),
         ("data.features.bins=2", r"unknown key data\.features\.bins; .*num_bins, stack"),
         ("method=sandwitch", "method: .*sandwich"),
         ("training.learning_rate=fast", r"training\.learning_rate: .*given: 'fast'"),

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from lhotse import CutSet, SupervisionSegment
 
+from omnisparse.config import RunConfig, override_config
 from omnisparse.data.corpora import load_manifest
 from omnisparse.data.tokenizer import Tokenizer
+from omnisparse.errors import DataError
+from omnisparse.pipeline import training_parts
 from omnisparse.pipeline.splits import Splits, tell_unseen
+from omnisparse.pipeline.train import train
+
+TinyConfig = Callable[..., RunConfig]
 
 
 def _saying(cuts: CutSet, texts: list[str]) -> CutSet:
@@ -40,3 +49,27 @@ def test_characters_that_training_never_saw_are_told_once_a_split(
     assert line.startswith("dev set: 2 of 5 words (40.0 %, in 2 transcripts) hold characters")
     assert "U+0301" in line
     assert line.endswith("after `omnisparse prepare import --normalize nfc` it could")
+
+
+def test_a_missing_manifest_is_told_before_a_run_is_made(
+    tiny_config: TinyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = override_config(tiny_config("las", "dense"), ["corpus.dev=[absent.jsonl]"])
+    with pytest.raises(DataError, match=r"manifest .*absent\.jsonl: no such file"):
+        train(config)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_features_tell_how_far_they_are(
+    tiny_config: TinyConfig, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    now = iter(range(0, 1000, 11))
+    monkeypatch.setattr(training_parts.time, "monotonic", lambda: next(now))
+    cuts = load_manifest(manifest)
+    config = tiny_config("las", "dense")
+    corpus = dataclasses.replace(config.corpus, root=str(tmp_path))
+    config = dataclasses.replace(config, corpus=corpus)
+    training_parts._feature_store(config, cuts, lines.append)
+    assert lines == [f"features of {len(cuts)} of {len(cuts)} utterances"]
