@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -48,11 +50,43 @@ def _put_in_place(new: Path, out: Path) -> None:
         shutil.rmtree(old)
 
 
+def make_temporary_beside(final: Path) -> Path:
+    """A new hidden folder beside ``final``, named after this process.
+
+    Remains of processes of this machine that were killed are removed: of a large corpus, they
+    would fill the disk.
+
+    Args:
+        final: Absolute path; its parent exists.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    prefix = f".{final.name}.tmp-{platform.node()}-"  # on a shared disk, only those of this machine
+    for stale in final.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_alive(stale.name.removeprefix(prefix).partition("-")[0]):
+            shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=final.parent))
+
+
+def _is_alive(owner: str) -> bool:
+    if not owner.isdigit():
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def replaced_directory(out: Path, is_replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """An empty directory beside ``out`` to fill; it becomes ``out``. On failure nothing changes.
 
-    A process killed half-way leaves a hidden ``.NAME.tmp-*`` directory, which may be deleted.
+    A process killed half-way leaves a hidden ``.NAME.tmp-*`` directory, which may be deleted; the
+    next one on this machine deletes it.
 
     Args:
         out: Final path. Its parents are created.
@@ -67,7 +101,7 @@ def replaced_directory(out: Path, is_replaceable: Callable[[Path], bool]) -> Ite
         raise OmnisparseError(f"{out} exists and is not an artifact; choose another place")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.tmp-"))
+        temporary = make_temporary_beside(out)
     except OSError as error:
         raise OmnisparseError(f"{out}: cannot be written ({error.strerror})") from error
     try:

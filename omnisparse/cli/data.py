@@ -58,7 +58,7 @@ def prepare_synthetic(
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["auto", "nemo", "lhotse", "kaldi", "librispeech"]),
+    type=click.Choice(["auto", "nemo", "lhotse", "kaldi", "librispeech", "shar"]),
     default="auto",
     show_default=True,
 )
@@ -113,6 +113,112 @@ def prepare_import(
     _show_splits(report, statistics, out)
     for note in statistics.get("notes", []):
         report.warn(note)
+    if statistics["skipped"]:
+        report.warn(f"{statistics['skipped']} bad items skipped: see {out / 'skipped.jsonl'}")
+    return statistics
+
+
+@prepare.command("shard")
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
+@click.option(
+    "--codec",
+    type=click.Choice(["flac", "wav", "opus", "mp3"]),
+    default="flac",
+    show_default=True,
+    help="How audio is kept; flac and wav lose nothing of 16 or 24 bits.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Most utterances of a shard.",
+)
+@click.option(
+    "--sampling-rate",
+    type=click.IntRange(min=8000, max=384_000),
+    metavar="HZ",
+    help="Resample to this rate; by default every file keeps its own.",
+)
+@click.option(
+    "--features",
+    "num_bins",
+    type=click.IntRange(min=4, max=1024),
+    metavar="BINS",
+    help="Also write log-mel frames of so many bins, for other tools.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["auto", "nemo", "lhotse", "kaldi", "librispeech", "shar"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--normalize",
+    default="",
+    metavar="RULES",
+    help="Change the transcripts, as in `prepare import`.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Threads that read and encode audio.",
+)
+@reports
+def prepare_shard(
+    report: Report,
+    source: Path,
+    out: Path,
+    codec: Any,
+    shard_size: int,
+    sampling_rate: int | None,
+    num_bins: int | None,
+    format_: Any,
+    normalize: str,
+    jobs: int,
+) -> Mapping[str, Any]:
+    """Write a corpus as shards (lhotse Shar), for large corpora.
+
+    Every split is a folder OUT/SPLIT, which training and evaluation read as a manifest, and which
+    lhotse reads too. Bad items are listed in OUT/skipped.jsonl.
+    """
+    from omnisparse.data.normalization import parse_rules
+    from omnisparse.data.sharding import shard_corpus
+
+    try:
+        rules = parse_rules(normalize)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    with report.progress("writing shards") as progress:
+        statistics = shard_corpus(
+            source,
+            out,
+            codec=codec,
+            shard_size=shard_size,
+            sampling_rate=sampling_rate,
+            num_bins=num_bins,
+            corpus_format=format_,
+            rules=rules,
+            num_jobs=jobs,
+            progress=progress,
+            tell=report.warn,
+        )
+    rows = [
+        [
+            name,
+            f"{part['shards']:,}",
+            f"{part['utterances']:,}",
+            f"{part['hours']:.2f}",
+            f"{part['bytes'] / 1e6:,.1f} MB",
+        ]
+        for name, part in statistics["splits"].items()
+    ]
+    report.table(["split", "shards", "utterances", "hours", "size"], rows)
+    report.note(f"written to {out}")
     if statistics["skipped"]:
         report.warn(f"{statistics['skipped']} bad items skipped: see {out / 'skipped.jsonl'}")
     return statistics

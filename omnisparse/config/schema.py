@@ -56,7 +56,7 @@ class CorpusConfig:
     base: str = "."
     """Base folder of relative paths in ``train``, ``dev`` and ``test``."""
     train: tuple[str, ...] = ()
-    """Training manifests (NeMo JSONL or lhotse cuts)."""
+    """Training manifests (NeMo JSONL or lhotse cuts) or folders of shards."""
     dev: tuple[str, ...] = ()
     """Manifests to tune on."""
     test: tuple[str, ...] = ()

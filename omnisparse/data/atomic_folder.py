@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omnisparse.atomic import make_temporary_beside
 from omnisparse.durable import sync_path
 
 
@@ -29,11 +28,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """
     final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{final.name}.tmp-{platform.node()}-"  # on a shared disk, only those of this machine
-    for stale in final.parent.glob(f"{prefix}*"):
-        if not _is_alive(stale.name.removeprefix(prefix).partition("-")[0]):
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=final.parent))
+    folder = make_temporary_beside(final)
     try:
         yield folder
         files = sorted(folder.iterdir())
@@ -45,15 +40,3 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         sync_path(final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(owner: str) -> bool:
-    if not owner.isdigit():
-        return False
-    try:
-        os.kill(int(owner), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -22,6 +22,7 @@ from omnisparse.data.content import ContentCache, State, digest_file, file_state
 from omnisparse.data.cuts import make_cut
 from omnisparse.data.decoding import BadAudioError, FloatArray, decoded, is_cut_short
 from omnisparse.data.identity import sound_rows
+from omnisparse.data.members import parse_member
 from omnisparse.data.validation import (
     Item,
     Progress,
@@ -72,7 +73,7 @@ def check_items(
     unique, skipped = _drop_repeated_and_untranscribed(items)
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in unique:
-        if item.composed is None:
+        if item.composed is None and item.judged is None:
             groups[str(item.path.absolute())].append(item)
     documents = _examine_files(groups, cache, num_jobs, progress, len(unique))
     composed = [item for item in unique if item.composed is not None]
@@ -84,7 +85,7 @@ def check_items(
                 _judge_composed(item, composed_documents[item.id])
                 checked.cuts.append(item.composed)
                 continue
-            document = documents[str(item.path.absolute())]
+            document = _document_of(item) or documents[str(item.path.absolute())]
             checked.cuts.append(_judge(item, document))
             checked.num_averaged += item.channels is None and document["channels"] > 1
         except BadAudioError as bad:
@@ -182,7 +183,7 @@ class _Identified:
 
 def _identify(path: str) -> _Identified:
     state = file_state(path)
-    if state is None or not Path(path).is_file():
+    if state is None or not (parse_member(path) or Path(path).is_file()):
         detail = "no such file" if state is None else "not a file"
         return _Identified(None, "", ("missing", detail))
     try:
@@ -190,6 +191,18 @@ def _identify(path: str) -> _Identified:
     except OSError as error:
         detail = (error.strerror or "it cannot be read").lower()
         return _Identified(None, "", ("unreadable", detail))
+
+
+def _document_of(item: Item) -> Document | None:
+    """What the index of a shard tells of the file of an item; None where the item has none."""
+    if item.judged is None:
+        return None
+    judged = item.judged
+    document: Document = {
+        **{"version": _VERSION, "rate": judged.sampling_rate, "channels": judged.channels},
+        **{"frames": judged.frames, "bad": None},
+    }
+    return {**document, "stretches": {_name(_place(item, document)): judged.heard}}
 
 
 def _bad_document(reason: str, detail: str) -> Document:

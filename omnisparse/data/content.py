@@ -17,13 +17,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from omnisparse.data.members import DIGEST_BYTES, parse_member
+
 ENVIRONMENT = "OMNISPARSE_CACHE"
 """Environment variable that names the cache folder."""
 
 _FILE = "audio.sqlite"
 _FORMAT_VERSION = 1
 _READ_BYTES = 1 << 20
-_DIGEST_BYTES = 20
 _ROWS = 500  # per database query
 _WAIT_SECONDS = 10.0  # for another process to finish writing
 # A file that is written twice within one clock tick keeps its time, so new times are not trusted.
@@ -50,21 +51,25 @@ def cache_folder() -> Path | None:
 
 
 def file_state(path: str) -> State | None:
-    """The state of a file; None if it does not exist."""
+    """The state of a file, or of the archive that holds it; None if it does not exist."""
+    member = parse_member(path)
     try:
-        status = os.stat(path)
+        status = os.stat(path if member is None else member.tar)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def digest_file(path: str) -> str:
-    """Hash of the content of a file.
+    """Hash of the content of a file; that of a member of an archive is in its name.
 
     Raises:
         OSError: If it cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    member = parse_member(path)
+    if member is not None:
+        return member.digest
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     with open(path, "rb") as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
@@ -87,7 +92,9 @@ class ContentCache:
 
     def digests(self, paths: Iterable[str]) -> dict[str, str]:
         """Digest of each file, by its path; files that cannot be read are not in it."""
-        wanted = {path: str(Path(path).absolute()) for path in dict.fromkeys(paths)}
+        every = {path: parse_member(path) for path in dict.fromkeys(paths)}
+        inside = {path: member.digest for path, member in every.items() if member is not None}
+        wanted = {path: str(Path(path).absolute()) for path in every if path not in inside}
         known = self.known_digests(wanted.values())
         found: dict[str, tuple[State, str]] = {}
         for path in wanted.values():
@@ -99,7 +106,7 @@ class ContentCache:
                     continue
         self.keep(found, {})
         known |= {path: digest for path, (_, digest) in found.items()}
-        return {path: known[full] for path, full in wanted.items() if full in known}
+        return inside | {path: known[full] for path, full in wanted.items() if full in known}
 
     def known_digests(self, paths: Iterable[str]) -> dict[str, str]:
         """Digests, by absolute path, of the files that have not changed since they were taken."""

@@ -57,7 +57,7 @@ Tell = Callable[[str], None]
 def read_corpus(
     source: Path,
     *,
-    corpus_format: Literal["auto", "nemo", "lhotse", "kaldi", "librispeech"] = "auto",
+    corpus_format: Literal["auto", "nemo", "lhotse", "kaldi", "librispeech", "shar"] = "auto",
     num_jobs: int = 2,
     progress: Progress | None = None,
     rules: Sequence[str] = (),
@@ -160,8 +160,8 @@ def read_manifest(
     """Read one split of a corpus by the rules of :func:`read_corpus`.
 
     Args:
-        path: A manifest (NeMo JSON lines or lhotse cuts, gzipped or not), a Kaldi data directory or
-            a subset of a LibriSpeech tree; told apart by content.
+        path: A manifest (NeMo JSON lines or lhotse cuts, gzipped or not), a folder of shards, a
+            Kaldi data directory or a subset of a LibriSpeech tree; told apart by content.
         sampling_rate: Rate at which the audio will be heard, in Hz: other rates are told.
         tell: Told what was left out and what is changed, a line each.
         num_jobs: Threads that decode audio that is not known yet.
@@ -211,7 +211,7 @@ def import_corpus(
     source: Path,
     out: Path,
     *,
-    corpus_format: Literal["auto", "nemo", "lhotse", "kaldi", "librispeech"] = "auto",
+    corpus_format: Literal["auto", "nemo", "lhotse", "kaldi", "librispeech", "shar"] = "auto",
     num_jobs: int = 2,
     progress: Progress | None = None,
     tell: Tell | None = None,

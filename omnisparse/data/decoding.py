@@ -8,6 +8,7 @@ other codecs are decoded from their start, without a seek, and the last ones are
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import threading
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import soundfile
+
+from omnisparse.data.members import Member, parse_member, read_member
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -76,6 +79,11 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
         """Never, as far as reads are concerned."""
         return False
 
+    @property
+    def label(self) -> str:
+        """Name of the file, also of one in an archive."""
+        return str(getattr(self.name, "name", self.name))
+
 
 def read_header(path: str | Path) -> Header:
     """What a sound file says of itself.
@@ -115,6 +123,31 @@ def decoded(
     """
     with _opened(path) as (file, header):
         yield header, _blocks(file, frames)
+
+
+def decode_content(content: bytes, suffix: str) -> FloatArray:
+    """Decode a sound file that is in memory.
+
+    Args:
+        content: The file.
+        suffix: Ending of its name, as ``flac``.
+
+    Returns:
+        [N, C] float32.
+
+    Raises:
+        BadAudioError: If it is no audio or damaged.
+    """
+    source = _Content(content)
+    source.name = f"memory.{suffix}"
+    try:
+        with _quiet(source.name):
+            file = _Forward(source)
+        with file:
+            blocks = list(_blocks(file, BLOCK_FRAMES))
+    except _UNREADABLE as error:
+        raise BadAudioError("unreadable", _why(error)) from error
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32)
 
 
 def read_stretch(path: str | Path, start: int, count: int | None) -> FloatArray:
@@ -165,7 +198,7 @@ def is_cut_short(header: Header, num_decoded: int) -> str | None:
 
 
 def _declared(file: _Forward, frames: int) -> int | None:
-    if file.format == "MP3" and not _has_length(file.name):
+    if file.format == "MP3" and not _has_length(file.label):
         return None
     found = _DATA_SIZE.search(file.extra_info) if file.format in {"WAV", "WAVEX"} else None
     if found is not None and int(found[2]) < int(found[1]) < _PIPED_BYTES:
@@ -175,21 +208,29 @@ def _declared(file: _Forward, frames: int) -> int | None:
 
 def _has_length(path: str | Path) -> bool:
     """Whether an MP3 says how long it is."""
-    with open(path, "rb") as file:
-        start = file.read(_TAG_BYTES)
+    member = parse_member(str(path))
+    if member is not None:
+        start = read_member(member)[:_TAG_BYTES]
+    else:
+        with open(path, "rb") as file:
+            start = file.read(_TAG_BYTES)
     return any(tag in start for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[_Forward, Header]]:
     name = str(path)
-    if not os.path.isfile(name):
+    member = parse_member(name)
+    source: str | io.BytesIO = name
+    if member is not None:
+        source = _of_archive(member)
+    elif not os.path.isfile(name):
         raise BadAudioError("missing", "not a file" if os.path.exists(name) else "no such file")
     try:
-        if os.path.getsize(name) == 0:
+        if (os.path.getsize(name) if member is None else member.size) == 0:
             raise BadAudioError("empty", "a file of 0 bytes")
         with _quiet(name):
-            file = _Forward(name)
+            file = _Forward(source)
     except _UNREADABLE as error:
         raise BadAudioError("unreadable", _why(error)) from error
     with file:
@@ -205,10 +246,29 @@ def _opened(path: str | Path) -> Iterator[tuple[_Forward, Header]]:
         yield file, header
 
 
+class _Content(io.BytesIO):
+    """The content of a file that lies in an archive."""
+
+    name = ""
+
+
+def _of_archive(member: Member) -> io.BytesIO:
+    if not os.path.isfile(member.tar):
+        raise BadAudioError("missing", "no such archive")
+    try:
+        content = _Content(read_member(member))
+    except OSError as error:
+        raise BadAudioError("unreadable", _why(error)) from error
+    except ValueError as error:
+        raise BadAudioError("unreadable", str(error)) from error
+    content.name = str(member)
+    return content
+
+
 def _blocks(file: _Forward, frames: int) -> Iterator[FloatArray]:
     while True:
         try:
-            with _quiet(file.name):
+            with _quiet(file.label):
                 block = file.read(frames, dtype="float32", always_2d=True)
         except _UNREADABLE as error:
             raise BadAudioError("unreadable", _why(error)) from error
@@ -241,6 +301,9 @@ class _Kept:
 
     @classmethod
     def _key(cls, path: str | Path) -> tuple[str, int, int]:
+        member = parse_member(str(path))
+        if member is not None:  # its name tells its content
+            return str(path), 0, 0
         status = os.stat(path)
         return str(path), status.st_size, status.st_mtime_ns
 

@@ -42,6 +42,19 @@ class SkippedItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What decoding a whole file showed, before a corpus was read: an index of shards says it."""
+
+    sampling_rate: Hertz
+    channels: int
+    """Channels."""
+    frames: int
+    """Samples of each channel that were decoded."""
+    heard: str
+    """One word: `sound`, or `silent` where every sample is 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """An utterance as a corpus declares it, before its audio has been read."""
 
@@ -62,6 +75,8 @@ class Item:
     """False where the corpus gives no name and ``id`` was made of the file's."""
     composed: Cut | None = None
     """What is heard, where that is no stretch of one file as it is: lhotse puts it together."""
+    judged: Judged | None = None
+    """What is known of its file, all of which the item is; None where that has to be found out."""
 
 
 @dataclass(slots=True)

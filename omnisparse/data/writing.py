@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnisparse.data.atomic_folder import atomic_folder
 from omnisparse.data.audio import recordings_of
+from omnisparse.data.members import parse_member
 from omnisparse.data.validation import ReadSplit, SkippedItem
 from omnisparse.durable import replacing
 from omnisparse.errors import DataError
@@ -57,7 +58,7 @@ def write_splits(
         with atomic_folder(out) as folder:
             for name, cuts in kept.items():
                 _write_cuts(cuts, folder / f"{name}.jsonl.gz")
-            _write_skipped(skipped, folder / "skipped.jsonl")
+            write_skipped(skipped, folder / "skipped.jsonl")
             document = json.dumps({**origin, **statistics}, indent=1, ensure_ascii=False)
             (folder / "import.json").write_text(document + "\n", encoding="utf-8")
     except OSError as error:
@@ -103,6 +104,8 @@ def _nemo_record(cut: Cut, folder: Path) -> dict[str, Any]:
     recording = getattr(cut, "recording", None)
     if len(sources) != 1 or recording is None or recording.transforms:
         raise DataError(f"{cut.id} is not one untransformed audio file; NeMo cannot describe it")
+    if parse_member(str(sources[0].source)) is not None:
+        raise DataError(f"{cut.id} lies in an archive; NeMo's manifests name files")
     audio = Path(sources[0].source)
     if audio.is_relative_to(folder):
         audio = audio.relative_to(folder)
@@ -119,7 +122,7 @@ def _nemo_record(cut: Cut, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _write_skipped(skipped: Iterable[SkippedItem], path: Path) -> None:
+def write_skipped(skipped: Iterable[SkippedItem], path: Path) -> None:
     """Write the items left out as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         for item in skipped:

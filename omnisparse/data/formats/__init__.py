@@ -1,4 +1,4 @@
-"""What NeMo and lhotse manifests, Kaldi data directories and LibriSpeech trees declare.
+"""What NeMo and lhotse manifests, Shar, Kaldi directories and LibriSpeech trees declare.
 
 Each reader lists the utterances of every split without opening any audio. A line that cannot be
 understood becomes a skipped item named `file:line`, because one bad line must not lose a corpus.
@@ -16,12 +16,13 @@ from omnisparse.data.formats.lhotse_cuts import list_cuts, list_pair
 from omnisparse.data.formats.librispeech import has_transcripts, list_librispeech
 from omnisparse.data.formats.lines import listed, parse_json, read_lines, split_name
 from omnisparse.data.formats.nemo import audio_of, list_nemo
+from omnisparse.data.formats.shar import list_shar, shar_folders
 from omnisparse.data.validation import Listing
 from omnisparse.errors import DataError
 
-CorpusFormat = Literal["nemo", "lhotse", "kaldi", "librispeech"]
+CorpusFormat = Literal["nemo", "lhotse", "kaldi", "librispeech", "shar"]
 
-FORMATS: tuple[str, ...] = ("auto", "nemo", "lhotse", "kaldi", "librispeech")
+FORMATS: tuple[str, ...] = ("auto", "nemo", "lhotse", "kaldi", "librispeech", "shar")
 """Legal values of `prepare import --format`."""
 
 # Lines looked at to learn what a manifest is: its first may be the bad one.
@@ -52,7 +53,7 @@ def detect_format(source: Path) -> CorpusFormat:
     """Format of a corpus, from the files it is made of.
 
     Raises:
-        DataError: If ``source`` is missing, empty or looks like none of the four formats.
+        DataError: If ``source`` is missing, empty or looks like none of the formats.
     """
     if not source.exists():
         raise DataError(f"no such file or folder: {source}")
@@ -61,6 +62,8 @@ def detect_format(source: Path) -> CorpusFormat:
         if next(read_lines(source), None) is None:
             raise DataError(f"manifest {source} is empty")
         found = manifest_format(source)
+    elif shar_folders(source):
+        found = "shar"
     elif kaldi_folders(source):
         found = "kaldi"
     else:
@@ -73,7 +76,8 @@ def detect_format(source: Path) -> CorpusFormat:
     if found is None:
         raise DataError(
             f"{source} looks like none of nemo (JSON lines with audio_filepath), lhotse (cuts), "
-            "kaldi (wav.scp) and librispeech (*.trans.txt)"
+            "shar (cuts.*.jsonl.gz with tar archives), kaldi (wav.scp) and librispeech "
+            "(*.trans.txt)"
         )
     return found
 
@@ -92,6 +96,8 @@ def list_corpus(source: Path, corpus_format: CorpusFormat) -> dict[str, Listing]
         }
     elif corpus_format == "librispeech":
         splits = list_librispeech(source)
+    elif corpus_format == "shar":
+        splits = {name: list_shar(folder) for name, folder in shar_folders(source).items()}
     else:
         splits = _list_manifests(source, corpus_format)
     if not splits:

@@ -16,8 +16,8 @@ from typing import Any
 from omnisparse.data.formats.lines import locate, parse_json, read_lines
 from omnisparse.data.validation import Item, Listing, SkippedItem, duration_tolerance
 
-# What lhotse raises where a record lacks what it expects.
-_NOT_A_CUT = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError)
+# What is raised where a record lacks what it expects.
+NOT_A_CUT = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError)
 _PLAIN = {"MonoCut", "MultiCut", "Cut"}
 _ADVICE = "only 'file' is read; save the audio to files and name those"
 _NANOSECOND = 1e-9
@@ -34,9 +34,9 @@ def list_cuts(path: Path) -> Listing:
     for number, line in read_lines(path):
         name = f"{path.name}:{number}"
         try:
-            _list_record(parse_json(line), folder, listing, name)
-        except _NOT_A_CUT as error:
-            listing.skipped.append(SkippedItem(name, "malformed", _why(error)))
+            list_record(parse_json(line), folder, listing, name)
+        except NOT_A_CUT as error:
+            listing.skipped.append(SkippedItem(name, "malformed", why_no_cut(error)))
     return listing
 
 
@@ -54,7 +54,7 @@ def list_pair(recordings: Path, supervisions: Path) -> Listing:
             spoken[str(record["recording_id"])].append(record)
         except (ValueError, KeyError) as error:
             name = f"{supervisions.name}:{number}"
-            listing.skipped.append(SkippedItem(name, "malformed", _why(error)))
+            listing.skipped.append(SkippedItem(name, "malformed", why_no_cut(error)))
     for number, line in read_lines(recordings):
         name = f"{recordings.name}:{number}"
         try:
@@ -65,9 +65,9 @@ def list_pair(recordings: Path, supervisions: Path) -> Listing:
                 **{"start": 0.0, "duration": recording["duration"], "recording": recording},
                 "supervisions": spoken.pop(str(recording["id"]), []),
             }
-            _list_record(cut, recordings.parent.absolute(), listing, name, by_supervision=True)
-        except _NOT_A_CUT as error:
-            listing.skipped.append(SkippedItem(name, "malformed", _why(error)))
+            list_record(cut, recordings.parent.absolute(), listing, name, by_supervision=True)
+        except NOT_A_CUT as error:
+            listing.skipped.append(SkippedItem(name, "malformed", why_no_cut(error)))
     for name, records in spoken.items():
         for record in records:
             detail = f"no recording {name} in {recordings.name}"
@@ -75,7 +75,7 @@ def list_pair(recordings: Path, supervisions: Path) -> Listing:
     return listing
 
 
-def _why(error: Exception) -> str:
+def why_no_cut(error: Exception) -> str:
     """Why a record is no cut, in words of our own."""
     if type(error) is ValueError:
         return str(error)
@@ -84,7 +84,7 @@ def _why(error: Exception) -> str:
     return "not a lhotse cut: a field is missing or of another type"
 
 
-def _list_record(
+def list_record(
     record: dict[str, Any],
     folder: Path,
     listing: Listing,
@@ -94,8 +94,15 @@ def _list_record(
 ) -> None:
     """Take up the utterances of one cut.
 
+    Args:
+        record: The cut; the places of its audio become absolute.
+        folder: That relative places are of.
+        listing: Gets items and what is skipped.
+        name: Of the line, for what has no name.
+        by_supervision: Whether every utterance has the name of its supervision.
+
     Raises:
-        ValueError: If it cannot be used; and the others of `_NOT_A_CUT`.
+        ValueError: If it cannot be used; and the others of `NOT_A_CUT`.
     """
     identity = str(record.get("id", name))
     for source in _heard_sources(record):
