@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from omnisparse.cli.devices import takes_workers
 from omnisparse.cli.group import CUT_HELP, PATH, Report, reports
 from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_difference, format_interval
+
+if TYPE_CHECKING:
+    from omnisparse.evaluation.workers import Workers
 
 MANIFEST_HELP = "NeMo JSON lines or lhotse cuts."
 _SHOWN = 10
@@ -34,9 +38,10 @@ _SHOWN = 10
 @click.option("--cut-above", type=click.FloatRange(min=0), metavar="SECONDS", help=CUT_HELP)
 @reports
 @takes_weights("model")
+@takes_workers
 def evaluate(
     report: Report, model: Path, manifest: Path, beam: int, streaming: bool, card: bool,
-    against: Path | None, transcripts: Path | None, cut_above: float | None,
+    against: Path | None, transcripts: Path | None, cut_above: float | None, workers: Workers,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Measure the word and character error rate of MODEL, with a 95 % interval.
 
@@ -46,7 +51,7 @@ def evaluate(
 
     row = evaluate_model(
         model, manifest, beam=beam, streaming=streaming, card=card, against=against,
-        transcripts=transcripts, cut_above=cut_above, progress=report.progress,
+        transcripts=transcripts, cut_above=cut_above, workers=workers, progress=report.progress,
     )  # fmt: skip
     report.note(
         f"WER {_rate_text(row, 'wer')}, {row['words']:,} words in {row['utterances']:,} "
@@ -132,9 +137,10 @@ def _group_line(group: Mapping[str, Any]) -> list[str]:
 )  # fmt: skip
 @reports
 @takes_weights("paths")
+@takes_workers
 def compare(
     report: Report, paths: tuple[Path, ...], by: Any, out: Path, manifests: tuple[Path, ...],
-    sizes: str | None, beam: int, reference: str | None, wandb: Any,
+    sizes: str | None, beam: int, reference: str | None, wandb: Any, workers: Workers,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Compare runs in a table of methods and sizes, with intervals and training costs.
 
@@ -157,7 +163,7 @@ def compare(
     if by == "method":  # runs of one configuration may differ in the seeds of their teachers
         runs_compare.require_seeds(models)
     found = runs_compare.measure(
-        models, tests, beam=beam, progress=report.progress, tell=report.note
+        models, tests, beam=beam, progress=report.progress, tell=report.note, workers=workers
     )
     costs = runs_compare.cost_of_rows(models, rows)
     return write_comparison(

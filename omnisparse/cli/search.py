@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from omnisparse.cli.devices import takes_workers
 from omnisparse.cli.group import PATH, Report, reports
 from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_interval, format_seconds
+
+if TYPE_CHECKING:
+    from omnisparse.evaluation.workers import Workers
 
 
 @click.command()
@@ -62,9 +66,10 @@ from omnisparse.console import format_interval, format_seconds
 )  # fmt: skip
 @reports
 @takes_weights("run")
+@takes_workers
 def search(
     report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
-    ranks: bool, method: str, reward: str, **options: Any,
+    ranks: bool, method: str, reward: str, workers: Workers, **options: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Find the best sparsity of each layer for each size, without retraining.
 
@@ -73,7 +78,7 @@ def search(
     --ranks, `extract --rank-spec OUT/ranks-S-rl-0.json` does.
     """
     if ranks:
-        return _search_ranks(report, run, sizes, manifest, out, method, reward, **options)
+        return _search_ranks(report, run, sizes, manifest, out, method, reward, workers, **options)
     if (method, reward) != ("rl", "walled"):
         raise click.UsageError("--method and --reward go with --ranks")
     if any(re.fullmatch(r"\s*[\d.]+x\s*", size) for size in sizes.split(",")):
@@ -85,7 +90,7 @@ def search(
     with report.progress("searching") as progress:
         result = search_run(
             run, wanted, SearchConfig(**options), manifest=manifest, out=out,
-            on_progress=progress, on_stage=report.note,
+            on_progress=progress, on_stage=report.note, workers=workers,
         )  # fmt: skip
     report.table(
         ["size", "non-zero", "WER %", "95 % interval", "CER %", "uniform WER %"],
@@ -116,7 +121,8 @@ def search(
 
 def _search_ranks(
     report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
-    method: Any, reward: Any, *, layer_groups: tuple[str, ...], spread: float, **options: Any,
+    method: Any, reward: Any, workers: Workers, *, layer_groups: tuple[str, ...], spread: float,
+    **options: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Looks for ranks, and shows what was found."""
     from omnisparse.pipeline.rank_search import RankSearchConfig, search_ranks
@@ -129,7 +135,7 @@ def _search_ranks(
     with report.progress("searching") as progress:
         result = search_ranks(
             run, wanted, config, manifest=manifest, out=out, on_progress=progress,
-            on_stage=report.note,
+            on_stage=report.note, workers=workers,
         )  # fmt: skip
     report.table(
         ["size", "parameters", "WER %", "uniform WER %", "energy WER %"],

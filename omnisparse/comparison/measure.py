@@ -28,6 +28,7 @@ from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.notes import corpus_notes, length_note
 from omnisparse.evaluation.wer import character_errors, word_errors
+from omnisparse.evaluation.workers import Workers
 from omnisparse.models import TransducerModel
 from omnisparse.pipeline.evaluate import recognise, recognizer_of
 from omnisparse.pipeline.extract import extract
@@ -207,6 +208,7 @@ def measure(
     beam: int,
     progress: Progress,
     tell: Callable[[str], None] = lambda line: None,
+    workers: Workers | None = None,
 ) -> list[Measurement]:
     """Measure every model on every test set; results that the runs store already are used.
 
@@ -217,6 +219,8 @@ def measure(
         progress: Gives a progress callback.
         tell: Called first with lines about the test sets: corpora, utterances, hours, speakers, and
             problems that may distort the rates.
+        workers: Processes that recognise, and their device; None for this one and its CPU. The
+            texts do not depend on their number.
 
     Raises:
         OmnisparseError: If a run or manifest cannot be used.
@@ -254,7 +258,7 @@ def measure(
                 if kept is None:
                     artifact = artifact or _make(model, Path(folder))
                     with progress(f"{model.candidate.path.name} {model.size}, {name}") as callback:
-                        kept = _recognise(artifact, cuts, key, beam, callback)
+                        kept = _recognise(artifact, cuts, key, beam, callback, workers)
                     _keep(place, kept)
                 measurements.append(_measurement(model, name, kept))
     return measurements
@@ -328,9 +332,11 @@ def _recognise(
     key: dict[str, Any],
     beam: int,
     progress: Callable[[int, int], None],
+    workers: Workers | None,
 ) -> dict[str, Any]:
-    recognizer = recognizer_of(runs.load_model(artifact["path"]))
-    result = recognise(recognizer, cuts, beam=beam, progress=progress)
+    path = Path(artifact["path"])
+    recognizer = recognizer_of(runs.load_model(path))
+    result = recognise(path, recognizer, cuts, beam=beam, workers=workers, progress=progress)
     return {
         "key": key,
         **{name: artifact[name] for name in ("parameters", "nonzero", "bytes")},

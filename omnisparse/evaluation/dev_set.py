@@ -77,24 +77,25 @@ class DevSet:
             raise DataError("the manifest has no utterance with words, which a search needs")
         self.tokenizer = tokenizer
         self._extractor, self._cut_above = extractor, cut_above
-        self._audio = hashlib.sha256()
+        audio = hashlib.sha256()
         self._items: list[_Item] = []
         starts = range(0, len(spoken), utterances_per_item)
         done = 0
         for number, start in enumerate(starts):
             chosen = spoken[start : start + utterances_per_item]
             quiet = silent[number :: len(starts)]
-            self._items.append(self._item(chosen, quiet))
+            self._items.append(self._item(chosen, quiet, audio))
             done += len(chosen) + len(quiet)
             if progress is not None:
                 progress(done, len(every))
+        self._audio = audio.hexdigest()
 
-    def _item(self, chosen: Sequence[Any], quiet: Sequence[Any]) -> _Item:
-        """Reads utterances with words, and such without."""
+    def _item(self, chosen: Sequence[Any], quiet: Sequence[Any], digest: Any) -> _Item:
+        """Reads utterances with words, and such without; the digest learns of their audio."""
         every = [*chosen, *quiet]
         audio = [read_samples(cut, self._extractor.sampling_rate) for cut in every]
         for samples in audio:
-            self._audio.update(hashlib.sha256(samples.tobytes()).digest())
+            digest.update(hashlib.sha256(samples.tobytes()).digest())
         features = [
             features_of(self._extractor, s, cut) for s, cut in zip(audio, every, strict=True)
         ]
@@ -152,7 +153,7 @@ class DevSet:
     def digest(self) -> str:
         """A name of the utterances: their order, their words and their audio, wherever it lies."""
         pairs = [(list(item.ids), item.references) for item in self._items]
-        text = repr((pairs, self._audio.hexdigest()))
+        text = repr((pairs, self._audio))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def tokens(self) -> list[float]:

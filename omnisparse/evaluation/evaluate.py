@@ -7,9 +7,7 @@ so a user of the model gets the same results.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,35 +33,61 @@ LONG_SECONDS = 60.0
 """Utterances that are longer are recognised one by one where the caller knows how."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Utterance:
-    """One utterance on its way to the model."""
+Task = tuple[int, ...]
+"""Places in the corpus of utterances that are recognised together; a long one is alone."""
 
-    index: int
-    """Its place in the corpus."""
+Found = list[tuple[int, str]]
+"""Places in the corpus, and the texts of these utterances."""
 
-    features: FloatArray
-    """[T, F]."""
+Spread = Callable[[Sequence[Task], Callable[[Task], Found]], Iterable[Found]]
+"""Does tasks by a function, or elsewhere by its equal, and gives what was found in their order."""
+
+
+def in_turn(tasks: Sequence[Task], run: Callable[[Task], Found]) -> Iterable[Found]:
+    """One task after the other, here."""
+    return map(run, tasks)
 
 
 def evaluate(
-    model: Any,
+    decoder: Decoder,
     cuts: Iterable[Any],
     *,
-    extractor: FeatureExtractor,
-    tokenizer: Tokenizer,
-    beam: int = 1,
-    batch_seconds: float = 120.0,
-    transcribe: Transcribe | None = None,
-    cut_above: float | None = None,
-    transcribe_long: Transcribe | None = None,
     progress: Callable[[int, int], None] | None = None,
+    spread: Spread = in_turn,
 ) -> EvaluationResult:
-    """Measures the word error rate of ``model`` on ``cuts``.
+    """Measures the word error rate of a model on ``cuts``.
+
+    Args:
+        decoder: Recognises them.
+        cuts: lhotse cuts with audio and one supervision each (a ``CutSet`` is one).
+        progress: Called with (utterances done, utterances in all).
+        spread: Does the tasks, for instance on several processes. What is recognised together does
+            not depend on it.
+
+    Raises:
+        DataError: If there is no utterance or no reference word, or audio cannot be read.
+    """
+    show_faults()
+    ordered = list(cuts)
+    check_scorable(ordered)
+    start = time.perf_counter()
+    texts = [""] * len(ordered)
+    done = 0
+    for found in spread(decoder.tasks(ordered), lambda task: decoder.run(ordered, task)):
+        for index, text in found:
+            texts[index] = text
+            done += 1
+            if progress is not None:
+                progress(done, len(ordered))
+    seconds = time.perf_counter() - start
+    return score([said_in(cut) for cut in ordered], texts, seconds=seconds)
+
+
+class Decoder:
+    """Recognises the utterances of a corpus, several at once where they are short.
 
     Args:
         model: A speech model with ``decode``, on any device; it is run in eval mode.
-        cuts: lhotse cuts with audio and one supervision each (a ``CutSet`` is one).
         extractor: The model's features.
         tokenizer: The model's tokens.
         beam: Hypotheses kept while decoding; 1 is greedy.
@@ -75,106 +99,102 @@ def evaluate(
             :mod:`omnisparse.data.pauses`; None for never.
         transcribe_long: Recognises an utterance of more than :data:`LONG_SECONDS` in place of the
             model's batched decoding, whose memory may grow with the square of the length.
-        progress: Called with (utterances done, utterances in all).
 
     Raises:
         ValueError: If ``beam`` or ``batch_seconds`` is out of range.
-        DataError: If there is no utterance or no reference word, or audio cannot be read.
     """
-    show_faults()
-    if beam < 1:
-        raise ValueError(f"beam: expected at least 1, got {beam}")
-    if not batch_seconds > 0:
-        raise ValueError(f"batch_seconds: expected more than 0, got {batch_seconds}")
-    ordered = list(cuts)
-    check_scorable(ordered)
-    was_training = model.training
-    model.eval()
-    start = time.perf_counter()
-    if transcribe is not None:
-        found = _one_by_one(ordered, transcribe, extractor.sampling_rate)
-    else:
-        long = {
-            index
-            for index, cut in enumerate(ordered)
-            if (cut_above is not None and cut.duration > cut_above)
-            or (transcribe_long is not None and cut.duration > LONG_SECONDS)
-        }
-        decoder = _Decoder(model, extractor, tokenizer, beam, batch_seconds)
-        found = chain(
-            decoder.batched(ordered, [i for i in range(len(ordered)) if i not in long]),
-            decoder.long_ones(ordered, sorted(long), cut_above, transcribe_long),
-        )
-    texts = [""] * len(ordered)
-    try:
-        with torch.inference_mode():
-            for done, (index, text) in enumerate(found, start=1):
-                texts[index] = text
-                if progress is not None:
-                    progress(done, len(ordered))
-    finally:
-        model.train(was_training)
-    seconds = time.perf_counter() - start
-    return score([said_in(cut) for cut in ordered], texts, seconds=seconds)
 
-
-@dataclass(frozen=True, slots=True)
-class _Decoder:
-    """Batched decoding of utterances."""
-
-    model: Any
-    extractor: FeatureExtractor
-    tokenizer: Tokenizer
-    beam: int
-    batch_seconds: float
-
-    def batched(self, cuts: Sequence[Any], chosen: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """Yields (index of the cut, its text), utterances of similar length decoded together."""
-        for batch in _batches(cuts, chosen, self.extractor, self.batch_seconds):
-            texts = self.decode([utterance.features for utterance in batch])
-            yield from zip((utterance.index for utterance in batch), texts, strict=True)
-
-    def long_ones(
+    def __init__(
         self,
-        cuts: Sequence[Any],
-        chosen: Sequence[int],
-        cut_above: float | None,
-        transcribe: Transcribe | None,
-    ) -> Iterator[tuple[int, str]]:
-        """Yields (index of the cut, its text) of utterances that are too long to batch."""
-        for index in chosen:
-            samples = read_samples(cuts[index], self.extractor.sampling_rate)
-            if transcribe is not None and cuts[index].duration > LONG_SECONDS:
-                yield index, transcribe(samples)
-                continue
-            assert cut_above is not None
-            features = features_of_pieces(self.extractor, samples, cuts[index], cut_above)
-            count = max(1, int(self.batch_seconds / cut_above))
-            texts = [
-                text
-                for first in range(0, len(features), count)
-                for text in self.decode(features[first : first + count])
-            ]
-            yield index, " ".join(text for text in texts if text)
+        model: Any,
+        extractor: FeatureExtractor,
+        tokenizer: Tokenizer,
+        *,
+        beam: int = 1,
+        batch_seconds: float = 120.0,
+        transcribe: Transcribe | None = None,
+        cut_above: float | None = None,
+        transcribe_long: Transcribe | None = None,
+    ) -> None:
+        if beam < 1:
+            raise ValueError(f"beam: expected at least 1, got {beam}")
+        if not batch_seconds > 0:
+            raise ValueError(f"batch_seconds: expected more than 0, got {batch_seconds}")
+        self.model, self.extractor, self.tokenizer = model, extractor, tokenizer
+        self.beam, self.batch_seconds = beam, batch_seconds
+        self.transcribe, self.transcribe_long = transcribe, transcribe_long
+        self.cut_above = cut_above
 
-    def decode(self, features: Sequence[FloatArray]) -> list[str]:
+    def tasks(self, cuts: Sequence[Any]) -> list[Task]:
+        """What is recognised together: utterances of similar length, short ones first."""
+        if self.transcribe is not None:
+            return [(index,) for index in range(len(cuts))]
+        long = {index for index, cut in enumerate(cuts) if self._is_long(cut)}
+        short = [index for index in range(len(cuts)) if index not in long]
+        batches: list[list[int]] = []
+        for index in sorted(short, key=lambda index: (cuts[index].duration, index)):
+            fits = batches and len(batches[-1]) < MAX_BATCH_UTTERANCES
+            seconds = float(cuts[index].duration)
+            if fits and (len(batches[-1]) + 1) * seconds <= self.batch_seconds:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return [*map(tuple, batches), *((index,) for index in sorted(long))]
+
+    def _is_long(self, cut: Any) -> bool:
+        if self.cut_above is not None and cut.duration > self.cut_above:
+            return True
+        return self.transcribe_long is not None and cut.duration > LONG_SECONDS
+
+    def run(self, cuts: Sequence[Any], task: Task) -> Found:
+        """The texts of a task.
+
+        Raises:
+            DataError: If audio cannot be read; names the utterance.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                return self._run(cuts, task)
+        finally:
+            self.model.train(was_training)
+
+    def _run(self, cuts: Sequence[Any], task: Task) -> Found:
+        samples = [read_samples(cuts[index], self.extractor.sampling_rate) for index in task]
+        if self.transcribe is not None:
+            try:
+                return [(task[0], self.transcribe(samples[0]))]
+            except DataError as error:
+                raise DataError(f"{cuts[task[0]].id}: {error}") from error
+        if self._is_long(cuts[task[0]]):
+            return [(task[0], self._long(samples[0], cuts[task[0]]))]
+        features = [
+            features_of(self.extractor, one, cuts[index])
+            for one, index in zip(samples, task, strict=True)
+        ]
+        return list(zip(task, self._decode(features), strict=True))
+
+    def _long(self, samples: FloatArray, cut: Any) -> str:
+        """The text of an utterance that is too long to batch."""
+        if self.transcribe_long is not None and cut.duration > LONG_SECONDS:
+            return self.transcribe_long(samples)
+        assert self.cut_above is not None
+        features = features_of_pieces(self.extractor, samples, cut, self.cut_above)
+        count = max(1, int(self.batch_seconds / self.cut_above))
+        texts = [
+            text
+            for first in range(0, len(features), count)
+            for text in self._decode(features[first : first + count])
+        ]
+        return " ".join(text for text in texts if text)
+
+    def _decode(self, features: Sequence[FloatArray]) -> list[str]:
         """Texts of [T_b, F] arrays."""
         device = next(self.model.parameters()).device
         padded, lengths = _pad(features, device)
         found = self.model.decode(padded, lengths, beam=self.beam)
         return [self.tokenizer.decode(ids) for ids in found]
-
-
-def _one_by_one(
-    cuts: Sequence[Any], transcribe: Transcribe, sampling_rate: int
-) -> Iterator[tuple[int, str]]:
-    """Yields (index of the cut, its text), one utterance after the other."""
-    for index, cut in enumerate(cuts):
-        samples = read_samples(cut, sampling_rate)
-        try:
-            yield index, transcribe(samples)
-        except DataError as error:
-            raise DataError(f"{cut.id}: {error}") from error
 
 
 def check_scorable(cuts: Sequence[Any]) -> None:
@@ -194,23 +214,6 @@ def said_in(cut: Any) -> Said:
         seconds=float(cut.duration),
         speaker=" ".join(map(str, speakers)) or None,
     )
-
-
-def _batches(
-    cuts: Sequence[Any], chosen: Sequence[int], extractor: FeatureExtractor, batch_seconds: float
-) -> Iterator[list[_Utterance]]:
-    """Groups the chosen utterances by similar length, short ones first."""
-    by_length = sorted(chosen, key=lambda index: (cuts[index].duration, index))
-    batch: list[_Utterance] = []
-    for index in by_length:
-        padded_seconds = (len(batch) + 1) * float(cuts[index].duration)
-        if batch and (padded_seconds > batch_seconds or len(batch) == MAX_BATCH_UTTERANCES):
-            yield batch
-            batch = []
-        samples = read_samples(cuts[index], extractor.sampling_rate)
-        batch.append(_Utterance(index=index, features=features_of(extractor, samples, cuts[index])))
-    if batch:
-        yield batch
 
 
 def features_of(extractor: FeatureExtractor, samples: FloatArray, cut: Any) -> FloatArray:

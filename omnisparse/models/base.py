@@ -138,7 +138,8 @@ class SpeechModel(nn.Module, ABC):
     @torch.inference_mode()
     def greedy(self, features: Tensor, feature_lengths: Tensor) -> list[list[int]]:
         """Batched greedy decoding: token ids without blank and sentence marks."""
-        return self.search_greedily(*self.encode(features, feature_lengths))
+        lengths = feature_lengths.to(features.device)
+        return self.search_greedily(*self.encode(features, lengths))
 
     @torch.inference_mode()
     def nbest(
@@ -154,7 +155,8 @@ class SpeechModel(nn.Module, ABC):
         Returns:
             Per utterance 1..beam different hypotheses.
         """
-        return self.search_beam(*self.encode(features, feature_lengths), beam=beam)
+        lengths = feature_lengths.to(features.device)
+        return self.search_beam(*self.encode(features, lengths), beam=beam)
 
     def decode(
         self, features: Tensor, feature_lengths: Tensor, *, beam: int = 1

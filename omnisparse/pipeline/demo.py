@@ -225,7 +225,7 @@ def _evaluate(path: Path, test: CutSet, console: Console, name: str) -> Evaluati
     """Measures a model from its files."""
     recognizer = recognizer_of(runs.load_model(path))
     with console.progress(f"recognising ({name})") as progress:
-        return recognise(recognizer, test, progress=progress)
+        return recognise(path, recognizer, test, progress=progress)
 
 
 def _transcribe_one(rows: Sequence[ResultRow], models: Path, test: CutSet) -> dict[str, Any]:

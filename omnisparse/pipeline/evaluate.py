@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from omnisparse.artifact import update_card
 from omnisparse.data.corpora import manifest_name, read_manifest
@@ -17,10 +19,11 @@ from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.evaluation.alignment import count_confusions
 from omnisparse.evaluation.breakdown import by_length, by_speaker
 from omnisparse.evaluation.confidence import paired_bootstrap
-from omnisparse.evaluation.evaluate import evaluate
+from omnisparse.evaluation.evaluate import Decoder, Found, Task, evaluate
 from omnisparse.evaluation.notes import length_note
 from omnisparse.evaluation.result import EvaluationResult
 from omnisparse.evaluation.transcripts import check_transcripts_path, write_transcripts
+from omnisparse.evaluation.workers import Workers
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_account
 
@@ -52,43 +55,99 @@ def recognizer_of(loaded: runs.LoadedModel, *, cut_above: float | None = None) -
     )
 
 
-def recognise(
-    recognizer: Recognizer,
-    cuts: Iterable[Any],
-    *,
-    beam: int = 1,
-    streaming: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> EvaluationResult:
-    """Recognises a test set as a user of the model would, long recordings too.
+def decoder_of(recognizer: Recognizer, *, beam: int, streaming: bool) -> Decoder:
+    """What recognises a test set as a user of the model would, long recordings too.
 
     Args:
         recognizer: The model.
-        cuts: The utterances.
         beam: Hypotheses kept while decoding; 1 is greedy.
         streaming: Recognise chunk by chunk.
-        progress: Called with (utterances done, utterances in all).
 
     Raises:
-        ValueError: If the model cannot stream, or ``beam`` is below 1.
-        DataError: As :func:`omnisparse.evaluation.evaluate.evaluate`.
+        ValueError: If ``beam`` is below 1.
     """
 
     def transcribe(samples: Any) -> str:
         return recognizer.transcribe(samples, beam=beam, streaming=streaming).text
 
     hears_any_length = recognizer.cut_above is None and recognizer.model.streams
-    return evaluate(
+    return Decoder(
         recognizer.model,
-        cuts,
-        extractor=recognizer.extractor,
-        tokenizer=recognizer.tokenizer,
+        recognizer.extractor,
+        recognizer.tokenizer,
         beam=beam,
         transcribe=transcribe if streaming else None,
         cut_above=recognizer.cut_above,
         transcribe_long=transcribe if hears_any_length else None,
-        progress=progress,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """A test set and a model that recognises it, to be built in any process.
+
+    Attributes:
+        model: An artifact or run directory.
+        cuts: The utterances.
+        beam: Hypotheses kept while decoding; 1 is greedy.
+        streaming: Recognise chunk by chunk.
+        cut_above: As of :func:`recognizer_of`.
+    """
+
+    model: Path
+    cuts: Sequence[Any]
+    beam: int = 1
+    streaming: bool = False
+    cut_above: float | None = None
+
+    def build(self, device: torch.device) -> Callable[[Task], Found]:
+        """Load the model onto the device; the result does a task of its decoder."""
+        loaded = runs.load_model(self.model)
+        loaded.model.to(device)
+        recognizer = recognizer_of(loaded, cut_above=self.cut_above)
+        decoder = decoder_of(recognizer, beam=self.beam, streaming=self.streaming)
+        return lambda task: decoder.run(self.cuts, task)
+
+
+def recognise(
+    model: Path,
+    recognizer: Recognizer,
+    cuts: Iterable[Any],
+    *,
+    beam: int = 1,
+    streaming: bool = False,
+    cut_above: float | None = None,
+    workers: Workers | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Recognises a test set as a user of the model would, long recordings too.
+
+    Args:
+        model: Directory of the model.
+        recognizer: The same model, in this process.
+        cuts: The utterances.
+        beam: Hypotheses kept while decoding; 1 is greedy.
+        streaming: Recognise chunk by chunk.
+        cut_above: As of :func:`recognizer_of`, as the recogniser was made with.
+        workers: Processes that recognise, and their device; None for this one and its CPU.
+        progress: Called with (utterances done, utterances in all).
+
+    Raises:
+        ValueError: If the model cannot stream, or ``beam`` is below 1.
+        DataError: As :func:`omnisparse.evaluation.evaluate.evaluate`.
+    """
+    ordered = list(cuts)
+    decoder = decoder_of(recognizer, beam=beam, streaming=streaming)
+
+    def spread(tasks: Sequence[Task], run: Callable[[Task], Found]) -> Iterable[Found]:
+        if workers is None or workers.is_plain:
+            return map(run, tasks)
+        job = Recognition(
+            model=model, cuts=ordered, beam=beam, streaming=streaming, cut_above=cut_above
+        )
+        return workers.map(job, tasks)
+
+    return evaluate(decoder, ordered, progress=progress, spread=spread)
 
 
 def evaluate_model(
@@ -102,6 +161,7 @@ def evaluate_model(
     against: Path | None = None,
     transcripts: Path | None = None,
     cut_above: float | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Recognises a test set and counts the errors.
 
@@ -115,6 +175,7 @@ def evaluate_model(
         against: A second model to recognise with, and to compare.
         cut_above: Length in seconds above which an utterance is cut at pauses, 0 for never; None
             for the longest utterance that the net was trained on, if it is one that must be cut.
+        workers: Processes that recognise, and their device; None for this one, on its CPU.
         transcripts: File for every utterance with its errors, ``.txt`` or ``.jsonl``.
 
     Returns:
@@ -150,8 +211,9 @@ def evaluate_model(
     for path, recognizer in recognizers.items():
         with progress("recognising") as callback:
             results[path] = recognise(
-                recognizer, cuts, beam=beam, streaming=streaming, progress=callback
-            )
+                path, recognizer, cuts, beam=beam, streaming=streaming, cut_above=cut_above,
+                workers=workers, progress=callback,
+            )  # fmt: skip
     result = results[model]
     row: dict[str, Any] = {**result.to_dict(), **_details(result)}
     if transcripts is not None:

@@ -18,6 +18,7 @@ from omnisparse.errors import PositiveInt, Range, UsageError, check_ranges
 from omnisparse.evaluation.confidence import Interval, confidence_interval
 from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.wer import corpus_wer, word_errors
+from omnisparse.evaluation.workers import Workers
 from omnisparse.models.factored import multiplied_out
 from omnisparse.pipeline.low_rank import DenseRun, rank_total
 from omnisparse.pipeline.search import dev_cuts
@@ -68,27 +69,20 @@ class RankSearchConfig:
                 )
 
 
-class RankScores:
-    """Errors of factored nets on a dev set, measured at most once each and remembered."""
+class FactoredNet:
+    """The net of a run, whose matrices are replaced by products of any ranks.
 
-    def __init__(self, dense: DenseRun, dev: DevSet, config: RankSearchConfig, out: Path) -> None:
-        self.dense, self.dev, self.config = dense, dev, config
+    Args:
+        dense: The run.
+        device: Where it computes.
+    """
+
+    def __init__(self, dense: DenseRun, device: torch.device) -> None:
+        self.dense = dense
         # A run may be factored already, as behind a first round of compression.
-        self.model = multiplied_out(runs.load_model(dense.run).model)
+        self.model = multiplied_out(runs.load_model(dense.run).model).to(device)
         self.parameters = dict(self.model.named_parameters())
         self.found = dense.decompositions(dense.budget.shapes)
-        self.journal = Journal(
-            out,
-            {
-                "identity": dense.record.training.identity,
-                "objective": config.objective,
-                "utterances_per_item": config.utterances_per_item,
-                "utterances": dev.digest(),
-            },
-        )
-        per_word = config.objective == "wer"
-        self.units = np.asarray(dev.words() if per_word else dev.tokens(), dtype=np.float64)
-        self.num_measured = 0
 
     @torch.no_grad()
     def apply(self, ranks: Mapping[str, int]) -> None:
@@ -99,6 +93,56 @@ class RankScores:
                 factors = self.found[name].factors(ranks[name])
                 weight = factors.left @ factors.right
             self.parameters[name].copy_(weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoredScores:
+    """Measures factored nets of a run on a dev set, in any process."""
+
+    run: Path
+    dev: DevSet
+    objective: Literal["loss", "wer"]
+
+    def build(self, device: torch.device) -> Callable[[Any], list[Any]]:
+        """Load the run onto the device; the result answers ``((what, ranks), items)``."""
+        net = FactoredNet(DenseRun.open(self.run), device)
+
+        def measure(asked: tuple[tuple[str, Mapping[str, int]], tuple[int, ...]]) -> list[Any]:
+            (what, ranks), items = asked
+            net.apply(ranks)
+            if what == "transcripts":
+                return self.dev.transcripts(net.model, items)
+            if self.objective == "loss":
+                return self.dev.losses(net.model, items)
+            counted = self.dev.errors(net.model, items)
+            return [float(sum(one.errors for one in item)) for item in counted]
+
+        return measure
+
+
+class RankScores:
+    """Errors of factored nets on a dev set, measured at most once each and remembered."""
+
+    def __init__(
+        self, dense: DenseRun, dev: DevSet, config: RankSearchConfig, out: Path, workers: Workers
+    ) -> None:
+        self.dense, self.dev, self.config, self.workers = dense, dev, config, workers
+        self.job = FactoredScores(run=dense.run, dev=dev, objective=config.objective)
+        self.found = dense.decompositions(dense.budget.shapes)
+        kind = workers.device.type
+        self.journal = Journal(
+            out,
+            {
+                "identity": dense.record.training.identity,
+                "objective": config.objective,
+                "utterances_per_item": config.utterances_per_item,
+                "utterances": dev.digest(),
+                **({} if kind == "cpu" else {"device": kind}),  # it rounds in another way
+            },
+        )
+        per_word = config.objective == "wer"
+        self.units = np.asarray(dev.words() if per_word else dev.tokens(), dtype=np.float64)
+        self.num_measured = 0
 
     def values(self, ranks: Mapping[str, int], items: Sequence[int] | None = None) -> Any:
         """``[len(items)]`` summed errors of the items, of all by default."""
@@ -111,11 +155,7 @@ class RankScores:
 
         def measure() -> list[float]:
             self.num_measured += 1
-            self.apply(ranks)
-            if self.config.objective == "loss":
-                return self.dev.losses(self.model, chosen)
-            counted = self.dev.errors(self.model, chosen)
-            return [float(sum(one.errors for one in item)) for item in counted]
+            return self.workers.map_items(self.job, ("score", dict(ranks)), chosen)
 
         name = "all" if chosen == everything else ",".join(map(str, chosen))
         return np.asarray(self.journal.ask(f"{key} {name}", measure))
@@ -128,8 +168,8 @@ class RankScores:
         """Word error rate on the whole dev set, in percent, and its interval."""
 
         def recognise() -> list[str]:
-            self.apply(ranks)
-            found = self.dev.transcripts(self.model, range(self.dev.num_items))
+            everything = range(self.dev.num_items)
+            found = self.workers.map_items(self.job, ("transcripts", dict(ranks)), everything)
             return [text for item in found for text in item]
 
         texts = self.journal.ask(f"{ranks_key(ranks)} transcripts", recognise)
@@ -147,6 +187,7 @@ def search_ranks(
     out: Path | None = None,
     on_progress: Callable[..., None] | None = None,
     on_stage: Callable[[str], None] = lambda line: None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Find the ranks of every prunable matrix of a trained run, for each size.
 
@@ -164,6 +205,7 @@ def search_ranks(
         out: Folder of the results; None for ``<run>/rank_search``.
         on_progress: ``(done, total, metrics)``.
         on_stage: Told what begins.
+        workers: Processes that measure, and their device; None for this one and its CPU.
 
     Returns:
         ``front``, a list of ``{size, nonzero, wer, ranks, ...}``, and how it came about.
@@ -197,7 +239,7 @@ def search_ranks(
         utterances_per_item=config.utterances_per_item,
     )
     out = out or run / FOLDER
-    scores = RankScores(dense, dev, config, out)
+    scores = RankScores(dense, dev, config, out, workers or Workers())
     subset = _subset(scores, spaces, on_stage)
     front = []
     for size, space in spaces.items():

@@ -27,8 +27,9 @@ from omnisparse.evaluation.wer import (
     corpus_wer,
     word_errors,
 )
+from omnisparse.evaluation.workers import Workers
 from omnisparse.pipeline.extract import contents_of, searched
-from omnisparse.pipeline.search_task import SearchConfig, SearchTask
+from omnisparse.pipeline.search_task import Measured, SearchConfig, SearchTask
 from omnisparse.runs import directory as runs
 from omnisparse.search.evaluation_subset import Subset, choose_subset, spearman
 from omnisparse.search.front import Front, FrontEntry, read_front
@@ -50,6 +51,7 @@ def search_run(
     out: Path | None = None,
     on_progress: Callable[..., None] | None = None,
     on_stage: Callable[[str], None] = lambda line: None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Find the best per-layer sparsity of each size of a trained run.
 
@@ -67,6 +69,7 @@ def search_run(
         out: Folder of the results; None for ``<run>/search``.
         on_progress: ``(done, total, metrics)``.
         on_stage: Called with a line about each stage.
+        workers: Processes that measure, and their device; None for this one and its CPU.
 
     Returns:
         ``front``, a list of ``{nonzero, wer, spec, ...}``, and facts about the search.
@@ -95,9 +98,10 @@ def search_run(
     for line in dev.notes(loaded.trained_seconds, streams=loaded.model.streams):
         on_stage(line)
     out = out or run / FOLDER
-    journal = Journal(out, {**task.circumstances(), "utterances": dev.digest()})
+    measured = Measured(task, dev, workers)
+    journal = Journal(out, {**measured.circumstances(), "utterances": dev.digest()})
     scores = ItemScores(
-        task.measure(dev), dev.tokens() if config.objective == "loss" else dev.words(), journal
+        measured.scores, dev.tokens() if config.objective == "loss" else dev.words(), journal
     )
     subset = _subset(task, probes, dev, scores, on_progress, on_stage)
     on_stage(f"search on {len(subset.items)} of {subset.num_items} batches of utterances")
@@ -106,7 +110,7 @@ def search_run(
         seeds=probes, evaluations=config.evaluations, seed=config.seed, on_progress=on_progress,
     )  # fmt: skip
     on_stage("recognising the whole dev set with the best")
-    recognised = _Recognised(task, dev, journal)
+    recognised = _Recognised(measured, dev, journal)
     entries = [
         _entry(task, size, found[total], recognised, journal) for size, total in task.totals.items()
     ]
@@ -175,8 +179,8 @@ class Rates:
 class _Recognised:
     """Word error rates of subnets on the whole dev set, remembered."""
 
-    def __init__(self, task: SearchTask, dev: DevSet, journal: Journal) -> None:
-        self._task, self._dev, self._journal = task, dev, journal
+    def __init__(self, measured: Measured, dev: DevSet, journal: Journal) -> None:
+        self._measured, self._dev, self._journal = measured, dev, journal
         self._wers: dict[SubnetSpec, float] = {}
 
     def __call__(self, spec: SubnetSpec) -> Rates:
@@ -184,8 +188,7 @@ class _Recognised:
         references = [text for item in self._dev.references for text in item]
 
         def recognise() -> list[str]:
-            with self._task.supernet.squashed(spec) as net:
-                found = self._dev.transcripts(net, range(self._dev.num_items))
+            found = self._measured.transcripts(spec, range(self._dev.num_items))
             return [text for item in found for text in item]
 
         texts = self._journal.ask(f"{key_of(spec)} transcripts", recognise)

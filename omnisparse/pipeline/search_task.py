@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import torch
+
 from omnisparse.errors import PositiveInt, Range, UsageError, check_ranges
 from omnisparse.evaluation.dev_set import DevSet
+from omnisparse.evaluation.workers import Workers
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
 from omnisparse.sparsity.allocation import allocate
@@ -54,6 +57,29 @@ class SearchConfig:
             raise UsageError(f"objective {self.objective!r} is not known; legal: {legal}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SubnetScores:
+    """Measures subnets of a run on a dev set, in any process; see :class:`SearchTask`."""
+
+    run: Path
+    sizes: tuple[str, ...]
+    config: SearchConfig
+    dev: DevSet
+
+    def build(self, device: torch.device) -> Callable[[Any], list[Any]]:
+        """Load the run onto the device; the result answers ``((what, subnet), items)``."""
+        task = SearchTask(self.run, self.sizes, self.config)
+        task.loaded.model.to(device)
+
+        def measure(asked: tuple[tuple[str, SubnetSpec], tuple[int, ...]]) -> list[Any]:
+            (what, spec), items = asked
+            if what == "transcripts":
+                return task.transcripts(self.dev, spec, items)
+            return task.measure(self.dev, spec, items)
+
+        return measure
+
+
 class SearchTask:
     """The supernet of a run, and the sizes of the subnets to find."""
 
@@ -88,7 +114,7 @@ class SearchTask:
         digest = hashlib.sha256()
         for name, tensor in self.loaded.model.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.float().numpy().tobytes())
+            digest.update(tensor.float().cpu().numpy().tobytes())
         return {
             "weights": digest.hexdigest(),
             "block": ranking_of(self.supernet.block),
@@ -97,19 +123,18 @@ class SearchTask:
             "utterances_per_item": self.config.utterances_per_item,
         }
 
-    def measure(self, dev: DevSet) -> Callable[[SubnetSpec, Sequence[int]], list[float]]:
+    def measure(self, dev: DevSet, spec: SubnetSpec, items: Sequence[int]) -> list[float]:
         """Loss or errors of a subnet on items of the dev set."""
-
-        def losses(spec: SubnetSpec, items: Sequence[int]) -> list[float]:
-            with self.supernet.squashed(spec) as net:
+        with self.supernet.squashed(spec) as net:
+            if self.config.objective == "loss":
                 return dev.losses(net, items)
+            found = dev.errors(net, items)
+        return [float(sum(one.errors for one in counts)) for counts in found]
 
-        def errors(spec: SubnetSpec, items: Sequence[int]) -> list[float]:
-            with self.supernet.squashed(spec) as net:
-                found = dev.errors(net, items)
-            return [float(sum(one.errors for one in counts)) for counts in found]
-
-        return losses if self.config.objective == "loss" else errors
+    def transcripts(self, dev: DevSet, spec: SubnetSpec, items: Sequence[int]) -> list[list[str]]:
+        """What a subnet recognises in items of the dev set."""
+        with self.supernet.squashed(spec) as net:
+            return dev.transcripts(net, items)
 
     def probes(self) -> dict[int, list[SubnetSpec]]:
         """First allocations of each size: uniform, LAMP, half-way, and random ones.
@@ -138,3 +163,37 @@ class SearchTask:
                 f"evaluations is {self.config.evaluations}; at least {needed} for these sizes"
             )
         return probes
+
+
+class Measured:
+    """Subnets measured on a dev set: here, or on other processes and devices.
+
+    Args:
+        task: The supernet in this process.
+        dev: The dev set.
+        workers: Processes that measure, and their device; None for this one and its CPU.
+    """
+
+    def __init__(self, task: SearchTask, dev: DevSet, workers: Workers | None) -> None:
+        self._task, self._dev = task, dev
+        self._workers = None if workers is None or workers.is_plain else workers
+        self._job = SubnetScores(
+            run=task.run, sizes=tuple(task.totals), config=task.config, dev=dev
+        )
+
+    def circumstances(self) -> dict[str, Any]:
+        """Those of the task, and a device that rounds in another way than a CPU."""
+        kind = "cpu" if self._workers is None else self._workers.device.type
+        return {**self._task.circumstances(), **({} if kind == "cpu" else {"device": kind})}
+
+    def scores(self, spec: SubnetSpec, items: Sequence[int]) -> list[float]:
+        """Loss or errors of a subnet on each item."""
+        if self._workers is None:
+            return self._task.measure(self._dev, spec, items)
+        return self._workers.map_items(self._job, ("score", spec), items)
+
+    def transcripts(self, spec: SubnetSpec, items: Sequence[int]) -> list[list[str]]:
+        """What a subnet recognises in each item."""
+        if self._workers is None:
+            return self._task.transcripts(self._dev, spec, items)
+        return self._workers.map_items(self._job, ("transcripts", spec), items)

@@ -24,7 +24,7 @@ from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
-from omnisparse.evaluation.evaluate import evaluate
+from omnisparse.evaluation.evaluate import Decoder, evaluate
 from omnisparse.models import SpeechModel, build_model
 from omnisparse.pipeline.splits import tell_unseen
 from omnisparse.pipeline.starts import Student, check_size, choose_extractor, load_method
@@ -255,10 +255,10 @@ def _evaluator(
     # As users of the trained model will have it: a net that cannot hear more is given pieces.
     cut_above = cut_length(_longest(cuts), streams=model.streams)
 
+    decoder = Decoder(model, extractor, tokenizer, cut_above=cut_above)
+
     def dev_wer(step: int) -> Metrics:
-        result = evaluate(
-            model, subset, extractor=extractor, tokenizer=tokenizer, cut_above=cut_above
-        )
+        result = evaluate(decoder, subset)
         return {"dev/wer": result.wer, "dev/cer": result.cer}
 
     return dev_wer

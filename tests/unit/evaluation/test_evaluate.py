@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from omnisparse.errors import DataError
-from omnisparse.evaluation.evaluate import evaluate
+from omnisparse.evaluation.evaluate import Decoder, evaluate
 from omnisparse.evaluation.wer import corpus_wer, word_errors
 
 WORDS = ["<blk>", "<sos>", "<unk>", "play", "stop", "music", "now"]
@@ -80,7 +80,9 @@ class EchoModel(torch.nn.Module):
 
 
 def _evaluate(model: Any, cuts: list[Cut], **options: Any) -> Any:
-    return evaluate(model, cuts, extractor=Extractor(), tokenizer=Tokens(), **options)  # type: ignore[arg-type]
+    progress = options.pop("progress", None)
+    decoder = Decoder(model, Extractor(), Tokens(), **options)  # type: ignore[arg-type]
+    return evaluate(decoder, cuts, progress=progress)
 
 
 def test_counts_come_back_in_corpus_order_whatever_the_batches() -> None:
