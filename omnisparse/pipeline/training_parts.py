@@ -33,6 +33,7 @@ from omnisparse.runs import directory as runs
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.launch import precision_of
+from omnisparse.training.sharing import shared_by
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
 
@@ -117,7 +118,7 @@ def make_trainer(
         accelerator=accelerator,
         tracker=tracker,
         record={"max_steps": max_steps, "precision": precision_of(accelerator), **record},
-        evaluate=_evaluator(config, model, cuts, inputs.dev, extractor, tokenizer),
+        evaluate=_evaluator(config, model, cuts, inputs.dev, extractor, tokenizer, accelerator),
         on_progress=on_progress,
         stage=stage,
         micro_batch_seconds=config.data.micro_batch_seconds,
@@ -243,6 +244,7 @@ def _evaluator(
     dev: CutSet,
     extractor: Any,
     tokenizer: Tokenizer,
+    accelerator: Accelerator,
 ) -> Callable[[int], Metrics] | None:
     if not config.training.evaluate_every or len(dev) == 0:
         return None
@@ -258,7 +260,7 @@ def _evaluator(
     decoder = Decoder(model, extractor, tokenizer, cut_above=cut_above)
 
     def dev_wer(step: int) -> Metrics:
-        result = evaluate(decoder, subset)
+        result = evaluate(decoder, subset, spread=shared_by(accelerator))
         return {"dev/wer": result.wer, "dev/cer": result.cer}
 
     return dev_wer

@@ -59,8 +59,8 @@ class Trainer:
         accelerator: Processes, precision and device.
         tracker: Receiver of metrics (main process only).
         record: Stored in every checkpoint beside the loop's own state.
-        evaluate: Called on the main process every ``evaluate_every`` steps with the step; its
-            metrics are logged.
+        evaluate: Called on every process every ``evaluate_every`` steps with the step; its
+            metrics, the same on each, are logged.
         on_progress: Called on the main process after every step with (step, max_steps, metrics).
         stage: Told what the user should know, a line at a time, on the main process.
         micro_batch_seconds: Most audio that a process computes on at once, padding included, in
@@ -277,16 +277,17 @@ class Trainer:
         every = self.config.evaluate_every
         if not every or self.evaluate is None or (self.step % every and not done):
             return
-        if self.accelerator.is_main_process:
-            self.model.eval()
-            metrics = self.evaluate(self.step)
-            self.model.train()
-            if self.tracker is not None:
-                self.tracker.log(self.step, metrics)
-            rate = metrics.get("dev/wer", math.inf)
-            if rate < (math.inf if self.best is None else self.best):
-                self.best = rate
-                self._write_variant("best", self.model.state_dict(), {"cost": dict(self.cost)})
+        self.model.eval()
+        metrics = self.evaluate(self.step)  # of all processes together, the same on each
+        self.model.train()
+        if self.tracker is not None:
+            self.tracker.log(self.step, metrics)
+        rate = metrics.get("dev/wer", math.inf)
+        if rate < (math.inf if self.best is None else self.best):
+            self.best = rate
+            cost = self._summed_cost()
+            if self.accelerator.is_main_process:
+                self._write_variant("best", self.model.state_dict(), {"cost": cost})
         self.accelerator.wait_for_everyone()
 
     # -- checkpoints ------------------------------------------------------------------------

@@ -17,6 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.data.corpora import load_manifest
+from omnisparse.evaluation.evaluate import Decoder, evaluate
+from omnisparse.runs.directory import load_model
 from omnisparse.training.checkpoint import load_newest
 
 pytestmark = pytest.mark.multiprocess
@@ -68,7 +71,9 @@ def test_two_processes_give_the_gradient_of_one(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     for processes in (1, 2):
         # Two also compute their shares in parts, of which the last alone is synchronised.
-        training = dataclasses.replace(config.training, accumulate=3 * processes - 2)
+        training = dataclasses.replace(
+            config.training, accumulate=3 * processes - 2, evaluate_every=1, evaluate_utterances=6
+        )
         text = config_to_yaml(dataclasses.replace(config, training=training))
         (tmp_path / f"config{processes}.yaml").write_text(text)
         command = [*torchrun, f"--nproc_per_node={processes}", str(WORKER)]
@@ -82,12 +87,33 @@ def test_two_processes_give_the_gradient_of_one(
         # Sums in another order: rounding is of the size of the largest entries.
         rounding = 2e-5 * float(gradient.abs().max())
         torch.testing.assert_close(gradient, two[name], rtol=1e-4, atol=rounding, msg=name)
-    losses = [
-        json.loads((tmp_path / f"run{n}" / "metrics.jsonl").read_text().splitlines()[0])
-        for n in (1, 2)
-    ]
+    files = [tmp_path / f"run{n}" / "metrics.jsonl" for n in (1, 2)]
+    logged = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    losses = [lines[0] for lines in logged]
+    rates = [next(line["dev/wer"] for line in lines if "dev/wer" in line) for lines in logged]
+    assert rates[0] == rates[1]
+    assert all((tmp_path / f"run{n}/weights/best/checkpoints").is_dir() for n in (1, 2))
     for key in ("loss/dense", "loss/smallest", "loss/random_0", "utterance_passes"):
         assert losses[0][key] == pytest.approx(losses[1][key], rel=1e-4), key
+
+
+def test_two_processes_hear_a_dev_set_as_one_does(speech: Path, tmp_path: Path) -> None:
+    trained = Path(__file__).parents[1] / "fixtures" / "f1feb7c" / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    worker = str(WORKER.with_name("evaluation_worker.py"))
+    arguments = [str(trained), str(speech / "train.jsonl"), "."]
+    run([*torchrun, "--nproc_per_node=2", worker, *arguments], tmp_path)
+    loaded = load_model(trained)
+    cuts = load_manifest(speech / "train.jsonl", sampling_rate=16000)
+    decoder = Decoder(loaded.model, loaded.extractor, loaded.tokenizer, batch_seconds=8.0)
+    expected = evaluate(decoder, cuts)
+    rows = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for row in rows:
+        assert row["wer"] == expected.wer
+        assert row["texts"] == [one.hypothesis for one in expected.hypotheses]
+        assert 0 < row["own"] < len(cuts)
+        assert row["failed"] == "no audio"
+    assert sum(row["own"] for row in rows) == len(cuts)
 
 
 def test_accelerate_starts_two_cpu_processes_and_both_stop_at_one_ctrl_c(
