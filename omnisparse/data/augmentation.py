@@ -37,9 +37,18 @@ class AugmentationConfig:
     """Speeds; the training set has a copy of its manifests at each speed. (0.9, 1.0, 1.1) is usual.
     The embedded corpus is not copied, because it already varies its rates of speech."""
     noise_probability: Share = 0.0
-    """Share of the utterances that get noise."""
+    """Share of the utterances that get noise. With ``data.frames: live`` it is drawn anew in every
+    epoch; stored frames have one noise each."""
     noise_snr_db: tuple[float, float] = (10.0, 30.0)
     """Range from which the signal-to-noise ratio of a noisy utterance is drawn, in dB."""
+    noise: str | None = None
+    """Folder of recordings of noise, at any depth, such as MUSAN's; needs ``data.frames: live``.
+    null makes noise between white and pink."""
+    reverb_probability: Share = 0.0
+    """Share of the utterances that get the sound of a room."""
+    rooms: str | None = None
+    """Folder of impulse responses of rooms, at any depth, such as those of RIRS_NOISES; needs
+    ``data.frames: live``."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -54,6 +63,10 @@ class AugmentationConfig:
         low, high = self.noise_snr_db
         if low > high:
             raise ValueError(f"noise_snr_db must be (low, high), got {self.noise_snr_db}")
+        if self.noise is not None and not self.noise_probability:
+            raise ValueError("noise names a folder and noise_probability is 0; legal: above 0")
+        if (self.rooms is not None) != (self.reverb_probability > 0):
+            raise ValueError("rooms and reverb_probability must be given together")
 
     def spec_augment(self) -> SpecAugment | None:
         """The masking that the fields configure; None if they configure none."""
@@ -162,6 +175,24 @@ def add_noise(samples: FloatArray, snr_db: float, generator: np.random.Generator
     slope = generator.uniform(0.0, 1.0)  # power falls with frequency ** -slope
     spectrum *= np.maximum(np.arange(len(spectrum)), 1.0) ** (-slope / 2)
     noise = np.fft.irfft(spectrum, length)[: len(samples)]
+    return add_scaled(samples, noise, snr_db)
+
+
+def add_scaled(samples: FloatArray, noise: npt.NDArray[np.float64], snr_db: float) -> FloatArray:
+    """Add a noise, made so loud that the signal-to-noise ratio is as asked for.
+
+    Args:
+        samples: [N] float32; silence is returned as it is.
+        noise: [N] float64, changed in place; silent noise changes nothing.
+        snr_db: Power of the signal over that of the noise, both over the whole utterance, in dB.
+
+    Returns:
+        [N] float32.
+    """
+    power = float(np.mean(np.square(samples, dtype=np.float64)))
+    power_of_noise = np.mean(np.square(noise))
+    if power == 0.0 or power_of_noise == 0.0:
+        return samples
     wanted = power / 10 ** (snr_db / 10)
-    noise *= np.sqrt(wanted / np.mean(np.square(noise)))
+    noise *= np.sqrt(wanted / power_of_noise)
     return np.asarray(samples + noise, dtype=np.float32)

@@ -6,7 +6,8 @@ of each. So a position in a run is two numbers: the epoch, and the number of bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from omnisparse.data.audio import FloatArray
 from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
 from omnisparse.data.batch import Batch, collate, process_slice, text_of
-from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureConfig, FeatureExtractor
+from omnisparse.data.live_features import FrameSource
+from omnisparse.data.readers import Reader, read_by_processes
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import (
+    DataError,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -70,6 +73,13 @@ class DataConfig:
     where there is one."""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     """Shape of the features."""
+    frames: Literal["store", "live"] = "store"
+    """Where frames come from: ``store`` computes them once and keeps them on disk, 58 GB for 1,000
+    hours; ``live`` computes them from audio each time, with other noise and rooms in every
+    epoch."""
+    workers: NonNegativeInt = 0
+    """Processes that read and compute features in advance, of each process of the training; 0 for
+    a thread of its own."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Augmentation of the training data."""
 
@@ -90,6 +100,9 @@ class DataConfig:
                 f"batch_seconds is {self.batch_seconds}; it must be at least max_seconds, "
                 f"{self.max_seconds}"
             )
+        for name in ("noise", "rooms"):
+            if self.frames != "live" and getattr(self.augmentation, name) is not None:
+                raise ValueError(f"augmentation.{name} needs frames: live, got {self.frames!r}")
 
 
 class TrainingBatches:
@@ -111,7 +124,10 @@ class TrainingBatches:
         seed: Seed of order and masks.
         rank: Number of this process.
         world_size: Number of processes.
-        prefetch: Batches that a thread makes in advance; 0 makes each when it is needed.
+        prefetch: Batches that a thread, or each of ``workers``, makes in advance; 0 makes each when
+            it is needed, without workers.
+        workers: Processes that make features in advance; 0 for a thread.
+        timeout: Longest wait for a batch, in seconds; 0 for ever.
 
     Raises:
         ValueError: If there are no cuts, an utterance is longer than ``batch_seconds``, or
@@ -122,7 +138,7 @@ class TrainingBatches:
         self,
         cuts: CutSet,
         *,
-        features: FeatureStore,
+        features: FrameSource,
         extractor: FeatureExtractor,
         tokenizer: Tokenizer,
         batch_seconds: float,
@@ -135,6 +151,8 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
+        workers: int = 0,
+        timeout: float = 0.0,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in [0, world_size={world_size}), got {rank}")
@@ -147,15 +165,14 @@ class TrainingBatches:
                 f"batch_seconds must be at least {longest.duration:.2f}, the length of "
                 f"{longest.id}, got {batch_seconds}"
             )
-        self._features = features
-        self._extractor = extractor
+        self._reader = Reader(features, extractor, spec_augment, unmasked_epochs, seed)
         self._short_first_epochs = short_first_epochs
-        self._spec_augment = spec_augment
-        self._unmasked_epochs = unmasked_epochs
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
         self._prefetch = prefetch
+        self._workers = workers
+        self._timeout = timeout
         encoded: dict[str, list[int]] = {}
         for cut in self._cuts:
             text = text_of(cut)
@@ -210,22 +227,50 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of this process from the present position, epoch after epoch, without end."""
-        if self._prefetch == 0:
+        if self._prefetch == 0 and self._workers == 0:
             while True:
                 batch = self.batch(self._epoch, self._batches)
                 self._advance()
                 yield batch
+        reading = self._by_processes() if self._workers else self._by_thread()
+        try:
+            for batch in reading:
+                self._advance()
+                yield batch
+        finally:
+            reading.close()
+
+    def _by_thread(self) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         try:
             ahead = self._positions_ahead()
             pending = [pool.submit(self._assemble, next(ahead)) for _ in range(self._prefetch)]
             while True:
-                batch = pending.pop(0).result()
+                try:
+                    batch = pending.pop(0).result(timeout=self._timeout or None)
+                except TimeoutError as error:
+                    raise DataError(
+                        f"no training data for {self._timeout:g} s: reading it hangs"
+                    ) from error
                 pending.append(pool.submit(self._assemble, next(ahead)))
-                self._advance()
                 yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _by_processes(self) -> Generator[Batch, None, None]:
+        ahead, again = itertools.tee(self._positions_ahead())
+        stream = read_by_processes(
+            self._reader,
+            ((epoch, tuple(cut.id for cut in self._part(cuts)[0])) for epoch, cuts in ahead),
+            num_processes=self._workers,
+            prefetch=max(1, self._prefetch),
+            timeout=self._timeout,
+        )
+        try:
+            for (_, cuts), features in zip(again, stream, strict=False):
+                yield self._collate(cuts, features)
+        finally:
+            stream.close()
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch of this process at any position; the position of the iterator does not change."""
@@ -283,20 +328,20 @@ class TrainingBatches:
             batches.sort(key=lambda batch: max(cut.duration for cut in batch))
         return batches
 
+    def _part(self, cuts: list[Cut]) -> tuple[list[Cut], list[int]]:
+        """Utterances of this process, of those of a global batch, and their places in it."""
+        places = process_slice(len(cuts), self._rank, self._world_size)
+        return [cuts[place] for place in places], places
+
     def _assemble(self, position: tuple[int, list[Cut]]) -> Batch:
         epoch, cuts = position
-        places = process_slice(len(cuts), self._rank, self._world_size)
-        chosen = [cuts[place] for place in places]
-        features = [self._prepare(cut.id, epoch) for cut in chosen]
+        features = [self._reader.features(cut.id, epoch) for cut in self._part(cuts)[0]]
+        return self._collate(cuts, features)
+
+    def _collate(self, cuts: list[Cut], features: Sequence[FloatArray]) -> Batch:
+        chosen, places = self._part(cuts)
         tokens = [self._tokens[text_of(cut)] for cut in chosen]
         return collate(chosen, features, tokens, places, is_copy=self._rank >= len(cuts))
-
-    def _prepare(self, utterance: str, epoch: int) -> FloatArray:
-        frames = self._extractor.normalise(self._features.frames(utterance))
-        if self._spec_augment is not None and epoch >= self._unmasked_epochs:
-            generator = utterance_generator("spec-augment", self._seed, epoch, utterance)
-            frames = self._spec_augment(frames, generator)
-        return self._extractor.stack_frames(frames)
 
 
 def _bucketing_sampler(

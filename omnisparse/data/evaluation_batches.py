@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.batch import Batch, collate, text_of
-from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.live_features import FrameSource
 from omnisparse.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class EvaluationBatches:
         tokenizer: Tokenizer,
         batch_seconds: float = 300.0,
         max_batch_size: int = 64,
-        store: FeatureStore | None = None,
+        store: FrameSource | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:

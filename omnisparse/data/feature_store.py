@@ -1,20 +1,16 @@
-"""Filterbanks computed once and kept on disk: one file of float16 frames and one JSON index.
+"""Filterbanks computed once and kept on disk: files of float16 frames and one JSON index.
 
-The file is memory-mapped, so that tens of hours at three speeds need little memory, and any number
-of processes share one copy. A hash of everything that a store depends on is its name.
+The files are memory-mapped, so that hundreds of hours at three speeds need little memory, and any
+number of processes share one copy; none is larger than :data:`MAX_FILE_BYTES` and one utterance. A
+hash of everything that a store depends on is its name.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import multiprocessing
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omnisparse.data.atomic_folder import atomic_folder
-from omnisparse.data.audio import read_samples
-from omnisparse.data.augmentation import add_noise, utterance_generator
 from omnisparse.data.features import FeatureExtractor, num_frames
-from omnisparse.data.identity import sound_rows
+from omnisparse.data.frame_blocks import FORMAT_VERSION, FrameSettings, Place, compute_frames
 from omnisparse.data.validation import Progress, SkippedItem, require_mostly_good
 from omnisparse.errors import DataError
 
@@ -35,35 +29,11 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-_FORMAT_VERSION = 3  # 2 hashed names of files, 1 used only the first channel
+MAX_FILE_BYTES = 1 << 30
+"""Size of a file of frames from which on the next utterance goes into another: 18 hours."""
+
 _FRAMES_FILE = "features.f16"
 _INDEX_FILE = "index.json"
-# Utterances per task of a process: few enough for equal load, many enough for few messages.
-_BLOCK = 64
-# A bin that never changes must not cause a division by zero.
-_SMALLEST_STD = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """Settings on which the content of a store depends, besides the cuts."""
-
-    num_bins: int
-    sampling_rate: int
-    noise_probability: float
-    noise_snr_db: tuple[float, float]
-    seed: int
-
-
-@dataclass(slots=True)
-class _BlockResult:
-    """Result of one block of utterances, without the frames themselves."""
-
-    written: list[str]
-    skipped: list[SkippedItem]
-    total: npt.NDArray[np.float64]
-    total_of_squares: npt.NDArray[np.float64]
-    num_frames: int
 
 
 class FeatureStore:
@@ -91,13 +61,11 @@ class FeatureStore:
         self.std: list[float] = index["std"]
         self.skipped = tuple(SkippedItem(**item) for item in index["skipped"])
         self._places: dict[str, list[int]] = index["utterances"]
-        shape = (int(index["num_frames"]), self.num_bins)
-        path = folder / _FRAMES_FILE
-        self._frames: npt.NDArray[np.float16]
-        if in_memory:
-            self._frames = np.fromfile(path, dtype=np.float16).reshape(shape)
-        else:
-            self._frames = np.memmap(path, dtype=np.float16, mode="r", shape=shape)
+        self._starts: list[int] = index["starts"]
+        self._files = [
+            _open_frames(folder / name, length, self.num_bins, in_memory=in_memory)
+            for name, length in _files_of(self._starts, int(index["num_frames"]))
+        ]
 
     @classmethod
     def build(
@@ -136,27 +104,42 @@ class FeatureStore:
         """
         # Without noise, frames and store are the same for every seed.
         noise_seed = seed if noise_probability > 0 else 0
-        settings = _Settings(num_bins, sampling_rate, noise_probability, noise_snr_db, noise_seed)
+        settings = FrameSettings(
+            num_bins, sampling_rate, noise_probability, noise_snr_db, noise_seed
+        )
         listed = list(cuts)
-        folder = cache / store_key(listed, settings)
+        folder = cache / settings.key(listed)
         if _read_index(folder) is None:
             try:
                 with atomic_folder(folder) as temporary:
                     _compute(listed, temporary, settings, num_jobs, progress)
             except OSError as error:
                 raise DataError(f"cannot write features to {cache}: {error}") from error
-            except BrokenProcessPool as error:
-                raise DataError("a process computing features died (out of memory?)") from error
         return cls(folder, in_memory=in_memory)
 
-    def frames(self, utterance: str) -> FloatArray:
+    def frames(self, utterance: str, epoch: int | None = None) -> FloatArray:
         """Frames of an utterance: a new array, [T, num_bins] float32, log-mel.
+
+        Args:
+            utterance: Its name.
+            epoch: Changes nothing: what is stored is the same in every epoch.
 
         Raises:
             KeyError: If the store does not hold it.
         """
         first, count = self._places[utterance]
-        return self._frames[first : first + count].astype(np.float32)
+        number = bisect_right(self._starts, first) - 1
+        first -= self._starts[number]
+        return self._files[number][first : first + count].astype(np.float32)
+
+    def recordings(self) -> str:
+        """Empty: the noise in a store is made, not recorded."""
+        return ""
+
+    @property
+    def key(self) -> str:
+        """What the frames depend on, hashed."""
+        return self.folder.name
 
     def num_frames(self, utterance: str) -> int:
         """Number of 10 ms frames of an utterance.
@@ -207,21 +190,32 @@ def _reopen(folder: Path, in_memory: bool) -> FeatureStore:
     return FeatureStore(folder, in_memory=in_memory)
 
 
-def store_key(cuts: Sequence[Cut], settings: _Settings) -> str:
-    """Name of a store: a hash of the audio content and of the settings."""
-    digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, asdict(settings)]).encode())
-    for cut, row in zip(cuts, sound_rows(cuts), strict=True):
-        digest.update(json.dumps([cut.id, *row], default=str).encode())
-    return digest.hexdigest()[:24]
+def _files_of(starts: Sequence[int], num_frames: int) -> list[tuple[str, int]]:
+    """Names and lengths in frames of the files of a store, from their first frames."""
+    lengths = np.diff([*starts, num_frames]).tolist()
+    if len(starts) == 1:
+        return [(_FRAMES_FILE, lengths[0])]
+    return [(f"features.{number:05d}.f16", length) for number, length in enumerate(lengths)]
+
+
+def _open_frames(
+    path: Path, length: int, num_bins: int, *, in_memory: bool
+) -> npt.NDArray[np.float16]:
+    if in_memory:
+        return np.fromfile(path, dtype=np.float16).reshape(length, num_bins)
+    return np.memmap(path, dtype=np.float16, mode="r", shape=(length, num_bins))
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
     """Index of a complete store; None if the store is missing, incomplete or damaged."""
     try:
         index: dict[str, Any] = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
-        size = (folder / _FRAMES_FILE).stat().st_size
-        expected = 2 * int(index["num_frames"]) * int(index["num_bins"])
-        whole = index["format_version"] == _FORMAT_VERSION and size == expected
+        index.setdefault("starts", [0])  # a store of before has one file
+        files = _files_of(index["starts"], int(index["num_frames"]))
+        whole = index["format_version"] == FORMAT_VERSION and all(
+            (folder / name).stat().st_size == 2 * length * int(index["num_bins"])
+            for name, length in files
+        )
         whole = whole and {"mean", "std", "skipped", "utterances", "sampling_rate"} <= set(index)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -231,107 +225,40 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
 def _compute(
     cuts: Sequence[Cut],
     folder: Path,
-    settings: _Settings,
+    settings: FrameSettings,
     num_jobs: int,
     progress: Progress | None,
 ) -> None:
     """Fill ``folder`` with frames and index. The result does not depend on ``num_jobs``."""
-    places: dict[str, list[int]] = {}
-    total = 0
+    most = MAX_FILE_BYTES // (2 * settings.num_bins)
+    placed: dict[str, list[int]] = {}
+    starts, total = [0], 0
     for cut in cuts:
-        if cut.id in places:
+        if cut.id in placed:
             raise DataError(f"two utterances are named {cut.id}")
         count = num_frames(cut.num_samples, cut.sampling_rate)
-        places[cut.id] = [total, count]
+        if total > starts[-1] and total + count - starts[-1] > most:
+            starts.append(total)
+        placed[cut.id] = [total, count]
         total += count
-    path = folder / _FRAMES_FILE
-    with path.open("wb") as file:
-        file.truncate(2 * total * settings.num_bins)
-    blocks = [
-        (path, settings, [(cut, places[cut.id][0]) for cut in cuts[first : first + _BLOCK]])
-        for first in range(0, len(cuts), _BLOCK)
-    ]
-    results = []
-    done = 0
-    with _worker_map(min(num_jobs, len(blocks))) as run:
-        for block, result in zip(blocks, run(_compute_block, blocks), strict=True):
-            results.append(result)
-            done += len(block[2])
-            if progress is not None:
-                progress(done, len(cuts))
-    skipped = [item for result in results for item in result.skipped]
-    require_mostly_good(skipped, len(cuts), "features")
-    written = {name for result in results for name in result.written}
-    frames_seen = sum(result.num_frames for result in results)
-    mean = sum(result.total for result in results) / frames_seen
-    variance = sum(result.total_of_squares for result in results) / frames_seen - mean**2
-    std = np.maximum(np.sqrt(np.maximum(variance, 0.0)), _SMALLEST_STD)
+    files = _files_of(starts, total)
+    for name, length in files:
+        with (folder / name).open("wb") as file:
+            file.truncate(2 * length * settings.num_bins)
+    places: list[Place] = []
+    for first, _ in placed.values():
+        number = bisect_right(starts, first) - 1
+        places.append((folder / files[number][0], first - starts[number]))
+    found = compute_frames(cuts, settings, places=places, num_jobs=num_jobs, progress=progress)
+    require_mostly_good(found.skipped, len(cuts), "features")
     index = {
-        "format_version": _FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         **asdict(settings),
         "num_frames": total,
-        "mean": [round(float(value), 6) for value in mean],
-        "std": [round(float(value), 6) for value in std],
-        "skipped": [asdict(item) for item in skipped],
-        "utterances": {name: place for name, place in places.items() if name in written},
+        "starts": starts,
+        "mean": found.mean,
+        "std": found.std,
+        "skipped": [asdict(item) for item in found.skipped],
+        "utterances": {name: place for name, place in placed.items() if name in found.written},
     }
     (folder / _INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
-
-
-@contextmanager
-def _worker_map(num_jobs: int) -> Iterator[Any]:
-    """A `map` over processes, in order; the built-in `map` for a single job."""
-    if num_jobs <= 1:
-        yield map
-        return
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    # One thread per process: processes share the cores, and a forked thread pool would hang.
-    torch.set_num_threads(1)
-
-
-def _compute_block(block: tuple[Path, _Settings, list[tuple[Cut, int]]]) -> _BlockResult:
-    """Write the frames of some utterances to their places in the file."""
-    path, settings, placed = block
-    extractor = FeatureExtractor(
-        num_bins=settings.num_bins, stack=1, sampling_rate=settings.sampling_rate
-    )
-    zeros = np.zeros(settings.num_bins)
-    result = _BlockResult([], [], zeros.copy(), zeros.copy(), 0)
-    with path.open("r+b") as file:
-        for cut, first in placed:
-            try:
-                frames = _compute_frames(cut, extractor, settings)
-            except (DataError, ValueError) as error:
-                result.skipped.append(SkippedItem(cut.id, "unreadable", str(error)))
-                continue
-            file.seek(2 * first * settings.num_bins)
-            file.write(frames.astype(np.float16).tobytes())
-            result.written.append(cut.id)
-            result.total += frames.sum(axis=0, dtype=np.float64)
-            result.total_of_squares += np.square(frames, dtype=np.float64).sum(axis=0)
-            result.num_frames += len(frames)
-    return result
-
-
-def _compute_frames(cut: Cut, extractor: FeatureExtractor, settings: _Settings) -> FloatArray:
-    if cut.sampling_rate != settings.sampling_rate:
-        raise DataError(f"{cut.id}: {cut.sampling_rate} Hz instead of {settings.sampling_rate} Hz")
-    samples = read_samples(cut)
-    if settings.noise_probability > 0:
-        generator = utterance_generator("noise", settings.seed, cut.id)
-        if generator.random() < settings.noise_probability:
-            samples = add_noise(samples, generator.uniform(*settings.noise_snr_db), generator)
-    return extractor.fbank(samples)

@@ -13,8 +13,8 @@ from lhotse import CutSet
 
 from omnisparse.config import RunConfig
 from omnisparse.data.evaluation_batches import EvaluationBatches
-from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.live_features import FrameSource
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import (
@@ -68,7 +68,7 @@ def require_models(config: RunConfig) -> None:
 
 
 def choose_extractor(
-    config: RunConfig, features: FeatureStore, run: Path, stage: Stage, *, is_fresh: bool
+    config: RunConfig, features: FrameSource, run: Path, stage: Stage, *, is_fresh: bool
 ) -> FeatureExtractor:
     """The features of the net in training, with the statistics that normalise them.
 
@@ -166,7 +166,7 @@ def load_method(
     config: RunConfig,
     student: Student,
     cuts: CutSet,
-    features: FeatureStore,
+    features: FrameSource,
     accelerator: Accelerator,
     stage: Stage,
 ) -> Method:
@@ -218,7 +218,7 @@ def _hypotheses(
     extractor: FeatureExtractor,
     tokenizer: Tokenizer,
     cuts: CutSet,
-    features: FeatureStore,
+    features: FrameSource,
     *,
     root: Path,
     beam: int,
@@ -230,7 +230,7 @@ def _hypotheses(
     by_id = {cut.id: cut for cut in ordered}
     key = {
         "teacher": digest,
-        "features": [features.folder.name, extractor.to_dict()],
+        "features": [features.key, extractor.to_dict()],
         "tokenizer": hashlib.sha256(tokenizer.to_bytes()).hexdigest(),
         "beam": beam,
     }

@@ -72,6 +72,20 @@ class TrainingData:
         if before != now:
             write_utterances(self._run, now)
 
+    def check_recordings(self, before: str, now: str) -> None:
+        """Refuse other recordings of noise or rooms than those with which a run began.
+
+        Args:
+            before: Hash of them as of the checkpoint; empty if there were none.
+            now: Hash of the present ones.
+
+        Raises:
+            OmnisparseError: If they differ.
+        """
+        if before != now:
+            changed = ["the recordings of data.augmentation.noise or rooms"]
+            refuse_changes(self._run, changed, self.stage, accept_changes=self._accept_changes)
+
     def check_finished(self) -> None:
         """Refuse data that differs from that of a finished run; missing data is not compared.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,17 +14,17 @@ from accelerate import Accelerator
 from lhotse import CutSet
 
 from omnisparse.config import RunConfig
-from omnisparse.console import SECONDS_BEFORE_FIRST_LINE
 from omnisparse.data.batch import text_of
 from omnisparse.data.batching import TrainingBatches
-from omnisparse.data.feature_store import FeatureStore
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
+from omnisparse.data.live_features import FrameSource
 from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
 from omnisparse.evaluation.evaluate import Decoder, evaluate
 from omnisparse.models import SpeechModel, build_model
+from omnisparse.pipeline.frames import frame_source
 from omnisparse.pipeline.splits import tell_unseen
 from omnisparse.pipeline.starts import Student, check_size, choose_extractor, load_method
 from omnisparse.pipeline.training_data import TrainingData
@@ -48,7 +47,7 @@ class Inputs:
     cuts: CutSet
     dev: CutSet
     tokenizer: Tokenizer
-    features: FeatureStore
+    features: FrameSource
     extractor: FeatureExtractor
     checkpoint: Checkpoint | None
 
@@ -67,8 +66,11 @@ def prepare_inputs(
         tokenizer = _tokenizer(config, splits.train, run, accelerator, stage)
         tell_unseen(splits, tokenizer, stage)
         stage(f"features of {len(splits.train):,} utterances")
-        features = _feature_store(config, splits.train, stage)
+        features = frame_source(config, splits.train, stage)
     checkpoint = load_newest(run / "checkpoints")
+    if accelerator.is_main_process and checkpoint is not None:
+        before = checkpoint.state.get("record", {}).get("recordings", "")
+        data.check_recordings(before, features.recordings())
     extractor = choose_extractor(config, features, run, stage, is_fresh=checkpoint is None)
     return Inputs(splits.train, splits.dev, tokenizer, features, extractor, checkpoint)
 
@@ -106,6 +108,7 @@ def make_trainer(
         max_steps = max(1, round(config.training.epochs * batches.steps_per_epoch))
     _describe(run, config, model, extractor.to_dict(), tokenizer, cuts, accelerator)
     check_size(config, model, stage)
+    recordings = features.recordings() if accelerator.is_main_process else ""
     student = Student(model, extractor, tokenizer, is_fresh=inputs.checkpoint is None)
     return Trainer(
         model,
@@ -117,7 +120,10 @@ def make_trainer(
         run=run,
         accelerator=accelerator,
         tracker=tracker,
-        record={"max_steps": max_steps, "precision": precision_of(accelerator), **record},
+        record={
+            **{"max_steps": max_steps, "precision": precision_of(accelerator)},
+            **{"recordings": recordings, **record},
+        },
         evaluate=_evaluator(config, model, cuts, inputs.dev, extractor, tokenizer, accelerator),
         on_progress=on_progress,
         stage=stage,
@@ -142,32 +148,10 @@ def _tokenizer(
     return Tokenizer.load(path)
 
 
-def _feature_store(config: RunConfig, cuts: CutSet, stage: Callable[[str], None]) -> FeatureStore:
-    augmentation = config.data.augmentation
-    last = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BEFORE_FIRST_LINE:
-            last = time.monotonic()
-            stage(f"features of {done:,} of {total:,} utterances")
-
-    return FeatureStore.build(
-        cuts,
-        Path(config.corpus.root) / "features",
-        num_bins=config.data.features.num_bins,
-        sampling_rate=config.data.features.sampling_rate,
-        noise_probability=augmentation.noise_probability,
-        noise_snr_db=augmentation.noise_snr_db,
-        seed=config.seed,
-        progress=tell,
-    )
-
-
 def _batches(
     config: RunConfig,
     cuts: CutSet,
-    features: FeatureStore,
+    features: FrameSource,
     extractor: FeatureExtractor,
     tokenizer: Tokenizer,
     accelerator: Accelerator,
@@ -187,6 +171,7 @@ def _batches(
         seed=config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
+        workers=data.workers,
     )
 
 

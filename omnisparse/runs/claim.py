@@ -220,8 +220,8 @@ def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
         existing = config_to_dict(config_from_dict(existing))  # newer keys have their defaults
     old, new = flatten(existing), flatten(document)
     for key in [*new, *old]:
-        if key.startswith("tracking.") or key == "training.threads":
-            continue  # tracking and the number of cores do not change a run
+        if key.startswith("tracking.") or key in ("training.threads", "data.workers"):
+            continue  # tracking and the numbers of cores and readers do not change a run
         if old.get(key) != new.get(key):
             return f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
     return None

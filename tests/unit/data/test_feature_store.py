@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from lhotse import CutSet
 
-from omnisparse.data import feature_store as module
+from omnisparse.data import feature_store
+from omnisparse.data import frame_blocks as module
 from omnisparse.data.audio import read_samples
 from omnisparse.data.corpora import load_manifest, perturb_speed
 from omnisparse.data.feature_store import FeatureStore
@@ -58,7 +59,7 @@ def test_store_is_computed_once(
     cuts: CutSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = FeatureStore.build(cuts, tmp_path, num_jobs=1)
-    monkeypatch.setattr(module, "_compute", None)  # computing again would fail
+    monkeypatch.setattr(feature_store, "_compute", None)  # computing again would fail
     again = FeatureStore.build(cuts, tmp_path, in_memory=True)
     assert again.folder == first.folder
     for store in (again, pickle.loads(pickle.dumps(first))):
@@ -146,3 +147,30 @@ def test_an_unwritable_cache_is_one_line(cuts: CutSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write features"):
         FeatureStore.build(cuts, tmp_path / "file" / "cache", num_jobs=1)
+
+
+def test_no_file_grows_without_bound(
+    cuts: CutSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = FeatureStore.build(cuts, tmp_path / "one", num_jobs=1)
+    monkeypatch.setattr(feature_store, "MAX_FILE_BYTES", 100_000)
+    parts = FeatureStore.build(cuts, tmp_path / "several", num_jobs=2)
+    sizes = [path.stat().st_size for path in parts.folder.glob("features.*.f16")]
+    assert len(sizes) > 3
+    assert max(sizes) <= 100_000
+    for store in (parts, FeatureStore(parts.folder, in_memory=True)):
+        for cut in cuts:
+            np.testing.assert_array_equal(store.frames(cut.id), whole.frames(cut.id))
+    assert (parts.mean, parts.std) == (whole.mean, whole.std)
+    next(parts.folder.glob("features.00001.f16")).write_bytes(b"")
+    with pytest.raises(DataError, match="holds no complete feature store"):
+        FeatureStore(parts.folder)
+
+
+def test_a_store_of_before_is_read(cuts: CutSet, tmp_path: Path) -> None:
+    store = FeatureStore.build(cuts, tmp_path, num_jobs=1)
+    index = json.loads((store.folder / "index.json").read_text())
+    assert index.pop("starts") == [0]
+    (store.folder / "index.json").write_text(json.dumps(index))
+    again = FeatureStore(store.folder)
+    np.testing.assert_array_equal(again.frames(cuts[3].id), store.frames(cuts[3].id))

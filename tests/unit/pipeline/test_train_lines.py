@@ -13,7 +13,7 @@ from omnisparse.config import RunConfig, override_config
 from omnisparse.data.corpora import load_manifest
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import DataError
-from omnisparse.pipeline import training_parts
+from omnisparse.pipeline import frames
 from omnisparse.pipeline.splits import Splits, tell_unseen
 from omnisparse.pipeline.train import train
 
@@ -66,10 +66,10 @@ def test_features_tell_how_far_they_are(
 ) -> None:
     lines: list[str] = []
     now = iter(range(0, 1000, 11))
-    monkeypatch.setattr(training_parts.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(frames.time, "monotonic", lambda: next(now))
     cuts = load_manifest(manifest)
     config = tiny_config("las", "dense")
     corpus = dataclasses.replace(config.corpus, root=str(tmp_path))
     config = dataclasses.replace(config, corpus=corpus)
-    training_parts._feature_store(config, cuts, lines.append)
+    frames.frame_source(config, cuts, lines.append)
     assert lines == [f"features of {len(cuts)} of {len(cuts)} utterances"]
