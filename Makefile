@@ -13,10 +13,10 @@ WHEEL := OMNISPARSE_MANYLINUX=1 $(BIN)/python -m pip wheel --quiet --no-deps --w
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py omnisparse/deploy/sparse_kernels.c
+$(STAMP): pyproject.toml constraints.txt setup.py omnisparse/deploy/sparse_kernels.c
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch==2.11.0" "torchaudio==2.11.0"
-	$(BIN)/python -m pip install --quiet --editable ".[train,dev,deploy]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchaudio
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,deploy]"
 	touch $(STAMP)
 
 demo: setup
@@ -29,7 +29,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -q -m slow --durations=0
 
 test-interop: setup
-	$(BIN)/python -m pip install --quiet --editable ".[train,dev,interop]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,interop]"
 	$(BIN)/python -m pytest -q -m interop
 
 lint: setup

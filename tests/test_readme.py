@@ -14,6 +14,7 @@ from omnisparse.cli.baseline import KEYS
 from omnisparse.cli.main import verbs
 from omnisparse.comparison.rows import ROWS
 from omnisparse.config import load_config
+from omnisparse.version import TESTED_PAIRS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,3 +89,12 @@ def test_clean_leaves_trainings_and_corpora(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("folder", "link"), LINKS)
 def test_links_lead_somewhere(folder: str, link: str) -> None:
     assert (ROOT / folder / link).exists()
+
+
+def test_pairs_of_torch_and_torchaudio_are_the_tested_ones() -> None:
+    first = dict(zip(("torch", "torchaudio"), TESTED_PAIRS[0], strict=True))
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert dict(line.split("==") for line in lines if not line.startswith("#")) == first
+    readme = " ".join(TEXTS[ROOT / "README.md"].split())
+    for torch, torchaudio in TESTED_PAIRS:
+        assert f"torch {torch} with torchaudio {torchaudio}" in readme

@@ -127,12 +127,6 @@ def describe(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory"
-    if "libtorchaudio" in str(error):
-        from importlib.metadata import requires
-
-        needed = requires("omnisparse") or ()
-        pair = [item.partition(";")[0].strip() for item in needed if item.startswith("torch")]
-        return f"torchaudio does not fit this torch: pip install {' '.join(pair)} ({error})"
     return str(error) or type(error).__name__
 
 

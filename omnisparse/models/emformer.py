@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchaudio.models import Emformer
 
 from omnisparse.models.encoder import SegmentEncoder
+from omnisparse.models.torchaudio import require_torchaudio
 
 _LayerState = tuple[Tensor, Tensor, Tensor, Tensor]
 """State of torchaudio's layers: memory bank (empty here), keys, values, frames so far."""
@@ -34,7 +34,7 @@ class EmformerEncoder(SegmentEncoder):
     ) -> None:
         """See :meth:`SegmentEncoder.build_layers`."""
         assert not layer_options, f"an Emformer has no {', '.join(layer_options)}"
-        self.emformer = Emformer(
+        self.emformer = require_torchaudio("an Emformer encoder").models.Emformer(
             input_dim=self.output_dim,
             num_heads=self.heads,
             ffn_dim=feed_forward_dim,

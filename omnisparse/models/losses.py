@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchaudio
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from omnisparse.models.rnnt_loss import rnnt_loss_and_uses
+from omnisparse.models.torchaudio import find_torchaudio
 
 LOG_ZERO = -1.0e4
 """Stands for log 0: its exp is 0 in every float type, and differences of two stay finite."""
@@ -50,34 +52,24 @@ def label_smoothed_cross_entropy(
 
 
 class _TransducerLoss(torch.autograd.Function):
-    """torchaudio's loss; its kernel computes loss and gradient together, so both are stored."""
+    """Loss and gradient are computed together, so both are stored."""
 
     @staticmethod
     def forward(
         ctx: Any, lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
-        batch, _, num_nodes, _ = lattice.shape
-        device = lattice.device
-        targets = torch.full((batch, num_nodes - 1), LABEL, dtype=torch.int32, device=device)
-        with torch.enable_grad():
-            leaf = lattice.detach().requires_grad_()
-            loss = torchaudio.functional.rnnt_loss(
-                leaf,
-                targets,
-                frame_lengths.to(device, torch.int32, non_blocking=True),
-                token_lengths.to(device, torch.int32, non_blocking=True),
-                blank=EMIT_BLANK,
-                reduction="sum",
-                fused_log_softmax=False,
-            )
-            (grad,) = torch.autograd.grad(loss, leaf)
-        # Every alignment leaves a frame by exactly one blank. In float32 the kernel's sums differ
+        torchaudio, _ = find_torchaudio()
+        if torchaudio is None:
+            loss, grad = _loss_in_torch(lattice, frame_lengths, token_lengths)
+        else:
+            loss, grad = _loss_in_torchaudio(torchaudio, lattice, frame_lengths, token_lengths)
+        # Every alignment leaves a frame by exactly one blank. In float32 torchaudio's sums differ
         # from 1 for long and unlikely utterances (up to 2.5 for 3,000 frames of e^-12 a step).
         blanks = grad[..., EMIT_BLANK].sum(dim=2, keepdim=True)
         occupancy = grad.sum(dim=-1) / blanks.masked_fill(blanks == 0, 1.0)
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(occupancy)
-        return loss.detach(), occupancy
+        return loss, occupancy
 
     @staticmethod
     @once_differentiable
@@ -86,13 +78,48 @@ class _TransducerLoss(torch.autograd.Function):
         return grad * scale, None, None
 
 
+def _loss_in_torchaudio(
+    torchaudio: Any, lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scalar loss, and its gradient by the lattice."""
+    batch, _, num_nodes, _ = lattice.shape
+    device = lattice.device
+    targets = torch.full((batch, num_nodes - 1), LABEL, dtype=torch.int32, device=device)
+    with torch.enable_grad():
+        leaf = lattice.detach().requires_grad_()
+        loss = torchaudio.functional.rnnt_loss(
+            leaf,
+            targets,
+            frame_lengths.to(device, torch.int32, non_blocking=True),
+            token_lengths.to(device, torch.int32, non_blocking=True),
+            blank=EMIT_BLANK,
+            reduction="sum",
+            fused_log_softmax=False,
+        )
+        (grad,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), grad
+
+
+def _loss_in_torch(
+    lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`_loss_in_torchaudio`."""
+    losses, label_uses, blank_uses = rnnt_loss_and_uses(
+        lattice[..., LABEL], lattice[..., EMIT_BLANK], frame_lengths, token_lengths
+    )
+    grad = torch.zeros_like(lattice)
+    grad[..., LABEL], grad[..., EMIT_BLANK] = -label_uses, -blank_uses
+    return losses.sum().to(lattice.dtype), grad
+
+
 def transducer_loss(
     lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of the labels, and the expected number of alignments at each node.
 
-    The recursion reads only the label and the blank of a node. So torchaudio's loss needs only the
-    collapsed lattice, and the full posteriors are normalised once, not twice.
+    The recursion reads only the label and the blank of a node. So the loss needs only the
+    collapsed lattice, and the full posteriors are normalised once, not twice. torchaudio computes
+    it; where that does not load, :mod:`omnisparse.models.rnnt_loss` does.
 
     Args:
         lattice: ``[B, T, U + 1, 3]`` float32 from ``lattice.join_lattice``, with T and U the
@@ -105,7 +132,7 @@ def transducer_loss(
         [0, 1] and 0 beyond the lengths, without gradient. Every alignment passes T_b + U_b nodes,
         so the occupancy of an utterance sums to T_b + U_b.
 
-    Source: Graves 2012, arXiv:1211.3711, eqs. 12-18 and 21 (torchaudio's implementation): the
+    Source: Graves 2012, arXiv:1211.3711, eqs. 12-18 and 21: the
     derivative of the loss by a log-probability is minus the expected number of its uses, and an
     alignment leaves every node on its path exactly once.
     """

@@ -33,6 +33,7 @@ from omnisparse.methods.distillation import (
 from omnisparse.methods.factorization import factorize, projected_layers
 from omnisparse.methods.hypotheses import Found, HypothesisCache, decode_hypotheses
 from omnisparse.models import SpeechModel
+from omnisparse.models.torchaudio import find_torchaudio
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.budget import Budget, num_nonzero, num_parameters
 from omnisparse.sparsity.layer_limit import check_layer_limit, count_layers, parse_layer_limit
@@ -96,10 +97,14 @@ def choose_extractor(
 def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
     """Tell the user the parameters of the net; with a limit, also of every layer, and check it.
 
+    Says, too, where the transducer loss does without torchaudio.
+
     Raises:
         OmnisparseError: If a layer has more than ``max_layer_parameters``; names it.
     """
     stage(f"{model.kind} of {num_parameters(model.named_parameters()):,} parameters")
+    if model.kind == "transducer" and (reason := find_torchaudio()[1]):
+        stage(f"{reason}: the transducer loss is omnisparse's own")
     if config.max_layer_parameters is None:
         return
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

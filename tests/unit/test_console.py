@@ -8,7 +8,6 @@ import pytest
 import rich.console
 
 from omnisparse import console as cli_output
-from omnisparse.cli.group import describe
 from omnisparse.console import Console, format_bytes, format_seconds, print_error
 
 
@@ -132,12 +131,3 @@ def test_bytes(given: float, text: str) -> None:
 )
 def test_seconds(given: float, text: str) -> None:
     assert format_seconds(given) == text
-
-
-def test_a_torchaudio_of_another_torch_is_told_with_the_pair_to_install() -> None:
-    line = describe(OSError("Could not load this library: site-packages/lib/libtorchaudio.so"))
-    told, _, cause = line.partition(" (")
-    assert told == (
-        "torchaudio does not fit this torch: pip install torch==2.11.0 torchaudio==2.11.0"
-    )
-    assert "libtorchaudio.so" in cause
