@@ -12,18 +12,34 @@ from omnisparse.version import __version__
 
 if TYPE_CHECKING:
     from omnisparse.deploy.recognizer import Recognizer
-    from omnisparse.pipeline.extract import extract
+    from omnisparse.generic.packed import load_packed
+    from omnisparse.generic.sandwich import SandwichTraining
+    from omnisparse.pipeline.extract_any import extract
     from omnisparse.runs.directory import load_model
     from omnisparse.runs.opening import open_model
+    from omnisparse.sparsity.prunable import find_prunable
     from omnisparse.sparsity.supernet import Supernet
 
-__all__ = ["Recognizer", "Supernet", "__version__", "extract", "load_model", "open_model"]
+__all__ = [
+    "Recognizer",
+    "SandwichTraining",
+    "Supernet",
+    "__version__",
+    "extract",
+    "find_prunable",
+    "load_model",
+    "load_packed",
+    "open_model",
+]
 
 _HOMES = {
     "Recognizer": "omnisparse.deploy.recognizer",
+    "SandwichTraining": "omnisparse.generic.sandwich",
     "Supernet": "omnisparse.sparsity.supernet",
-    "extract": "omnisparse.pipeline.extract",
+    "extract": "omnisparse.pipeline.extract_any",
+    "find_prunable": "omnisparse.sparsity.prunable",
     "load_model": "omnisparse.runs.directory",
+    "load_packed": "omnisparse.generic.packed",
     "open_model": "omnisparse.runs.opening",
 }
 

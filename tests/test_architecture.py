@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "evaluation": f"{GROUND} data models sparsity",
     "artifact": f"{GROUND} sparsity",
     "nested": f"{GROUND} sparsity artifact",
+    "generic": f"{GROUND} sparsity artifact",
     #
     "training": f"{GROUND} data models sparsity methods",
     "deploy": f"{GROUND} data models sparsity artifact nested",
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "config": f"{GROUND} data models sparsity synthetic methods training",
     "runs": f"{GROUND} data models sparsity methods evaluation artifact nested training config",
     "pipeline": f"{GROUND} data models sparsity synthetic methods search evaluation artifact nested"
-    " training deploy config runs",
+    " generic training deploy config runs",
     "comparison": f"{GROUND} data models sparsity methods evaluation artifact training config runs"
     " pipeline",
     "sweeps": f"{GROUND} config runs",

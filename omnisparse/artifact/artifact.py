@@ -25,8 +25,6 @@ from omnisparse.artifact.bitmask import Block
 from omnisparse.artifact.card import render_card
 from omnisparse.artifact.contents import (
     CONFIG,
-    TOKENIZER,
-    TOKENS,
     WEIGHTS,
     ArtifactPlan,
     Contents,
@@ -266,8 +264,8 @@ def write_plans(
 def _finish(job: tuple[Path, ArtifactPlan], folder: Path, digest: str) -> ArtifactInfo:
     out, plan = job
     atomic.write_synced(folder / CONFIG, plan.config(digest))
-    atomic.write_synced(folder / TOKENIZER, plan.contents.tokenizer)
-    atomic.write_synced(folder / TOKENS, plan.tokens)
+    for name, data in plan.texts.items():
+        atomic.write_synced(folder / name, data)
     size = sum(path.stat().st_size for path in folder.iterdir())
     report = plan.report()
     card = render_card(plan.block(), report, size_bytes=size)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
+from omnisparse.artifact.contents import MODULE_KIND, files_of
 from omnisparse.artifact.inspection import recount
 from omnisparse.artifact.reading import read_config
 from omnisparse.artifact.untrained import untrained_warnings
@@ -99,7 +99,7 @@ def _measured(ours: Mapping[str, Any], card: str) -> dict[str, dict[str, Any]]:
 def _render(
     artifact: Path, ours: Mapping[str, Any], report: SizeReport, known: Mapping[str, Any]
 ) -> str:
-    size = sum((artifact / file).stat().st_size for file in (CONFIG, WEIGHTS, TOKENIZER, TOKENS))
+    size = sum((artifact / file).stat().st_size for file in files_of(ours["model"]))
     return render_card({**ours, **known}, report, size_bytes=size)
 
 
@@ -175,13 +175,11 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
         "---",
         *([f"license: {licence}"] if licence else ["license: other", "license_name: not-stated"]),
         "library_name: omnisparse",
-        "pipeline_tag: automatic-speech-recognition",
+        *([] if kind == MODULE_KIND else ["pipeline_tag: automatic-speech-recognition"]),
         "tags:",
-        "- automatic-speech-recognition",
+        *([] if kind == MODULE_KIND else ["- automatic-speech-recognition"]),
         "- sparse",
-        "metrics:",
-        "- wer",
-        *_metric_lines(wer, kind),
+        *([] if kind == MODULE_KIND else ["metrics:", "- wer", *_metric_lines(wer, kind)]),
         "---",
     ]
     rows = [
@@ -201,23 +199,39 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
         ("licence", licence or "not stated; whoever trained it decides"),
     ]
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    usage = [
-        "```bash",
-        "omnisparse transcribe . speech.wav",
-        "omnisparse inspect .          # recounts from the files",
-        *_use_elsewhere(block["model"]).splitlines(),
-        "```",
-        "",
-        "```python",
-        "from omnisparse import Recognizer",
-        'recognizer = Recognizer.from_path(".")',
-        'print(recognizer.transcribe("speech.wav").text)',
-        "```",
-    ]
+    usage = (
+        _use_of_module(block["model"])
+        if kind == MODULE_KIND
+        else [
+            "```bash",
+            "omnisparse transcribe . speech.wav",
+            "omnisparse inspect .          # recounts from the files",
+            *_use_elsewhere(block["model"]).splitlines(),
+            "```",
+            "",
+            "```python",
+            "from omnisparse import Recognizer",
+            'recognizer = Recognizer.from_path(".")',
+            'print(recognizer.transcribe("speech.wav").text)',
+            "```",
+        ]
+    )
     warnings = [f"> **Warning:** {line}." for line in untrained_warnings(report.nonzero, known)]
-    title = [f"# {kind} speech recogniser", ""]
+    name = str(block["model"].get("class")) if kind == MODULE_KIND else f"{kind} speech recogniser"
+    title = [f"# {_plain_name(name)}", ""]
     told = [text for line in warnings for text in (line, "")]
     return "\n".join([*front, "", *title, *told, *table, "", *usage, ""])
+
+
+def _use_of_module(model: Mapping[str, Any]) -> list[str]:
+    """How a net that is no recogniser is loaded."""
+    name = _plain_name(str(model.get("class"))).rpartition(".")[2]
+    return [
+        "```python",
+        "import omnisparse",
+        f'model = omnisparse.load_packed(".", {name}())  # a model of the same shape',
+        "```",
+    ]
 
 
 def _use_elsewhere(model: Mapping[str, Any]) -> str:

@@ -36,8 +36,16 @@ TOKENIZER = "tokenizer.model"
 TOKENS = "tokens.txt"
 CONFIG = "config.json"
 NO_DIGEST = "0" * 64
+MODULE_KIND = "module"
+"""Kind of a net that is no recogniser: any module, without the files of a tokenizer."""
 WIDEST_FLOAT = -2.2250738585072014e-308
 """The longest number that a description has in JSON."""
+
+
+def files_of(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of an artifact's files, without the card, by the description of its net."""
+    texts = () if model.get("kind") == MODULE_KIND else (TOKENIZER, TOKENS)
+    return (CONFIG, WEIGHTS, *texts)
 
 
 class Spec(Protocol):
@@ -125,9 +133,11 @@ class ArtifactPlan:
     """Bytes of the header of ``model.safetensors``, for any counts."""
 
     @property
-    def tokens(self) -> bytes:
-        """The bytes of ``tokens.txt``."""
-        return self.contents.tokens_txt.encode()
+    def texts(self) -> dict[str, bytes]:
+        """The bytes of the tokenizer's files, by name; empty for a net that has none."""
+        contents = self.contents
+        held = {TOKENIZER: contents.tokenizer, TOKENS: contents.tokens_txt.encode()}
+        return {name: held[name] for name in files_of(contents.model) if name in held}
 
     def layers(self) -> list[StoredTensor]:
         """Counts of each tensor, without buffers."""
@@ -199,8 +209,7 @@ class ArtifactPlan:
             "num_nonzero": self.nonzero,
             "sha256": {
                 WEIGHTS: weights_digest,
-                TOKENIZER: hashlib.sha256(self.contents.tokenizer).hexdigest(),
-                TOKENS: hashlib.sha256(self.tokens).hexdigest(),
+                **{n: hashlib.sha256(data).hexdigest() for n, data in self.texts.items()},
             },
             "config_sha256": NO_DIGEST,
         }
@@ -223,8 +232,7 @@ class ArtifactPlan:
 
     def size_bytes(self) -> int:
         """Bytes of the artifact: all files except the card."""
-        tokenizer = len(self.contents.tokenizer) + len(self.tokens)
-        return self.weights_bytes() + len(self.config()) + tokenizer
+        return self.weights_bytes() + len(self.config()) + sum(map(len, self.texts.values()))
 
 
 def _render(ours: Mapping[str, Any], global_sparsity: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from omnisparse.artifact.bitmask import Block
-from omnisparse.artifact.contents import CONFIG, TOKENIZER, TOKENS, WEIGHTS
+from omnisparse.artifact.contents import CONFIG, WEIGHTS, files_of
 from omnisparse.artifact.decoding import Decoded, decode
 from omnisparse.artifact.layout import Kept, plan_tensor
 from omnisparse.artifact.packing import count_kept
@@ -67,7 +67,7 @@ def inspect_artifact(path: Path) -> dict[str, Any]:
         "parameters": report.dense_parameters,
         "nonzero": report.nonzero,
         "sparsity": report.sparsity,
-        "bytes": sum((path / name).stat().st_size for name in (CONFIG, WEIGHTS, TOKENIZER, TOKENS)),
+        "bytes": sum((path / name).stat().st_size for name in files_of(ours["model"])),
         **(report.summary() if report.layers else {}),
         "layers": [layer.to_dict() for layer in found.layers],
         "mismatches": mismatches,

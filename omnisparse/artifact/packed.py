@@ -15,7 +15,13 @@ from omnisparse.artifact.contents import WEIGHTS
 from omnisparse.artifact.decoding import keys_of, read_block, read_scale
 from omnisparse.artifact.layout import Packing, prefix_of
 from omnisparse.artifact.precision import FLOAT_DTYPES, FloatArray, restore_values
-from omnisparse.artifact.reading import check_files, check_names, read_config, trained_seconds_of
+from omnisparse.artifact.reading import (
+    check_files,
+    check_names,
+    read_config,
+    require_recogniser,
+    trained_seconds_of,
+)
 from omnisparse.artifact.tensorfile import Array, TensorFile
 from omnisparse.artifact.tensors import tag_of
 from omnisparse.errors import FormatError
@@ -213,6 +219,7 @@ def read_packed_artifact(path: Path) -> PackedModel:
         FormatError: If anything but the weights is not as it should be, in one line.
     """
     ours, problems = read_config(path)
+    require_recogniser(ours["model"], path)
     tokenizer, _, more = check_files(path, ours)
     if problems + more:
         raise FormatError(f"{path}: {(problems + more)[0]}")

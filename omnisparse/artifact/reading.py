@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from omnisparse.artifact.contents import (
     CONFIG,
     FORMAT_VERSION,
+    MODULE_KIND,
     NO_DIGEST,
     TOKENIZER,
     TOKENS,
     WEIGHTS,
+    files_of,
 )
 from omnisparse.artifact.decoding import decode, keys_of
 from omnisparse.artifact.tensorfile import Array, TensorFile, parse_json
@@ -49,6 +51,30 @@ class Artifact:
     def state(self) -> dict[str, Tensor]:
         """The arrays as tensors that share their memory."""
         return {fqn: as_tensor(array) for fqn, array in self.arrays.items()}
+
+
+def require_recogniser(model: Mapping[str, Any], path: Path) -> None:
+    """Refuse a packed net that is no recogniser.
+
+    Raises:
+        FormatError: If the description is of a net of any other kind.
+    """
+    if model.get("kind") == MODULE_KIND:
+        raise FormatError(
+            f"{path}: no recogniser, but a packed {model.get('class')!s:.80}; "
+            "omnisparse.load_packed(path, model) loads it"
+        )
+
+
+def read_recogniser(path: Path) -> Artifact:
+    """:func:`read_artifact` of a recogniser.
+
+    Raises:
+        FormatError: If a check fails, or the net is none.
+    """
+    artifact = read_artifact(path)
+    require_recogniser(artifact.model, path)
+    return artifact
 
 
 def is_artifact(path: Path) -> bool:
@@ -135,28 +161,30 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def check_files(path: Path, ours: Mapping[str, Any]) -> tuple[bytes, bytes, list[str]]:
-    """The tokenizer's two files, and the names of files whose checksum does not match.
+    """The tokenizer's two files (empty where a net has none), and what does not match.
 
     Raises:
         FormatError: If a file cannot be read.
     """
-    tokenizer = _read_file(path / TOKENIZER, MAX_TOKENIZER_BYTES)
-    tokens = _read_file(path / TOKENS, MAX_TOKENIZER_BYTES)
+    texts = {
+        name: _read_file(path / name, MAX_TOKENIZER_BYTES)
+        for name in files_of(ours["model"])
+        if name in (TOKENIZER, TOKENS)
+    }
     try:
         weights = file_digest(path / WEIGHTS)
     except OSError as error:
         raise FormatError(f"{path / WEIGHTS}: cannot be read ({error.strerror})") from None
     digests = {
         WEIGHTS: weights,
-        TOKENIZER: hashlib.sha256(tokenizer).hexdigest(),
-        TOKENS: hashlib.sha256(tokens).hexdigest(),
+        **{name: hashlib.sha256(data).hexdigest() for name, data in texts.items()},
     }
     problems = [
         f"{name}: checksum does not match"
         for name, digest in digests.items()
         if ours["sha256"].get(name) != digest
     ]
-    return tokenizer, tokens, problems
+    return texts.get(TOKENIZER, b""), texts.get(TOKENS, b""), problems
 
 
 def check_names(file: TensorFile, ours: Mapping[str, Any]) -> None:

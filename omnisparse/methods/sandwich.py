@@ -39,15 +39,9 @@ from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.patterns import compile_patterns
 from omnisparse.sparsity.prunable import find_prunable
-from omnisparse.sparsity.schedule import sparsity_at
+from omnisparse.sparsity.sandwich_schedule import SandwichSchedule
 from omnisparse.sparsity.sizes import parse_count
-from omnisparse.sparsity.space import (
-    MAX_SPREAD,
-    SparsitySpace,
-    SubnetSpec,
-    require_layer_levels,
-    subnet_generator,
-)
+from omnisparse.sparsity.space import MAX_SPREAD, SubnetSpec, require_layer_levels
 from omnisparse.sparsity.supernet import Supernet
 
 
@@ -167,6 +161,13 @@ class SandwichConfig:
                 parse_count(size, name)
 
 
+_SCHEDULE_FIELDS = (
+    *("min_size", "distribution", "levels", "per_layer", "layer_spread", "layer_groups"),
+    *("num_layer_levels", "warmup_fraction", "shrink_fraction", "core_fraction", "refresh_every"),
+)
+"""Fields of a configuration that :class:`SandwichSchedule` takes under the same names."""
+
+
 class Sandwich:
     """The sandwich step (see the module's docstring); the only optimizer state is the dense net's.
 
@@ -179,10 +180,7 @@ class Sandwich:
         self.config = config
         self.seed = seed
         self.supernet: Supernet
-        self.space: SparsitySpace
-        self.smallest: SubnetSpec
-        self.warmup_steps = self.shrunk_steps = self.core_steps = 0
-        self._ranked_at: int | None = None
+        self.schedule: SandwichSchedule
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> Supernet:
         """Wrap ``model`` into a supernet and fix the range of subnets.
@@ -197,32 +195,13 @@ class Sandwich:
         self.supernet = Supernet(
             model, prunable=prunable, block=block, straight_through=config.straight_through
         )
-        self.smallest = self.supernet.spec_for(config.min_size)
-        levels = config.levels if config.distribution == "levels" else ()
-        for level in levels:
-            if self._density(level) < self._density(config.min_size):
-                raise ValueError(f"levels: {level} is below min_size, which is {config.min_size}")
-        budget = self.supernet.budget
-        self.space = SparsitySpace(
-            {fqn: budget.shapes[fqn] for fqn in budget.prunable},
-            min_density=self._density(config.min_size),
-            distribution=config.distribution,
-            levels=tuple(self._density(size) for size in levels),
-            per_layer=config.per_layer,
-            spread=config.layer_spread,
-            layer_groups=config.layer_groups,
-            num_layer_levels=config.num_layer_levels,
-            block=block,
+        self.schedule = SandwichSchedule(
+            self.supernet,
+            max_steps=max_steps,
+            seed=self.seed,
+            **{name: getattr(config, name) for name in _SCHEDULE_FIELDS},
         )
-        self.warmup_steps = round(config.warmup_fraction * max_steps)
-        self.shrunk_steps = self.warmup_steps + round(config.shrink_fraction * max_steps)
-        self.core_steps = self.warmup_steps + round(config.core_fraction * max_steps)
         return self.supernet
-
-    def _density(self, size: str | int) -> float:
-        """Share of the prunable weights that ``size`` keeps."""
-        budget = self.supernet.budget
-        return budget.solve(size) / budget.prunable_parameters
 
     @property
     def num_subnets(self) -> int:
@@ -231,11 +210,11 @@ class Sandwich:
 
     def num_losses(self, step: int) -> int:
         """Return 1 while one net trains alone, then 1 + the number of subnets."""
-        return 1 if step < self.core_steps else 1 + self.num_subnets
+        return 1 if step < self.schedule.core_steps else 1 + self.num_subnets
 
     def units(self, batch: Batch, step: int) -> Sequence[float]:
         """Label units of the whole batch, then of each subnet's part of it."""
-        if step < self.core_steps:
+        if step < self.schedule.core_steps:
             return (label_units(batch),)
         counts = batch.token_lengths.tolist()
         shares = []
@@ -246,14 +225,11 @@ class Sandwich:
 
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the dense net's loss, then each subnet's; or that of the one that trains alone."""
-        is_due = (step - self.warmup_steps) % self.config.refresh_every == 0
-        if step >= self.warmup_steps and is_due and self._ranked_at != step:
-            self.supernet.refresh()  # once, in however many parts a batch is computed
-            self._ranked_at = step
-        if step < self.core_steps:
+        self.schedule.refresh_if_due(step)  # once, in however many parts a batch is computed
+        if step < self.schedule.core_steps:
             name, spec = "dense", None
-            if step >= self.warmup_steps:
-                name, spec = "smallest", self._smallest(step)
+            if step >= self.schedule.warmup_steps:
+                name, spec = "smallest", self.schedule.smallest(step)
             yield _label_loss(name, self._forward(forward, batch, spec), batch)
         else:
             yield from self._sandwich(forward, batch, step)
@@ -278,30 +254,6 @@ class Sandwich:
     def _weight_sum(self) -> float:
         return 1.0 + self.config.subnet_weight * self.num_subnets
 
-    def least_density(self, step: int) -> float:
-        """Density of the smallest subnet while it shrinks, in (0, 1]; 0 when it is ``min_size``.
-
-        It changes only when the weights are ranked again, so masks stay valid between rankings.
-
-        Source: the cubic of Zhu & Gupta 2017, eq. 1. Subnets that get smaller during training are
-        progressive shrinking (Cai et al. 2020, Once-for-All).
-        """
-        if step >= self.shrunk_steps:
-            return 0.0
-        turn = self.config.refresh_every
-        ranked = step - (step - self.warmup_steps) % turn
-        return 1.0 - sparsity_at(
-            min(ranked + turn, self.shrunk_steps),
-            begin=self.warmup_steps,
-            end=self.shrunk_steps,
-            initial=0.0,
-            final=1.0 - self._density(self.config.min_size),
-        )
-
-    def _smallest(self, step: int) -> SubnetSpec:
-        least = self.least_density(step)
-        return self.space.at(least) if least else self.smallest
-
     def _subnet_loss(
         self,
         forward: Forward,
@@ -312,11 +264,10 @@ class Sandwich:
         scale: float,
     ) -> Loss:
         if index == 0:
-            name, spec = "smallest", self._smallest(step)
+            name, spec = "smallest", self.schedule.smallest(step)
         else:
             name = f"random_{index - 1}"
-            generator = subnet_generator(self.seed, step, index)
-            spec = self.space.sample(generator, self.least_density(step))
+            spec = self.schedule.random(step, index)
         rows, here = self._member_rows(batch, step, index)
         part = batch.select(rows)
         output = self._forward(forward, part, spec)
@@ -359,8 +310,8 @@ class Sandwich:
 
         Otherwise do nothing: masks follow the ranking, which is refreshed within the step.
         """
-        if self.warmup_steps <= step < self.core_steps:
-            self.supernet.clear(self._smallest(step))
+        if self.schedule.warmup_steps <= step < self.schedule.core_steps:
+            self.supernet.clear(self.schedule.smallest(step))
 
     def metrics(self) -> Mapping[str, float]:
         """How much the last ranking changed the masks; empty before the second ranking."""

@@ -194,7 +194,7 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
             than a nested file.
         ValueError: If the file has no model of ``size``; names the legal range.
     """
-    from omnisparse.artifact import as_tensor, is_artifact, read_artifact
+    from omnisparse.artifact import as_tensor, is_artifact, read_recogniser
     from omnisparse.data.features import FeatureExtractor
     from omnisparse.data.tokenizer import Tokenizer
     from omnisparse.nested import is_nested_place, read_nested
@@ -207,7 +207,7 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
     if size is not None:
         raise no_sizes(path, size)
     if is_artifact(path):
-        return _from_artifact(read_artifact(path), "artifact", path)
+        return _from_artifact(read_recogniser(path), "artifact", path)
     if is_checkpoint(path):
         run = path.resolve().parents[1]
         state = load_checkpoint(path).tensors["model"]

@@ -41,6 +41,8 @@ class Thinning(NamedTuple):
         On the bits, because a CPU does that many weights at a time; a choice by bools is one
         branch a weight, five times slower where the mask is as random as a ranking.
         """
+        if not weight.is_contiguous():  # such as the channels_last weights of a convolution
+            return weight.copy_(self.clear(weight.contiguous()))
         bits = weight.view(_BITS[weight.element_size()])
         if self.block != (1, 1):
             kept = _kept_bits(self.positions, self.limit).to(bits.dtype)

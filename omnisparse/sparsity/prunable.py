@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from omnisparse.sparsity.patterns import compile_patterns
 
@@ -13,6 +15,11 @@ DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query
 """Not pruned by default: embeddings, the output head, attention, normalisation."""
 
 _RECURRENT = re.compile(r"weight_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 def find_prunable(
@@ -71,3 +78,87 @@ def _is_prunable_kind(model: nn.Module, fqn: str) -> bool:
     if _RECURRENT.fullmatch(name):
         return True
     return name == "weight" and isinstance(model.get_submodule(module), nn.Linear)
+
+
+def find_prunable_anywhere(model: nn.Module) -> list[str]:
+    """Names of the matrices to prune in a net that we know nothing of.
+
+    The weights of linear, convolutional, recurrent and attention layers, output heads too.
+    Embeddings and the parameters of other modules are pruned only if they are named.
+
+    Raises:
+        ValueError: If there are none, or one of these layers computes its weight from others.
+    """
+    names = []
+    for fqn, _ in model.named_parameters():
+        owner, _, name = fqn.rpartition(".")
+        module = model.get_submodule(owner)
+        is_weight = name == "weight" and isinstance(module, (nn.Linear, *_CONVOLUTIONS))
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            is_weight = _RECURRENT.fullmatch(name) is not None
+        elif isinstance(module, nn.MultiheadAttention):
+            is_weight = name.endswith("proj_weight")
+        if is_weight:
+            names.append(fqn)
+    check_plain(model, names, (nn.Linear, *_CONVOLUTIONS, nn.RNNBase))
+    if not names:
+        legal = [fqn for fqn, parameter in model.named_parameters() if parameter.ndim >= 2]
+        raise ValueError(
+            "no linear, convolutional, recurrent or attention layer to prune; name matrices with "
+            f"prunable=[...], legal: {', '.join(legal) or 'none'}"
+        )
+    return names
+
+
+def check_plain(
+    model: nn.Module, prunable: Sequence[str], kinds: tuple[type[nn.Module], ...] = ()
+) -> None:
+    """Refuse weights that a mask cannot reach: those that are computed from other parameters.
+
+    Args:
+        model: The net.
+        prunable: Names of the matrices to prune.
+        kinds: Layers that may not have such a weight at all.
+
+    Raises:
+        ValueError: Naming the first one, and what to do.
+    """
+    owners = {fqn.rpartition(".")[0] for fqn in prunable}
+    for name, module in model.named_modules():
+        if name not in owners and not isinstance(module, kinds):
+            continue
+        kind = _parametrisation(module)
+        if kind is not None:
+            raise ValueError(
+                f"{name or 'the model'}: its weight is parametrised ({kind}), so a mask would not "
+                "reach it; remove that first (torch.nn.utils.parametrize.remove_parametrizations, "
+                "torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
+            )
+    for fqn, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{fqn} has no shape yet: run the model once on an example")
+    for fqn in prunable:
+        if ".parametrizations." in f".{fqn}":
+            raise ValueError(f"{fqn} belongs to a parametrised weight, which a mask cannot reach")
+        module = model.get_submodule(fqn.rpartition(".")[0])
+        if isinstance(module, nn.Embedding) and module.sparse:
+            raise ValueError(
+                f"{fqn}: an embedding with sparse=True has sparse gradients; legal: sparse=False, "
+                "or leave it out of prunable"
+            )
+
+
+def _parametrisation(module: nn.Module) -> str | None:
+    """What computes the weight of a module; None if it is a parameter of its own."""
+    if parametrize.is_parametrized(module):
+        tensors: Any = module.parametrizations
+        return ", ".join(type(one).__name__ for chain in tensors.values() for one in chain)
+    own = dict(module.named_parameters(recurse=False))
+    if any(name.endswith("_g") and f"{name[:-2]}_v" in own for name in own):
+        return "weight_norm"
+    buffers = dict(module.named_buffers(recurse=False))
+    for name in own:
+        stem = name.removesuffix("_orig")
+        if stem != name:
+            return "torch.nn.utils.prune" if f"{stem}_mask" in buffers else "spectral_norm"
+    return None

@@ -25,6 +25,7 @@ from omnisparse.sparsity.budget import Budget, check_names, num_blocks
 from omnisparse.sparsity.keys import Block, Norm, block_sizes, check_block
 from omnisparse.sparsity.masked_copy import Thinning, masked_copies
 from omnisparse.sparsity.masks import apply_mask, masked_tensors
+from omnisparse.sparsity.prunable import check_plain, find_prunable_anywhere
 from omnisparse.sparsity.ranking import rank
 from omnisparse.sparsity.sizes import Size, parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
@@ -43,7 +44,8 @@ class Supernet(nn.Module):
 
     Args:
         model: The dense net.
-        prunable: Names of the matrices that masks may prune (see `prunable.find_prunable`).
+        prunable: Names of the matrices that masks may prune (see `prunable.find_prunable`); by
+            default, those of `prunable.find_prunable_anywhere`.
         block: Block shape of the masks.
         norm: Block score.
         straight_through: Pass the gradient of a masked weight as if it had not been masked. By
@@ -51,7 +53,8 @@ class Supernet(nn.Module):
         floor: Least density of any prunable matrix.
 
     Raises:
-        ValueError: If an argument is out of range or `prunable` names unknown parameters.
+        ValueError: If an argument is out of range, `prunable` names unknown parameters, or a mask
+            cannot reach a weight, because it is computed from other parameters.
 
     Deviation: the omni-sparsity abstract does not say how masks are chosen while training; one
     magnitude ranking for all sizes, refreshed every 100 steps, is our choice.
@@ -61,7 +64,7 @@ class Supernet(nn.Module):
         self,
         model: nn.Module,
         *,
-        prunable: Sequence[str],
+        prunable: Sequence[str] | None = None,
         block: Block = (1, 1),
         norm: Norm = "l1",
         straight_through: bool = False,
@@ -71,7 +74,9 @@ class Supernet(nn.Module):
         self.model = model
         self.block = check_block(block)
         self.norm: Norm = norm
-        self.budget = Budget.of(model, prunable, floor=floor, block=block)
+        if prunable is None:
+            prunable = find_prunable_anywhere(model)
+        self.budget = _budget(model, prunable, floor, block)
         self.straight_through = straight_through
         self.mask_flip_rate: float | None = None
         """Share of the largest quarter of the weights that the last refresh exchanged."""
@@ -328,6 +333,17 @@ class Supernet(nn.Module):
         in_order = torch.empty(len(sizes), dtype=torch.int64, device=positions.device)
         in_order[positions.long()] = torch.from_numpy(sizes).to(positions.device)
         return int(torch.searchsorted(in_order.cumsum(0), count, right=True))
+
+
+def _budget(model: nn.Module, prunable: Sequence[str], floor: float, block: Block) -> Budget:
+    """Budget of a net whose prunable matrices are parameters that masks reach."""
+    tied = dict(model.named_parameters(remove_duplicate=False))
+    owners = {id(parameter): fqn for fqn, parameter in model.named_parameters()}
+    # A tied matrix may be named by any of its names; it is one matrix, under the first.
+    names = [owners[id(tied[fqn])] if fqn in tied else fqn for fqn in prunable]
+    check_names(names, owners.values(), "prunable")
+    check_plain(model, names)
+    return Budget.of(model, list(dict.fromkeys(names)), floor=floor, block=block)
 
 
 def _by_module(model: nn.Module, prunable: Iterable[str]) -> list[list[str]]:

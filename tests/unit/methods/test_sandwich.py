@@ -109,7 +109,7 @@ def test_nodes_may_count_as_the_alignments_of_the_dense_net_pass_them() -> None:
     rows = passed._member_rows(batch, step, 0)[0]
     passed.supernet.activate(None)
     dense = forward_batch(passed.supernet, batch.select(rows))
-    passed.supernet.activate(passed.smallest)
+    passed.supernet.activate(passed.schedule.min_spec)
     subnet = forward_batch(passed.supernet, batch.select(rows))
     passed.supernet.activate(None)
     weights = dense.occupancy
@@ -155,11 +155,11 @@ def test_the_smallest_subnet_shrinks_from_the_dense_net_to_its_size(
         smallest.append(activated[1])
     assert smallest == sorted(smallest, reverse=True)
     assert len(set(smallest)) == 10  # one for each ranking
-    end = sum(method.smallest.counts(numel).values()) / sum(numel.values())
+    end = sum(method.schedule.min_spec.counts(numel).values()) / sum(numel.values())
     assert smallest[0] == pytest.approx(end + (1 - end) * 0.9**3, abs=0.01)
     assert smallest[45:] == pytest.approx([end] * 8)
-    assert method.least_density(59) == pytest.approx(end)
-    assert method.least_density(60) == 0  # by the spec itself from now on
+    assert method.schedule.least_density(59) == pytest.approx(end)
+    assert method.schedule.least_density(60) == 0  # by the spec itself from now on
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_the_core_trains_alone_and_the_dense_net_grows_from_it() -> None:
         method.on_step_end(step)
         kept.append(sum(int(model.get_parameter(fqn).count_nonzero()) for fqn in numel))
     assert kept == sorted(kept, reverse=True)
-    assert kept[0] > kept[-1] == sum(method.smallest.counts(numel).values())
+    assert kept[0] > kept[-1] == sum(method.schedule.min_spec.counts(numel).values())
 
     now = {fqn: value.clone() for fqn, value in model.state_dict().items()}
     losses = list(method.losses(supernet, batch, 60))
     assert [loss.name for loss in losses] == ["dense", "smallest", "random_0"]
-    smallest = supernet.extract(method.smallest)
+    smallest = supernet.extract(method.schedule.min_spec)
     assert all(torch.equal(now[fqn], smallest[fqn]) for fqn in now)
     model.zero_grad(set_to_none=True)
     losses = method.losses(supernet, batch, 61)
@@ -248,7 +248,7 @@ def test_hidden_weights_get_no_gradient_from_a_subnet_unless_straight_through(
         next(losses)  # the dense net: not under test
         next(losses).value_sum.backward()
         dense = model.state_dict()
-        subnet = method.supernet.extract(method.smallest)
+        subnet = method.supernet.extract(method.schedule.min_spec)
         hidden = 0.0
         for fqn in method.supernet.prunable:
             cut = (subnet[fqn] == 0) & (dense[fqn] != 0)
@@ -265,7 +265,7 @@ def test_the_subnet_loss_is_that_of_the_extracted_net() -> None:
     losses = list(method.losses(method.supernet, batch, step=0))
     alone = make_model(LAS).eval()
     teacher = forward_batch(alone, batch).log_posteriors
-    alone.load_state_dict(method.supernet.extract(method.smallest))
+    alone.load_state_dict(method.supernet.extract(method.schedule.min_spec))
     output = forward_batch(alone, batch)
     expected = output.label_loss_sum + distillation_sum(teacher, output)
     torch.testing.assert_close(losses[1].value_sum, expected)
@@ -406,7 +406,7 @@ def test_no_dropout_hides_from_the_scaling(encoder: EncoderKind) -> None:
 def test_dropout_follows_the_density(choice: str) -> None:
     seen: list[float] = []
     method = make_method(LAS, subnet_dropout=choice, num_random_subnets=0)
-    kept = sum(method.smallest.counts(method.supernet.budget.prunable).values())
+    kept = sum(method.schedule.min_spec.counts(method.supernet.budget.prunable).values())
     density = kept / method.supernet.budget.prunable_parameters
     assert 0.6 < density < 0.9
     for module in method.supernet.model.modules():
@@ -423,7 +423,7 @@ def test_blocks_are_kept_whole_while_training() -> None:
     method = make_method(LAS, block="8x1", min_size="60%", full_batch=True)
     step_losses(method)
     with torch.no_grad():
-        state = method.supernet.extract(method.smallest)
+        state = method.supernet.extract(method.schedule.min_spec)
     for fqn in method.supernet.prunable:
         rows = state[fqn].shape[0] // 8 * 8
         blocks = state[fqn][:rows].reshape(-1, 8, state[fqn].shape[1]).ne(0)

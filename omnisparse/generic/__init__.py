@@ -1,0 +1,1 @@
+"""Supernets of any module: a training step for your own loop, extraction, packed files."""
