@@ -72,7 +72,7 @@ class Teacher:
     """A fixed net and its outputs for the student's batches. It is not trained.
 
     Args:
-        model: The net; put into evaluation mode, its parameters frozen.
+        model: The net; put into evaluation mode, its parameters frozen, without a label loss.
         scale: ``[F]`` factor from the student's normalised features to the teacher's; None if
             both are normalised alike.
         shift: ``[F]`` offset added after the factor.
@@ -88,6 +88,7 @@ class Teacher:
         hypotheses: Hypotheses | None = None,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
+        self.model.has_label_loss = False
         self.digest = digest_of(model)
         self.hypotheses: Hypotheses = hypotheses or {}
         self._scale, self._shift = scale, shift

@@ -73,6 +73,8 @@ class SpeechModel(nn.Module, ABC):
     encoder: Encoder
     vocab_size: int
     input_dim: int
+    has_label_loss: bool = True
+    """Whether :meth:`forward` computes the loss on the labels; a fixed teacher needs none."""
 
     @abstractmethod
     def forward(
@@ -87,7 +89,8 @@ class SpeechModel(nn.Module, ABC):
             token_lengths: ``[B]`` int64, in 0..U.
 
         Returns:
-            The loss, its unit count, and the posteriors with their weights.
+            The loss, its unit count, and the posteriors with their weights. Without
+            ``has_label_loss`` the loss is NaN, and a lattice has no ``occupancy``.
         """
 
     def set_step(self, step: int) -> None:

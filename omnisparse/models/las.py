@@ -184,12 +184,14 @@ class LasModel(SpeechModel):
         states = self.decoder(previous, self.attention, memory)
         log_probs = torch.log_softmax(self.output(states).float(), dim=-1)
         mask = length_mask(token_lengths + 1, previous.size(1))
-        ends = length_mask(token_lengths, previous.size(1))
-        targets = F.pad(tokens, (0, 1)).masked_fill(~ends, SOS_EOS)
-        loss = label_smoothed_cross_entropy(
-            log_probs, targets, mask, smoothing=self.label_smoothing
-        )
-        if self.ctc_output is not None:
+        loss = log_probs.new_tensor(float("nan"))
+        if self.has_label_loss:
+            ends = length_mask(token_lengths, previous.size(1))
+            targets = F.pad(tokens, (0, 1)).masked_fill(~ends, SOS_EOS)
+            loss = label_smoothed_cross_entropy(
+                log_probs, targets, mask, smoothing=self.label_smoothing
+            )
+        if self.has_label_loss and self.ctc_output is not None:
             ctc = ctc_loss(self.ctc_output(encoded), tokens, lengths, token_lengths)
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return ModelOutput(

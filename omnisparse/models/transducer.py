@@ -294,7 +294,7 @@ class TransducerModel(SpeechModel):
         num_units = (token_lengths + 1).sum().float()
         warming_up = self.training and self._step < self.predictor_warmup
         ctc = None
-        if self.ctc_output is not None:
+        if self.ctc_output is not None and self.has_label_loss:
             ctc = ctc_loss(self.ctc_output(encoded), tokens, lengths, token_lengths)
             if warming_up:
                 # Distributed training needs a gradient, here zero, of every parameter.
@@ -312,7 +312,9 @@ class TransducerModel(SpeechModel):
         if warming_up:
             predicted = predicted * 0.0  # not skipped, for the same reason
         lattice = self.joiner(encoded, predicted, tokens, lengths, token_lengths)
-        loss, occupancy = transducer_loss(lattice, lengths, token_lengths)
+        loss, occupancy = lattice.new_tensor(float("nan")), None
+        if self.has_label_loss:
+            loss, occupancy = transducer_loss(lattice, lengths, token_lengths)
         if ctc is not None:
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return ModelOutput(

@@ -23,11 +23,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
 from omnisparse.errors import OmnisparseError
-from omnisparse.training.precision import Precision, choose_precision, has_bf16, launcher_says
+from omnisparse.training.precision import Precision, choose_precision, has_bf16
 
 DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """Supported distributed types: one whole copy of the net per process, because masks rank whole
 matrices."""
+
+_FURTHEST_LAUNCHER = 3
+"""Generations above a process of a training in which its launcher is looked for."""
 
 _LAUNCHER = re.compile(r"(^|/)(launch|accelerate-launch|launch\.py|accelerate\.commands\.launch)$")
 
@@ -70,6 +73,19 @@ def wants_bf16(precision: Precision | None) -> bool:
     return choose_precision(precision, launcher_says()) == "bf16"
 
 
+def launcher_says() -> str | None:
+    """What accelerate's launcher was asked for, in its own words; None where it says nothing.
+
+    It hands on ``no`` whether it was asked for that or for nothing. So its command line is read;
+    ``no`` of its configuration file, which is a default there, counts as nothing.
+    """
+    handed_on = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if handed_on != "no":
+        return handed_on
+    asked = launcher_options(_launcher_command()).get("mixed_precision")
+    return None if asked is None else asked.lower()
+
+
 def precision_of(accelerator: Accelerator) -> Precision:
     """The precision that an accelerator's forward passes have."""
     return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
@@ -99,7 +115,7 @@ def ensure_cpu_processes() -> None:
         return
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return  # not started by accelerate's launcher
-    asked = requested_processes(psutil.Process(os.getppid()).cmdline())
+    asked = requested_processes(_launcher_command())
     if asked < 2:
         return
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // asked)))
@@ -115,19 +131,48 @@ def requested_processes(command: Sequence[str]) -> int:
     Args:
         command: The launcher's arguments; read up to the training script.
     """
-    launcher = [index for index, part in enumerate(command) if _LAUNCHER.search(part)]
-    if not launcher:
+    options = launcher_options(command)
+    if not options:
         return 1
+    asked = options.get("num_processes") or _from_file(options.get("config_file"))
+    return int(asked) if asked.isdigit() else 1
+
+
+def launcher_options(command: Sequence[str]) -> dict[str, str]:
+    """Options of an ``accelerate launch`` command line, with underscores; empty for any other.
+
+    Args:
+        command: The launcher's arguments; read up to the training script.
+    """
+    launcher = [index for index, part in enumerate(command) if _LAUNCHER.search(part)]
     options: dict[str, str] = {}
-    rest = list(command[launcher[0] + 1 :])
+    rest = list(command[launcher[0] + 1 :]) if launcher else []
     for index, argument in enumerate(rest):
         if argument.endswith(".py"):
             break  # the training script; its own arguments follow
         name, equals, value = argument.partition("=")
         following = rest[index + 1] if index + 1 < len(rest) else ""
         options[name.replace("-", "_").lstrip("_")] = value if equals else following
-    asked = options.get("num_processes") or _from_file(options.get("config_file"))
-    return int(asked) if asked.isdigit() else 1
+    return options
+
+
+def _launcher_command() -> list[str]:
+    """Command line of the accelerate launcher that started this process; empty if none did.
+
+    Between the two may be torchrun, which :func:`ensure_cpu_processes` starts.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return []
+    process: psutil.Process | None = psutil.Process()
+    for _ in range(_FURTHEST_LAUNCHER):
+        try:
+            process = process.parent() if process is not None else None
+            command = [] if process is None else process.cmdline()
+        except psutil.Error:  # of another user, or gone
+            return []
+        if any(_LAUNCHER.search(part) for part in command):
+            return command
+    return []
 
 
 def _from_file(path: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
@@ -68,12 +67,3 @@ def check_resumed(recorded: str | None, now: str) -> None:
             "this run has trained in bf16 and cannot go on in fp32: continue it where bf16 is "
             "(training.precision=bf16, or --mixed_precision bf16, on a device that has it)"
         )
-
-
-def launcher_says() -> str | None:
-    """What accelerate's launcher was asked for, in its own words; None where it says nothing.
-
-    It hands on ``no`` whether it was asked for that or for nothing, so that counts as nothing.
-    """
-    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    return None if said == "no" else said

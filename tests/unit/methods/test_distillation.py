@@ -99,6 +99,21 @@ def test_truth_is_the_cross_entropy_with_the_teacher_less_its_entropy(config: Co
     assert float(same.value_sum.detach().abs()) < 1e-4 < float(loss.value_sum.detach())
 
 
+@pytest.mark.parametrize("config", [LAS, TRANSDUCER], ids=["las", "transducer"])
+def test_a_teacher_computes_no_label_loss(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch = other_model(dataclasses.replace(config, ctc_weight=0.3)).eval(), make_batch()
+    expected = forward_batch(net, batch)
+    assert torch.isfinite(expected.label_loss_sum)
+    for room, name in (
+        ("las", "label_smoothed_cross_entropy"), ("las", "ctc_loss"), ("transducer", "ctc_loss"),
+        ("transducer", "transducer_loss"),
+    ):  # fmt: skip
+        monkeypatch.delattr(f"omnisparse.models.{room}.{name}")
+    found = Teacher(net).log_posteriors(batch)
+    assert torch.equal(found, expected.log_posteriors)
+    assert torch.isnan(forward_batch(net, batch).label_loss_sum)  # nobody takes it for one
+
+
 @MODELS
 def test_no_gradient_reaches_the_teacher(config: Config) -> None:
     model, batch = make_model(config), make_batch()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from omnisparse.training.launch import requested_processes
+from omnisparse.training.launch import launcher_options, requested_processes
 
 RECIPE = "recipes/train_supernet.py"
 
@@ -39,6 +39,19 @@ def test_accelerates_own_file_is_read(tmp_path: Path) -> None:
     assert requested_processes(command) == 2
     command = ["accelerate", "launch", "--config_file", str(tmp_path / "absent.yaml"), RECIPE]
     assert requested_processes(command) == 1
+
+
+def test_no_that_was_said_is_told_from_no_that_was_not(tmp_path: Path) -> None:
+    """The launcher hands on "no" either way; what it was asked is on its command line."""
+    script = tmp_path / "says.py"
+    script.write_text("from omnisparse.training.launch import launcher_says\n"
+                      "print('launcher says', launcher_says())\n")  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    # What follows the script belongs to the script.
+    command = [*launch, "--mixed_precision=no", str(script), "--mixed_precision", "bf16"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.stdout == "launcher says no\n", answer.stderr
+    assert launcher_options([*launch, "--cpu", str(script)]).get("mixed_precision") is None
 
 
 @pytest.mark.parametrize(
