@@ -14,6 +14,12 @@ _OF_LAUNCHER: dict[str, Precision] = {"no": "fp32", "bf16": "bf16"}
 """Values of the launcher's ``--mixed_precision`` that train."""
 
 
+class PrecisionError(OmnisparseError):
+    """Launcher and configuration disagree; every process finds that."""
+
+    on_every_process = True
+
+
 def choose_precision(configured: Precision | None, launcher: str | None) -> Precision:
     """The precision that is asked for.
 
@@ -22,19 +28,19 @@ def choose_precision(configured: Precision | None, launcher: str | None) -> Prec
         launcher: What ``accelerate launch --mixed_precision`` was told; None where it was not.
 
     Raises:
-        OmnisparseError: If the launcher asks for one that this loop does not train with, or for
+        PrecisionError: If the launcher asks for one that this loop does not train with, or for
             another one than the configuration.
     """
     if launcher is None:
         return configured or "fp32"
     if launcher not in _OF_LAUNCHER:
-        raise OmnisparseError(
+        raise PrecisionError(
             f"mixed precision {launcher} is not supported (its loss would need scaling); "
             f"legal: {', '.join(_OF_LAUNCHER)}"
         )
     said = _OF_LAUNCHER[launcher]
     if configured is not None and configured != said:
-        raise OmnisparseError(
+        raise PrecisionError(
             f"training.precision is {configured}, but the launcher says --mixed_precision "
             f"{launcher}; let both say the same, or leave one of them out"
         )
