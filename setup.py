@@ -1,6 +1,6 @@
-"""Builds the sparse kernels with the package; everything else is in pyproject.toml.
+"""Builds the kernels with the package; everything else is in pyproject.toml.
 
-Where there is no C compiler the install goes on without them, and numpy does their work.
+Where there is no C compiler the install goes on without them: numpy and torch do their work.
 """
 
 import os
@@ -47,10 +47,11 @@ setup(
     cmdclass=commands,
     ext_modules=[
         Extension(
-            "omnisparse.deploy._sparse_kernels",
-            sources=["omnisparse/deploy/sparse_kernels.c"],
+            f"omnisparse.{room}._{kernels}",
+            sources=[f"omnisparse/{room}/{kernels}.c"],
             extra_compile_args=FLAGS,
             optional=not FOR_OTHERS,
         )
+        for room, kernels in (("deploy", "sparse_kernels"), ("models", "bf16_kernels"))
     ],
 )

@@ -1,16 +1,20 @@
 """An LSTM layer in bfloat16 on a CPU: matrix products in bfloat16, gates and cells in float32.
 
 On a CPU, ``nn.LSTM`` in bfloat16 also keeps its cells in bfloat16. There, a cell that changes
-slowly stops changing (`findings/torch_cpu_bf16_lstm_cell.sh`). The kernel behind it keeps cells in
-float32 if the first cell is float32, so it is called directly. It does not support LSTMP. That is
-written here: oneDNN's matrix products, with weights packed once per call, and float32 between them.
-The backward pass stores inputs, outputs and gate sums in bfloat16 and cells in float32.
+slowly stops changing (`findings/torch_cpu_bf16_lstm_cell.sh`). So the layer is written here:
+oneDNN's matrix products, with weights packed once per call, and between them a compiled kernel for
+the gates of a frame. The backward pass stores inputs, outputs and gate sums in bfloat16 and cells
+in float32, and makes the weights' gradients of all frames in one product.
+
+Where the kernel was not built, oneDNN's LSTM does the work, which keeps cells in float32 if the
+first cell is float32; it has no LSTMP, which is computed in float32 then.
 
 Legend: T frames, B batch, I input width, H cells, P output width (H without a projection).
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from omnisparse.models.bf16_kernels import kernels
+
 _PLAIN = 4
 """Number of weights of an LSTM; an LSTMP has one more."""
 
@@ -26,11 +32,10 @@ _LSTM_MODE = 2
 """oneDNN's number for an LSTM."""
 
 _FEW_ROWS = 8
-"""Utterances up to which float32 products of the same bfloat16 numbers are quicker: what costs time
-there is moving the weights and their gradients through memory, not the products."""
+"""Utterances up to which oneDNN's LSTM loses to float32 products of the same bfloat16 numbers."""
 
-_CHUNK_VALUES = 1 << 15
-"""Cells whose factors the backward pass computes at a time: they fit a core's cache."""
+_FEW_FRAMES = 32
+"""Frames below which oneDNN's LSTM wins if there are more rows: here each call packs weights."""
 
 
 class _Product:
@@ -56,16 +61,19 @@ class _Product:
         return product
 
 
-class _Layer(torch.autograd.Function):
-    """See :func:`lstm_bf16`.
+def _places(tensor: Tensor) -> range:
+    """Addresses of the parts along the first dimension of a contiguous tensor."""
+    step = tensor.stride(0) * tensor.element_size()
+    return range(tensor.data_ptr(), tensor.data_ptr() + step * tensor.size(0), step)
 
-    Two exact changes of scale save passes over the data. Because tanh(x) is 2 sigmoid(2 x) - 1, the
-    rows of the weights for the candidate gate are doubled, and twice the cell is stored.
-    """
+
+class _Layer(torch.autograd.Function):
+    """See :func:`lstm_bf16`."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        library: ctypes.CDLL,
         inputs: Tensor,
         weight_ih: Tensor,
         weight_hh: Tensor,
@@ -80,115 +88,69 @@ class _Layer(torch.autograd.Function):
         recur = _Product(weight_hh, batch)
         project = None if weight_hr is None else _Product(weight_hr, batch)
         outputs = inputs.new_empty(length + 1, batch, weight_hh.size(1))
-        outputs[0] = hidden
-        doubled = torch.empty(length + 1, batch, cells)
-        torch.mul(cell, 2, out=doubled[0])
-        gates = torch.empty(batch, 4 * cells)
-        admit, forget, candidate, emit = gates.chunk(4, dim=1)
-        level = torch.empty(batch, cells)
-        emitted = inputs.new_empty(batch, cells)
+        levels = torch.empty(length + 1, batch, cells)
+        outputs[0], levels[0] = hidden, cell
+        emitted = outputs if project is None else inputs.new_empty(length + 1, batch, cells)
+        output_at, level_at, emitted_at = outputs.unbind(0), _places(levels), _places(emitted)
         sums: list[Tensor] = []
-        output_at, cell_at = outputs.unbind(0), doubled.unbind(0)
         for step, from_input in enumerate(from_inputs):
             total = recur(output_at[step], from_input)
             sums.append(total)
-            gates.copy_(total)
-            gates.sigmoid_()
-            candidate.sub_(0.5)
-            now = cell_at[step + 1]
-            torch.mul(forget, cell_at[step], out=now)
-            now.addcmul_(admit, candidate, value=4)
-            torch.sigmoid(now, out=level)
-            level.sub_(0.5).mul_(emit)
-            if project is None:
-                torch.mul(level, 2, out=output_at[step + 1])
-            else:
-                torch.mul(level, 2, out=emitted)
-                output_at[step + 1].copy_(project(emitted))
-        ctx.save_for_backward(inputs, weight_ih, weight_hh, weight_hr, outputs, doubled, *sums)
-        last = doubled[-1] / 2
+            library.omni_lstm_forward(
+                batch, cells, total.data_ptr(), level_at[step], level_at[step + 1],
+                emitted_at[step + 1],
+            )  # fmt: skip
+            if project is not None:
+                output_at[step + 1].copy_(project(emitted[step + 1]))
+        ctx.save_for_backward(inputs, weight_ih, weight_hh, weight_hr, outputs, levels, *sums)
+        ctx.library = library
+        last = levels[-1].clone()
         ctx.mark_non_differentiable(last)
         return outputs[1:], last
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight_ih, weight_hh, weight_hr, outputs, doubled, *sums = ctx.saved_tensors
+        inputs, weight_ih, weight_hh, weight_hr, outputs, levels, *sums = ctx.saved_tensors
         length, batch, _ = inputs.shape
         cells = weight_hh.size(0) // 4
         recur = _Product(weight_hh.t().contiguous(), batch)
         project = None if weight_hr is None else _Product(weight_hr.t().contiguous(), batch)
         sums_grad = inputs.new_empty(length, batch, 4 * cells)
+        # Without a projection the emissions are the outputs, which are there already.
+        emitted = inputs.new_empty(1 if project is None else length, batch, cells)
+        emitted_at = _places(emitted)
         output_grads: list[Tensor] = []
-        emitted: list[Tensor] = []
-        # Of a frame: gradients of its cell (three times, for three gates) and of its emission.
-        reached = torch.zeros(batch, 4, cells)
-        cell_grad, thrice, emit_grad = torch.zeros(batch, cells), reached[:, :3], reached[:, 3]
-        once = cell_grad[:, None]
+        cell_grad = torch.zeros(batch, cells)
         grad_at, sum_at = grad.contiguous().unbind(0), sums_grad.unbind(0)
-        stride = max(1, _CHUNK_VALUES // max(1, batch * cells))
-        for end in range(length, 0, -stride):
-            start = max(0, end - stride)
-            factors, forget, through, level = _factors(sums[start:end], doubled[start : end + 1])
+        level_at, place_at = _places(levels), _places(sums_grad)
+        for step in range(length - 1, -1, -1):
+            arrived = grad_at[step]
+            if step + 1 < length:
+                arrived = recur(sum_at[step + 1], arrived)
             if project is not None:
-                emitted.append(level)
-            forget_at, through_at = forget.unbind(0), through.unbind(0)
-            factor_at = factors.unbind(0)
-            for step in range(end - 1, start - 1, -1):
-                here = step - start
-                arrived = grad_at[step]
-                if step + 1 < length:
-                    arrived = recur(sum_at[step + 1].view(batch, -1), arrived)
-                if project is not None:
-                    output_grads.append(arrived)
-                    arrived = project(arrived)
-                emit_grad.copy_(arrived)
-                cell_grad.addcmul_(emit_grad, through_at[here])
-                thrice.copy_(once)
-                torch.mul(reached, factor_at[here], out=sum_at[step].view(batch, 4, cells))
-                cell_grad.mul_(forget_at[here])
+                output_grads.append(arrived)
+                arrived = project(arrived)
+            ctx.library.omni_lstm_backward(
+                batch, cells, sums[step].data_ptr(), level_at[step], level_at[step + 1],
+                arrived.data_ptr(), cell_grad.data_ptr(), place_at[step],
+                emitted_at[0 if project is None else step],
+            )  # fmt: skip
         flat = sums_grad.flatten(0, 1)
         columns = flat.t()
         hr_grad = None
         if weight_hr is not None:
-            arrived = torch.stack(output_grads[::-1]).flatten(0, 1)
-            hr_grad = arrived.t() @ torch.cat(emitted[::-1]).flatten(0, 1)
+            hr_grad = torch.cat(output_grads[::-1]).t() @ emitted.flatten(0, 1)
         return (
-            (flat @ weight_ih).view_as(inputs) if ctx.needs_input_grad[0] else None,
+            None,
+            (flat @ weight_ih).view_as(inputs) if ctx.needs_input_grad[1] else None,
             columns @ inputs.reshape(len(flat), -1),
             columns @ outputs[:-1].reshape(len(flat), -1),
             flat.sum(0),
             hr_grad,
-            sums_grad[0] @ weight_hh if ctx.needs_input_grad[5] else None,
-            cell_grad * 2 if ctx.needs_input_grad[6] else None,
+            sums_grad[0] @ weight_hh if ctx.needs_input_grad[6] else None,
+            cell_grad if ctx.needs_input_grad[7] else None,
         )
-
-
-def _factors(sums: Sequence[Tensor], doubled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Derivatives of some frames, and their emissions.
-
-    Args:
-        sums: ``[B, 4 H]`` bfloat16 of each frame, before the gates' sigmoid.
-        doubled: ``[n + 1, B, H]`` float32, twice the cells before the first frame and after each.
-
-    Returns:
-        ``[n, B, 4, H]``: of doubled cell (three times) and emission by the sums; ``[n, B, H]``
-        each: of a doubled cell by the one before, of the emission by the doubled cell; and the
-        emission itself, bfloat16. All float32 otherwise.
-    """
-    batch, cells = doubled.shape[1:]
-    gates = torch.stack(list(sums)).float().sigmoid_().view(-1, batch, 4, cells)
-    admit, forget, candidate, emit = gates.unbind(2)
-    candidate.sub_(0.5)
-    level = torch.sigmoid(doubled[1:]).sub_(0.5)
-    factors = torch.addcmul(gates, gates, gates, value=-1)  # sigmoid' = s - s^2
-    factors[:, :, 0].mul_(candidate).mul_(4)
-    factors[:, :, 1].mul_(doubled[:-1])
-    torch.mul(candidate, candidate, out=factors[:, :, 2]).mul_(-4).add_(1).mul_(admit)
-    factors[:, :, 3].mul_(level).mul_(2)
-    through = torch.mul(level, level).mul_(-2).add_(0.5).mul_(emit)
-    emission = level.mul_(emit).mul_(2).to(sums[0].dtype)
-    return factors, forget, through, emission
 
 
 def lstm_bf16(
@@ -204,7 +166,7 @@ def lstm_bf16(
 
     Returns:
         ``[T, B, P]`` bfloat16 outputs, and the state after the last frame: bfloat16 output and
-        float32 cell. The cell of an LSTMP has no gradient.
+        float32 cell. Only oneDNN's LSTM gives the cell a gradient.
     """
     weight_hh = weights[1]
     cells = weight_hh.size(0) // 4
@@ -214,17 +176,16 @@ def lstm_bf16(
         cell = inputs.new_zeros(batch, cells, dtype=torch.float32)
     else:
         hidden, cell = state[0].to(inputs.dtype), state[1].float()
-    if len(weights) != _PLAIN or not hasattr(torch.ops.aten, "mkldnn_rnn_layer"):
-        outputs, last = stepwise_lstm(inputs, weights, hidden, cell)
-    elif batch <= _FEW_ROWS:
-        wide = [weight.float() for weight in weights]
-        first = (hidden.float()[None], cell[None])
-        training = torch.is_grad_enabled()
-        outputs, _, last = torch.lstm(
-            inputs.float(), first, wide, True, 1, 0.0, training, False, False
+    library = kernels()
+    fused = len(weights) == _PLAIN and hasattr(torch.ops.aten, "mkldnn_rnn_layer")
+    fused = fused and batch > _FEW_ROWS
+    if library is not None and not (fused and inputs.size(0) < _FEW_FRAMES):
+        weight_ih, _, bias_ih, bias_hh = weights[:_PLAIN]
+        weight_hr = weights[_PLAIN] if len(weights) > _PLAIN else None
+        outputs, last = _Layer.apply(  # type: ignore[no-untyped-call]
+            library, inputs, weight_ih, weight_hh, bias_ih + bias_hh, weight_hr, hidden, cell
         )
-        outputs, last = outputs.to(inputs.dtype), last[0]
-    else:
+    elif fused:
         outputs, _, last, _ = torch.ops.aten.mkldnn_rnn_layer(
             inputs,
             *weights,
@@ -240,24 +201,12 @@ def lstm_bf16(
             False,
             torch.is_grad_enabled(),
         )
+    else:
+        wide = [weight.float() for weight in weights]
+        first = (hidden.float()[None], cell[None])
+        training = torch.is_grad_enabled()
+        outputs, _, last = torch.lstm(
+            inputs.float(), first, wide, True, 1, 0.0, training, False, False
+        )
+        outputs, last = outputs.to(inputs.dtype), last[0]
     return outputs, (outputs[-1], last)
-
-
-def stepwise_lstm(
-    inputs: Tensor, weights: Sequence[Tensor], hidden: Tensor, cell: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`lstm_bf16` step by step, for LSTM and LSTMP: outputs and the last cell."""
-    weight_ih, weight_hh, bias_ih, bias_hh = weights[:_PLAIN]
-    weight_hr = weights[_PLAIN] if len(weights) > _PLAIN else None
-    scale = weight_ih.new_ones(4, 1)
-    scale[2] = 2.0
-    result: tuple[Tensor, Tensor] = _Layer.apply(  # type: ignore[no-untyped-call]
-        inputs,
-        (weight_ih.view(4, -1) * scale).view_as(weight_ih),
-        (weight_hh.view(4, -1) * scale).view_as(weight_hh),
-        ((bias_ih + bias_hh).view(4, -1) * scale).flatten(),
-        weight_hr,
-        hidden,
-        cell,
-    )
-    return result

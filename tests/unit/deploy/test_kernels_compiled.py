@@ -64,9 +64,9 @@ def test_a_wheel_for_every_python(machine: str, tmp_path: Path) -> None:
     (wheel,) = (source / "dist").glob("*.whl")
     assert re.fullmatch(rf"omnisparse-.*-py3-none-manylinux_2_17_{machine}\.whl", wheel.name)
     shutil.unpack_archive(wheel, tmp_path / "wheel", "zip")
-    library = tmp_path / "wheel" / "omnisparse" / "deploy" / "_sparse_kernels.so"
-    header = library.read_bytes()[:20]
-    assert header[:4] == b"\x7fELF"
-    assert header[18] == {"x86_64": 62, "aarch64": 183}[machine]
-    versions = re.findall(rb"GLIBC_2\.(\d+)", library.read_bytes())
-    assert all(int(version) <= 17 for version in versions), versions
+    for name in ("deploy/_sparse_kernels.so", "models/_bf16_kernels.so"):
+        library = (tmp_path / "wheel" / "omnisparse" / name).read_bytes()
+        assert library[:4] == b"\x7fELF"
+        assert library[18] == {"x86_64": 62, "aarch64": 183}[machine]
+        versions = re.findall(rb"GLIBC_2\.(\d+)", library)
+        assert all(int(version) <= 17 for version in versions), versions

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from omnisparse.models import lstm_bf16 as lstm_bf16_module
+from omnisparse.models.bf16_kernels import kernels
 from omnisparse.models.lstm import (
     lstm_step,
     make_lstm,
@@ -13,7 +14,6 @@ from omnisparse.models.lstm import (
     run_lstm,
     zero_state,
 )
-from omnisparse.models.lstm_bf16 import lstm_bf16, stepwise_lstm
 
 
 @pytest.mark.parametrize("projection", [None, 3])
@@ -46,12 +46,22 @@ def test_autocast_reaches_it_in_bfloat16(projection: int | None) -> None:
     torch.testing.assert_close(torch.cat([begun, ended]), outputs, rtol=0.01, atol=0.01)
 
 
-@pytest.mark.parametrize(("projection", "few"), [(None, 8), (None, 0), (3, 8)])
-def test_a_cell_that_fills_slowly_in_bfloat16(
-    projection: int | None, few: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(
+    params=["compiled", "few frames", "fused", "float32"] if kernels() else ["fused", "float32"]
+)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a layer is computed in bfloat16 on a CPU."""
+    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", 8 if request.param == "float32" else 0)
+    monkeypatch.setattr(lstm_bf16_module, "_FEW_FRAMES", 99 * (request.param == "few frames"))
+    if request.param in ("fused", "float32"):
+        monkeypatch.setattr(lstm_bf16_module, "kernels", lambda: None)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("projection", [None, 3])
+def test_a_cell_that_fills_slowly_in_bfloat16(projection: int | None) -> None:
     """A cell in bfloat16 stands still at 0.5, where each addition is less than half its grain."""
-    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", few)
     layer = make_lstm(4, 6, projection)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -66,12 +76,10 @@ def test_a_cell_that_fills_slowly_in_bfloat16(
     torch.testing.assert_close(cell, expected, rtol=0.01, atol=0.0)
 
 
-@pytest.mark.parametrize(("projection", "few"), [(None, 8), (None, 0), (3, 8)])
-def test_gradients_in_bfloat16(
-    projection: int | None, few: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of float32 weights, through fused kernel and written-out layer alike."""
-    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", few)
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("projection", [None, 3])
+def test_gradients_in_bfloat16(projection: int | None) -> None:
+    """Those of float32 weights, whatever computes the layer."""
     layer = make_lstm(4, 6, projection)
     inputs = torch.randn(9, 3, 4, requires_grad=True)
     weights = torch.randn(9, 3, projection or 6)
@@ -89,16 +97,63 @@ def test_gradients_in_bfloat16(
         assert float((one - other).norm() / other.norm()) < 0.02
 
 
-def test_the_written_out_layer_is_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", 0)
+@pytest.mark.usefixtures("way")
+def test_a_layer_goes_on_from_its_state_in_bfloat16() -> None:
     layer = make_lstm(4, 6)
-    inputs = torch.randn(9, 3, 4).bfloat16()
-    weights = [parameter.detach().bfloat16() for parameter in layer.parameters()]
-    hidden, cell = torch.randn(3, 6).bfloat16(), torch.randn(3, 6)
-    outputs, (_, last) = lstm_bf16(inputs, weights, (hidden, cell))
-    written, last_written = stepwise_lstm(inputs, weights, hidden, cell)
-    torch.testing.assert_close(written, outputs, rtol=0.02, atol=0.01)
-    torch.testing.assert_close(last_written, last, rtol=0.02, atol=0.01)
+    inputs = torch.randn(9, 3, 4)
+    state = torch.randn(3, 6).clamp(-0.9, 0.9), torch.randn(3, 6)
+    expected, (_, last) = run_lstm(layer, inputs, state)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, (_, found) = run_lstm(layer, inputs, state)
+    torch.testing.assert_close(outputs.float(), expected, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(found, last, rtol=0.02, atol=0.01)
+
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels were not built")
+
+
+@needs_kernels
+@pytest.mark.parametrize("cells", [1, 16, 37])
+def test_compiled_gates_are_those_of_the_equations(cells: int) -> None:
+    """Forward and backward of one frame against torch's derivatives, in float32."""
+    rows = 3
+    library = kernels()
+    assert library is not None
+    sums = (3 * torch.randn(rows, 4, cells)).bfloat16()
+    before, arrived = torch.randn(rows, cells), torch.randn(rows, cells).bfloat16()
+    reached = torch.randn(rows, cells)
+    exact, level = sums.float().requires_grad_(), before.clone().requires_grad_()
+    admit, forget, candidate, emit = exact.unbind(1)
+    cell = forget.sigmoid() * level + admit.sigmoid() * candidate.tanh()
+    emitted = emit.sigmoid() * cell.tanh()
+    after, output = torch.empty(rows, cells), torch.empty(rows, cells, dtype=torch.bfloat16)
+    library.omni_lstm_forward(rows, cells, *(t.data_ptr() for t in (sums, before, after, output)))
+    torch.testing.assert_close(after, cell, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(output.float(), emitted, rtol=0.004, atol=1e-6)
+    torch.autograd.backward([cell, emitted], [reached, arrived.float()])
+    cell_grad, sums_grad, again = reached.clone(), torch.empty_like(sums), torch.empty_like(output)
+    given = (sums, before, after, arrived, cell_grad, sums_grad, again)
+    library.omni_lstm_backward(rows, cells, *(t.data_ptr() for t in given))
+    torch.testing.assert_close(cell_grad, level.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums_grad.float(), exact.grad, rtol=0.004, atol=1e-5)
+    assert torch.equal(again, output)
+
+
+@needs_kernels
+def test_extreme_gates_and_no_number_in_the_compiled_kernel() -> None:
+    values = [0.0, -0.0, 1e-30, 50.0, -50.0, 1e30, -1e30, float("inf"), float("nan")]
+    cells = len(values)
+    library = kernels()
+    assert library is not None
+    sums = torch.tensor(values).repeat(4, 1).bfloat16()
+    before = torch.linspace(-2, 2, cells)
+    after, output = torch.empty(cells), torch.empty(cells, dtype=torch.bfloat16)
+    library.omni_lstm_forward(1, cells, *(t.data_ptr() for t in (sums, before, after, output)))
+    gates = sums.float()
+    cell = gates[1].sigmoid() * before + gates[0].sigmoid() * gates[2].tanh()
+    torch.testing.assert_close(after, cell, rtol=1e-6, atol=1e-6, equal_nan=True)
+    expected = (gates[3].sigmoid() * cell.tanh()).bfloat16()
+    torch.testing.assert_close(output, expected, rtol=0.01, atol=1e-6, equal_nan=True)
 
 
 def test_forget_gate_starts_open() -> None:

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnisparse.models import lattice as lattice_module
+from omnisparse.models import lattice_bf16
+from omnisparse.models.bf16_kernels import kernels
 from omnisparse.models.lattice import collapse, join_lattice
+from omnisparse.models.lattice_bf16 import join_lattice_bf16
 from omnisparse.models.losses import (
     LOG_ZERO,
     label_smoothed_cross_entropy,
@@ -21,6 +24,8 @@ from omnisparse.models.losses import (
 )
 
 FRAMES, TOKENS, JOINER = 4, 3, 5
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels were not built")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
@@ -271,8 +276,13 @@ def test_occupancy_of_a_long_unlikely_utterance_is_finite() -> None:
     assert float(occupancy.sum()) == pytest.approx(3199, rel=0.02)
 
 
-def test_a_lattice_in_bfloat16_has_float32_sums() -> None:
-    """Products are bfloat16, and tanh is reckoned from exponentials of its summands."""
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_lattice_in_bfloat16_has_float32_sums(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products are bfloat16; the compiled kernel and torch's passes agree with float32."""
+    if not compiled:
+        monkeypatch.setattr(lattice_module, "kernels", lambda: None)
     joint = Joint()
     encoded, predicted, weight, bias = (
         tensor.detach().bfloat16().requires_grad_() for tensor in joint.inputs
@@ -294,8 +304,72 @@ def test_a_lattice_in_bfloat16_has_float32_sums() -> None:
         assert float(difference.norm() / expected.grad.norm()) < 0.02
 
 
+@needs_kernels
+@pytest.mark.parametrize("vocab", [3, 16, 37])
+def test_the_compiled_lattice_is_that_of_its_logits(vocab: int) -> None:
+    """To float32's last digits: value by value, and the gradients that torch derives."""
+    batch, frames, nodes, dim = 2, 5, 4, 24
+    sides = torch.randn(batch, frames, dim).bfloat16(), torch.randn(batch, nodes, dim).bfloat16()
+    weight, bias = (3 * torch.randn(vocab, dim)).bfloat16(), torch.randn(vocab).bfloat16()
+    labels = torch.randint(1, vocab, (batch, nodes))
+    labels[0, 2:] = labels[1, 3] = 0
+    chunks = [(slice(0, 1), 4, 3), (slice(1, 2), 5, 4)]
+    library = kernels()
+    assert library is not None
+    inputs = [tensor.clone().requires_grad_() for tensor in (*sides, weight, bias)]
+    lattice = join_lattice_bf16(library, *inputs, labels, chunks, 0)
+    hidden = (sides[0].float()[:, :, None] + sides[1].float()[:, None]).tanh().bfloat16()
+    logits = F.linear(hidden, weight, bias).float().requires_grad_()
+    scores = logits.log_softmax(-1)
+    index = labels[:, None, :, None].expand(batch, frames, nodes, 1)
+    others = torch.ones_like(logits, dtype=torch.bool).scatter(-1, index, False)
+    others[..., 0] = False
+    rest = scores.masked_fill(~others, -torch.inf).logsumexp(-1, keepdim=True)
+    label = scores.gather(-1, index)
+    expected = torch.cat([label.masked_fill(index == 0, LOG_ZERO), scores[..., :1], rest], -1)
+    factors = torch.randn(lattice.shape)
+    grads = torch.zeros_like(lattice)
+    for rows, length, width in chunks:
+        here = (rows, slice(length), slice(width))
+        torch.testing.assert_close(lattice[here], expected[here], rtol=1e-6, atol=2e-5)
+        grads[here] = factors[here]
+    lattice.backward(factors)
+    expected.backward(grads)
+    at_logits = logits.grad
+    assert at_logits is not None
+    expected_bias = at_logits.sum((0, 1, 2))
+    torch.testing.assert_close(inputs[3].grad.float(), expected_bias, rtol=0.01, atol=0.02)
+    expected_weight = at_logits.flatten(0, 2).t() @ hidden.float().flatten(0, 2)
+    at_sides = (at_logits @ weight.float()) * (1 - hidden.float() ** 2)
+    wanted = (at_sides.sum(2), at_sides.sum(1), expected_weight)
+    for found, exact in zip(inputs, wanted, strict=False):
+        assert float((found.grad.float() - exact).norm() / exact.norm()) < 0.01
+
+
+@needs_kernels
+def test_what_is_no_number_stays_none_in_the_compiled_lattice() -> None:
+    """A skipped step depends on it: rounding to bfloat16 must not make a number of it."""
+    sides = [torch.zeros(1, 2, 16, dtype=torch.bfloat16) for _ in range(2)]
+    sides[0][0, 1, 3] = float("nan")
+    weight, bias = torch.ones(5, 16).bfloat16(), torch.zeros(5).bfloat16()
+    inputs = [tensor.requires_grad_() for tensor in (*sides, weight, bias)]
+    labels = torch.tensor([[1, 0]])
+    chunks = [(slice(0, 1), 2, 2)]
+    library = kernels()
+    assert library is not None
+    lattice = join_lattice_bf16(library, *inputs, labels, chunks, 0)
+    assert torch.isnan(lattice[0, 1]).all()
+    assert torch.isfinite(lattice[0, 0]).all()
+    lattice[..., 1].sum().backward()
+    assert torch.isnan(inputs[2].grad).any()
+
+
+@needs_kernels
 @pytest.mark.parametrize(("left", "right"), [(60.0, 60.0), (-60.0, -60.0), (30.0, -30.0)])
 def test_large_summands_of_the_quick_tanh(left: float, right: float) -> None:
     sides = (torch.full((1, 2, 4), value, dtype=torch.bfloat16) for value in (left, right))
-    hidden = lattice_module._activations(*sides)(slice(0, 1), 2, 2)
+    library = kernels()
+    assert library is not None
+    nodes = lattice_bf16._Nodes(library, *sides, torch.zeros(1, 2, dtype=torch.int64))
+    hidden = nodes.hidden(slice(0, 1), 2, 2)
     assert torch.equal(hidden, torch.full((1, 2, 2, 4), left + right).tanh().bfloat16())

@@ -1,0 +1,49 @@
+"""The compiled kernels of ``bf16_kernels.c``, for training in bfloat16 on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+LIBRARY = "_bf16_kernels.so"
+"""The compiled file, beside this one."""
+
+MAX_THREADS = 4
+"""Threads up to which they are used: a kernel runs on one, torch's own on all."""
+
+_POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "lstm_forward": (*(_INTEGER,) * 2, *(_POINTER,) * 4),
+    "lstm_backward": (*(_INTEGER,) * 2, *(_POINTER,) * 7),
+    "join": (*(_INTEGER,) * 4, _POINTER, _INTEGER, _POINTER, _INTEGER, _POINTER),
+    "join_backward": (
+        *(_INTEGER,) * 4, *(_POINTER,) * 3, _INTEGER, _POINTER, _INTEGER,
+    ),
+    "collapse": (*(_INTEGER,) * 4, *(_POINTER,) * 2, _INTEGER, _FLOAT, *(_POINTER,) * 2),
+    "collapse_backward": (*(_INTEGER,) * 4, *(_POINTER,) * 2, _INTEGER, *(_POINTER,) * 3),
+}  # fmt: skip
+
+
+def kernels() -> ctypes.CDLL | None:
+    """The library; None where it was not built, and where torch has more threads than MAX_THREADS.
+
+    Its functions check nothing: every tensor must be contiguous, of the type that C names, and held
+    by a name until the call is over (of ``made().data_ptr()`` the memory is free again at once).
+    """
+    return _load() if torch.get_num_threads() <= MAX_THREADS else None
+
+
+@cache
+def _load() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(Path(__file__).with_name(LIBRARY)))
+        for name, types in _SIGNATURES.items():
+            function = getattr(library, f"omni_{name}")
+            function.argtypes, function.restype = types, None
+    except (OSError, AttributeError):  # absent, of another processor, or of an older version
+        return None
+    return library
