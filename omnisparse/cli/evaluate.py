@@ -29,7 +29,7 @@ _SHOWN = 10
 @click.option("--card", is_flag=True, help="Write the result into the artifact's model card.")
 @click.option(
     "--against", type=PATH, metavar="OTHER",
-    help="Also evaluate this model, and test whether the two differ (paired bootstrap).",
+    help="Also evaluate this model, and test whether the two differ (speaker by speaker).",
 )  # fmt: skip
 @click.option(
     "--transcripts", type=PATH, metavar="FILE",
@@ -71,7 +71,8 @@ def evaluate(
         p_value = "no p" if test["p_value"] is None else f"p = {test['p_value']:.2g}"
         report.note(
             f"{against}: WER {test['wer']:.2f} %; difference {test['difference']:+.2f} points "
-            f"(95 % interval {format_difference(test['low'], test['high'])}), {p_value}"
+            f"(95 % interval {format_difference(test['low'], test['high'])}), {p_value}; of these "
+            "two nets, not of other seeds"
         )
     return row
 

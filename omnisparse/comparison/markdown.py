@@ -6,14 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from omnisparse.comparison.reference import Reference, ReferenceTable
 from omnisparse.comparison.rows import METHODS, ROWS, TableRows
-from omnisparse.comparison.table import (
-    SIGNIFICANT,
-    Cell,
-    MeanDifference,
-    RowCost,
-    sizes_of,
-)
+from omnisparse.comparison.table import Cell, MeanDifference, RowCost, sizes_of
 from omnisparse.console import format_difference, format_interval
+from omnisparse.evaluation.clusters import SPEAKERS_FOR_A_STAR
+from omnisparse.evaluation.confidence import SEEDS_FOR_A_STAR, SIGNIFICANT
 from omnisparse.evaluation.pareto import format_count
 
 COST_COLUMNS = ("trainings", "utterance passes", "device s")
@@ -47,6 +43,7 @@ def to_markdown(
         parts += [*_size_lines(chosen, rows), "", *_character_lines(chosen, rows), ""]
         parts += _significance_lines(chosen, rows)
         parts += _mean_lines([mean for mean in means if mean.test == test], rows)
+        parts += [line for note in certainty_notes(chosen) for line in (note, "")]
     parts += [_footnote(cells, rows), ""]
     if reference is not None:
         parts += [f"## {reference.title}", "", "Other data, other sizes: orderings compare.", ""]
@@ -57,18 +54,22 @@ def to_markdown(
 
 def _footnote(cells: Sequence[Cell], rows: TableRows) -> str:
     text = (
-        "WER in %, CER (of characters) in %; in brackets the 95 % bootstrap interval over "
-        "utterances (Wilson's where all have the same rate). Several seeds: their "
-        "mean; what other seeds would change is in no interval. Training cost is that of the whole "
+        "WER in %, CER (of characters) in %; in brackets the 95 % interval: speakers are left out "
+        "in turn, and seeds where there are several (Wilson's where no speaker changes the rate). "
+        "Several seeds: their mean. Training cost is that of the whole "
         "row, every training counted once, teachers and initialisations included; an utterance "
-        "pass is one utterance forward and backward. "
-        f"`*`: differs from {rows.labels[rows.rival]} of the same size, paired bootstrap, p < 0.05."
+        "pass is one utterance forward and backward."
     )
+    if any(cell.significant for cell in cells):
+        text += (
+            f" `*`: differs from {rows.labels[rows.rival]} of the same size, p < {SIGNIFICANT}, "
+            f"with {SEEDS_FOR_A_STAR} seeds and {SPEAKERS_FOR_A_STAR} speakers or more."
+        )
     compared = sum(cell.p_value is not None for cell in cells)
     if compared >= _MANY_COMPARISONS:
         text += (
-            f" Of {compared} comparisons about {SIGNIFICANT * compared:.0f} would get one by "
-            "chance alone."
+            f" Of {compared} comparisons about {SIGNIFICANT * compared:.0f} have p < {SIGNIFICANT} "
+            "by chance alone."
         )
     return text
 
@@ -121,11 +122,11 @@ def wer_table(
 
 def _wer_text(cell: Cell) -> str:
     interval = format_interval(cell.wer_low, cell.wer_high)
-    return f"{cell.wer:.2f} ({interval}){_star(cell.p_value)}"
+    return f"{cell.wer:.2f} ({interval}){_star(cell.significant)}"
 
 
 def _rate_text(cell: Cell) -> str:
-    return f"{cell.wer:.2f}{_star(cell.p_value)}"
+    return f"{cell.wer:.2f}{_star(cell.significant)}"
 
 
 def _size_lines(cells: Sequence[Cell], rows: TableRows) -> list[str]:
@@ -203,7 +204,7 @@ def difference_table(
     relative = single | {
         mean.row: f"{relative_text(mean.relative)} "
         f"({format_difference(mean.relative_low, mean.relative_high, decimals=1)})"
-        f"{_star(mean.p_value)}"
+        f"{_star(mean.significant)}"
         for mean in means
     }
     lines = []
@@ -214,8 +215,38 @@ def difference_table(
     return [rows.heading, *sizes, "mean relative", "passes"], lines
 
 
-def _star(p_value: float | None) -> str:
-    return " *" if p_value is not None and p_value < SIGNIFICANT else ""
+def _star(significant: bool | None) -> str:
+    return " *" if significant else ""
+
+
+def certainty_notes(cells: Sequence[Cell]) -> list[str]:
+    """What the intervals of one test set cannot say, and why no difference has a star.
+
+    Args:
+        cells: The cells of one test set.
+    """
+    notes = []
+    seeds = min(len(cell.seeds) for cell in cells)
+    whose = {1: "Intervals and p are one seed's", 2: "Intervals and p are of two seeds"}.get(seeds)
+    if whose is not None:
+        where = "" if all(len(cell.seeds) == seeds for cell in cells) else " in some cells"
+        notes.append(
+            f"{whose}{where}: they compare these trained nets. Whether the methods differ takes "
+            f"{SEEDS_FOR_A_STAR} seeds; with fewer there is no star."
+        )
+    unit, speakers = cells[0].interval, cells[0].speakers
+    if speakers < SPEAKERS_FOR_A_STAR:
+        named = (
+            f"names {speakers} speaker{'' if speakers == 1 else 's'}"
+            if speakers
+            else "names no speaker"
+        )
+        over = " Intervals are over utterances." if unit == "utterances" else ""
+        notes.append(
+            f"The test set {named}; below {SPEAKERS_FOR_A_STAR} no difference gets a star, because "
+            f"voices differ too much.{over}"
+        )
+    return notes
 
 
 def _mean_lines(means: Sequence[MeanDifference], rows: TableRows) -> list[str]:

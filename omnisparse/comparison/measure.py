@@ -26,6 +26,7 @@ from omnisparse.data.identity import identify
 from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import OmnisparseError
+from omnisparse.evaluation.evaluate import said_in
 from omnisparse.evaluation.notes import corpus_notes, length_note
 from omnisparse.evaluation.wer import character_errors, word_errors
 from omnisparse.evaluation.workers import Workers
@@ -240,7 +241,7 @@ def measure(
     descriptions = [runs.read_description(path) for path in paths]
     for name, (cuts, _) in tests.items():
         seconds = [float(cut.duration) for cut in cuts]
-        notes = corpus_notes([text_of(cut) for cut in cuts], tokenizers)
+        notes = corpus_notes([text_of(cut) for cut in cuts], tokenizers, _speakers(cuts))
         for description in descriptions:
             streams = description.model["kind"] == TransducerModel.kind
             trained = description.trained_seconds
@@ -260,7 +261,7 @@ def measure(
                     with progress(f"{model.candidate.path.name} {model.size}, {name}") as callback:
                         kept = _recognise(artifact, cuts, key, beam, callback, workers)
                     _keep(place, kept)
-                measurements.append(_measurement(model, name, kept))
+                measurements.append(_measurement(model, name, kept, _speakers(cuts)))
     return measurements
 
 
@@ -345,7 +346,14 @@ def _recognise(
     }
 
 
-def _measurement(model: Model, test: str, kept: dict[str, Any]) -> Measurement:
+def _speakers(cuts: CutSet) -> tuple[str | None, ...]:
+    """The speaker of each utterance."""
+    return tuple(said_in(cut).speaker for cut in cuts)
+
+
+def _measurement(
+    model: Model, test: str, kept: dict[str, Any], speakers: tuple[str | None, ...]
+) -> Measurement:
     candidate = model.candidate
     references = [line[1] for line in kept["utterances"]]
     hypotheses = [line[2] for line in kept["utterances"]]
@@ -359,6 +367,7 @@ def _measurement(model: Model, test: str, kept: dict[str, Any]) -> Measurement:
         bytes=kept["bytes"],
         counts=tuple(word_errors(references, hypotheses)),
         characters=tuple(character_errors(references, hypotheses)),
+        speakers=speakers,
         account=candidate.record.account,
     )
 

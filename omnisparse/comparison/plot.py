@@ -9,7 +9,8 @@ from typing import Any
 
 from omnisparse.comparison.reference import Reference
 from omnisparse.comparison.rows import METHODS, ROWS, TableRows
-from omnisparse.comparison.table import SIGNIFICANT, Cell, RowCost, sizes_of
+from omnisparse.comparison.table import Cell, RowCost, sizes_of
+from omnisparse.evaluation.confidence import SIGNIFICANT
 from omnisparse.evaluation.pareto import (
     COLOURS,
     beside,
@@ -90,11 +91,11 @@ def _draw_sizes(axes: Any, cells: Sequence[Cell], title: str, rows: TableRows) -
         number = rows.number(row)
         draw_curve(axes, chosen, number, _literal(rows.labels[row]), aside=aside)
         for cell in chosen:
-            if cell.p_value is not None and cell.p_value < SIGNIFICANT:
+            if cell.significant:
                 _mark(axes, cell, COLOURS[number % len(COLOURS)], aside)
     style_size_axes(axes, cells)
     axes.set_title(title, **_TITLE)
-    compared = any(cell.p_value is not None for cell in cells)
+    compared = any(cell.significant for cell in cells)
     note = f"*  differs from {rows.spoken(rows.rival)} of the same size, p < {SIGNIFICANT}"
     axes.legend(
         frameon=False, fontsize=8, title=note if compared else None, title_fontsize=8,
@@ -126,8 +127,9 @@ def _plot_differences(
     widest = 0.07 * max(len(rows.labels[row]) for row in shown)
     figure = new_figure(widest + 2.4 * (len(sizes) + 1), 1.6 + 0.26 * len(shown))
     panels = figure.subplots(1, len(sizes) + 1, sharey=True, squeeze=False)[0]
+    filled = f" (filled: p < {SIGNIFICANT})" if any(cell.significant for cell in cells) else ""
     figure.suptitle(
-        f"WER minus {rows.spoken(rows.rival)}, points, {test} (filled: p < {SIGNIFICANT})",
+        f"WER minus {rows.spoken(rows.rival)}, points, {test}{filled}",
         x=0.01, ha="left", fontsize=10, fontweight="bold",
     )  # fmt: skip
     for axes, size in zip(panels, sizes, strict=False):
@@ -152,7 +154,7 @@ def _draw_differences(
             axes.set_title(f"{cell.size}, {rows.spoken(cell.row)} {cell.wer:.2f} %", **_TITLE)
         if cell.difference is None or cell.difference_low is None or cell.difference_high is None:
             continue
-        clear = cell.p_value is not None and cell.p_value < SIGNIFICANT
+        clear = bool(cell.significant)
         colour = COLOURS[(0 if cell.difference < 0 else 1) if clear else 5]
         axes.plot(
             [cell.difference_low, cell.difference_high], [places[cell.row]] * 2, color=colour,

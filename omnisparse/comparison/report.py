@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from omnisparse.atomic import replaced_file
 from omnisparse.comparison.markdown import (
+    certainty_notes,
     difference_table,
     p_text,
     relative_text,
@@ -126,18 +127,20 @@ def _show(
     if rows.picture == "differences":
         table = difference_table(cells, costs, rows, means)
         console.table(*table, title=test, drop=[table[0][-1]])
+        for line in certainty_notes(cells):
+            console.note(line)
         return
     columns, lines = wer_table(cells, costs, rows)
     if not console.fits(columns, lines):  # the files and the lines below have the intervals
         columns, lines = wer_table(cells, costs, rows, with_intervals=False)
         columns = ["passes" if name == "utterance passes" else name for name in columns]
     console.table(columns, lines, title=f"{test}, WER in %", drop=["device s", "trainings"])
-    for line in _verdicts(cells, means, rows):
+    for line in (*_verdicts(cells, means, rows), *certainty_notes(cells)):
         console.note(line)
 
 
 def _verdicts(cells: Sequence[Cell], means: Sequence[MeanDifference], rows: TableRows) -> list[str]:
-    """The results of the paired bootstrap for rows and their rival, in words."""
+    """The differences between rows and their rival, in words."""
     rival = rows.spoken(rows.rival)
     lines = [
         f"{cell.size}: {rows.spoken(cell.row)} minus {rival} {cell.difference:+.2f} points "

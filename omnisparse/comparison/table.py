@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from omnisparse.comparison.rows import METHODS, TableRows
 from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.evaluation.clusters import num_speakers
 from omnisparse.evaluation.confidence import (
-    PairedDifference,
     confidence_interval,
     mean_relative_difference,
-    paired_bootstrap,
+    paired_difference,
 )
 from omnisparse.evaluation.wer import ErrorCounts, corpus_wer
-
-SIGNIFICANT = 0.05
-"""A difference with a smaller p-value is called significant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,11 +37,13 @@ class Measurement:
     characters: tuple[ErrorCounts, ...]
     """Character errors of every utterance of the test set, in its order."""
     account: TrainingAccount
+    speakers: tuple[str | None, ...] | None = None
+    """Speaker of every utterance; None if the test set names none."""
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers on one level, ready for JSON and CSV."""
-        low, high, method = confidence_interval(self.counts)
-        cer_low, cer_high, _ = confidence_interval(self.characters)
+        low, high, method = confidence_interval(self.counts, speakers=self.speakers)
+        cer_low, cer_high, _ = confidence_interval(self.characters, speakers=self.speakers)
         return {
             "row": self.row,
             "size": self.size,
@@ -103,11 +101,14 @@ class Cell(SummedCosts):
     wer: float
     """Mean over seeds."""
     wer_low: float | None
-    """Lower end of the 95 % interval over utterances for the given seeds; None if there is no
-    interval."""
+    """Lower end of the 95 % interval over speakers, and over seeds if there are several; None if
+    there is no interval."""
     wer_high: float | None
     interval: str | None
-    """Method of the interval: ``bootstrap`` or ``wilson``; None if there is no interval."""
+    """What the interval leaves out in turn, ``speakers`` or ``utterances``, or ``wilson``; None if
+    there is no interval."""
+    speakers: int
+    """Speakers that the test set names; 0 if it names none."""
     cer: float
     """Character error rate, mean over seeds."""
     cer_low: float | None
@@ -122,8 +123,10 @@ class Cell(SummedCosts):
     relative: float | None = None
     """``difference`` in percent of the rival's WER; None also where that is 0."""
     p_value: float | None = None
-    """Two-sided p-value of the paired bootstrap: the probability that equal rows differ at least
-    this much; None if not compared, or for one utterance."""
+    """Two-sided p-value: the probability that equal rows differ at least this much; None if not
+    compared, or for one utterance. With one seed, that of two trained nets."""
+    significant: bool | None = None
+    """Whether p is below 0.05, with three seeds and ten speakers or more; None if not compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +151,13 @@ class MeanDifference:
     relative: float
     """Mean over sizes of the relative difference in WER, in percent."""
     relative_low: float | None
-    """Lower end of the 95 % interval over utterances; the utterances are the same at every size."""
+    """Lower end of the 95 % interval; speakers and seeds are the same at every size."""
     relative_high: float | None
     p_value: float | None
+    significant: bool
+    """Whether p is below 0.05, with three seeds and ten speakers or more."""
+    seeds: int
+    """Fewest seeds of the two rows at any size."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -206,7 +213,10 @@ def mean_differences(
             if len(shared) < 2:
                 continue
             pairs = [(groups[test, rows.rival, s], groups[test, row, s]) for s in shared]
-            found = mean_relative_difference(_paired(pairs))
+            found = mean_relative_difference(
+                [(_counts(first), _counts(second)) for first, second in pairs],
+                speakers=pairs[0][0][0].speakers,
+            )
             if found is None:
                 continue
             means.append(
@@ -219,6 +229,8 @@ def mean_differences(
                     relative_low=found.low,
                     relative_high=found.high,
                     p_value=found.p_value,
+                    significant=found.is_significant,
+                    seeds=found.seeds,
                 )
             )
     return means
@@ -227,11 +239,29 @@ def mean_differences(
 def _groups(
     measurements: Sequence[Measurement],
 ) -> dict[tuple[str, str, str], list[Measurement]]:
-    """The seeds by test set, row and size."""
+    """The seeds by test set, row and size, in order.
+
+    Raises:
+        ValueError: If the models of one test set were not measured on the same utterances.
+    """
     groups: dict[tuple[str, str, str], list[Measurement]] = {}
-    for item in measurements:
+    words: dict[str, list[int]] = {}
+    for item in sorted(measurements, key=_seed_of):
         groups.setdefault((item.test, item.row, item.size), []).append(item)
+        said = [count.words for count in item.counts]
+        if words.setdefault(item.test, said) != said:
+            raise ValueError(f"{item.test}: the models were measured on different utterances")
     return groups
+
+
+def _seed_of(item: Measurement) -> tuple[int, str]:
+    seed = item.account.seed
+    return (-1 if seed is None else seed, item.run)
+
+
+def _counts(group: Sequence[Measurement]) -> list[tuple[ErrorCounts, ...]]:
+    """Word errors of each seed."""
+    return [item.counts for item in group]
 
 
 def sizes_of(measurements: Iterable[Measurement | Cell]) -> list[str]:
@@ -243,10 +273,10 @@ def sizes_of(measurements: Iterable[Measurement | Cell]) -> list[str]:
 
 
 def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement] | None) -> Cell:
-    counts = pool([item.counts for item in group])
-    characters = pool([item.characters for item in group])
-    low, high, method = confidence_interval(counts)
-    cer_low, cer_high, _ = confidence_interval(characters)
+    speakers = group[0].speakers
+    letters = [item.characters for item in group]
+    low, high, method = confidence_interval(*_counts(group), speakers=speakers)
+    cer_low, cer_high, _ = confidence_interval(*letters, speakers=speakers)
     accounts = [item.account for item in group]
     return Cell(
         row=group[0].row,
@@ -255,11 +285,12 @@ def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement]
         test=group[0].test,
         nonzero=max(item.nonzero for item in group),
         bytes=max(item.bytes for item in group),
-        wer=corpus_wer(counts),
+        wer=_mean_wer(_counts(group)),
         wer_low=low,
         wer_high=high,
         interval=method,
-        cer=corpus_wer(characters),
+        speakers=num_speakers(speakers),
+        cer=_mean_wer(letters),
         cer_low=cer_low,
         cer_high=cer_high,
         wer_of_seeds=tuple(corpus_wer(item.counts) for item in group),
@@ -275,51 +306,19 @@ def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement]
     )
 
 
-def pool(parts: Sequence[Sequence[ErrorCounts]], *, times: int = 1) -> list[ErrorCounts]:
-    """Add the errors of several models per utterance; the rate of the sum is the mean rate.
-
-    Args:
-        parts: Errors of each model on the same utterances.
-        times: Multiply all counts by this number, to compare with another number of models.
-
-    Raises:
-        ValueError: If the models were not measured on the same utterances.
-    """
-    words = [count.words for count in parts[0]]
-    if any([count.words for count in part] != words for part in parts[1:]):
-        raise ValueError("models of one table were measured on different utterances")
-    return [
-        ErrorCounts(
-            substitutions=times * sum(count.substitutions for count in counts),
-            deletions=times * sum(count.deletions for count in counts),
-            insertions=times * sum(count.insertions for count in counts),
-            words=times * sum(count.words for count in counts),
-        )
-        for counts in zip(*parts, strict=True)
-    ]
+def _mean_wer(seeds: Sequence[Sequence[ErrorCounts]]) -> float:
+    return sum(map(corpus_wer, seeds)) / len(seeds)
 
 
 def _compared(rival: Sequence[Measurement], group: Sequence[Measurement]) -> dict[str, Any]:
     """WER minus that of the rival, paired by utterance, averaged over seeds."""
-    [(first, second)] = _paired([(rival, group)])
-    found: PairedDifference = paired_bootstrap(first, second)
-    wer = corpus_wer(first)
+    found = paired_difference(_counts(rival), _counts(group), speakers=group[0].speakers)
+    wer = _mean_wer(_counts(rival))
     return {
         "difference": found.difference,
         "difference_low": found.low,
         "difference_high": found.high,
         "relative": 100.0 * found.difference / wer if wer else None,
         "p_value": found.p_value,
+        "significant": found.is_significant,
     }
-
-
-def _paired(
-    pairs: Sequence[tuple[Sequence[Measurement], Sequence[Measurement]]],
-) -> list[tuple[list[ErrorCounts], list[ErrorCounts]]]:
-    """The errors of rows with pooled seeds, scaled to equal numbers of seeds."""
-    common = math.lcm(*(len(part) for pair in pairs for part in pair))
-
-    def pooled(part: Sequence[Measurement]) -> list[ErrorCounts]:
-        return pool([item.counts for item in part], times=common // len(part))
-
-    return [(pooled(first), pooled(second)) for first, second in pairs]

@@ -81,7 +81,8 @@ def _group(name: str, utterances: Sequence[UtteranceResult]) -> Group:
     characters = total_errors([utterance.characters for utterance in utterances])
     low = high = None
     if words.words:
-        low, high, _ = confidence_interval(counts)
+        speakers = [utterance.speaker for utterance in utterances]
+        low, high, _ = confidence_interval(counts, speakers=speakers)
     return Group(
         name=name,
         utterances=len(utterances),

@@ -15,7 +15,7 @@ import torch
 from omnisparse.data.audio import read_samples
 from omnisparse.data.batch import Batch, collate, text_of
 from omnisparse.errors import DataError
-from omnisparse.evaluation.evaluate import features_of, features_of_pieces
+from omnisparse.evaluation.evaluate import features_of, features_of_pieces, said_in
 from omnisparse.evaluation.notes import corpus_notes, length_note
 from omnisparse.evaluation.wer import ErrorCounts, word_errors
 
@@ -37,6 +37,8 @@ class _Item:
     is too long has several rows, one a piece."""
     ids: tuple[str, ...]
     """Names, in the order of ``references``."""
+    speakers: tuple[str | None, ...]
+    """In the order of ``references``."""
 
 
 class DevSet:
@@ -116,12 +118,24 @@ class DevSet:
                 rows = [place] * len(pieces)
                 if rows:
                     heard.append((rows, collate([cut] * len(rows), pieces, [[]] * len(rows), rows)))
-        return _Item(spoken, [text_of(cut) for cut in every], heard, tuple(cut.id for cut in every))
+        said = [said_in(cut) for cut in every]
+        return _Item(
+            spoken,
+            [one.reference for one in said],
+            heard,
+            tuple(cut.id for cut in every),
+            tuple(one.speaker for one in said),
+        )
 
     @property
     def references(self) -> list[list[str]]:
         """Transcripts of the corpus, by item."""
         return [item.references for item in self._items]
+
+    @property
+    def speakers(self) -> list[str | None]:
+        """The speaker of each utterance, item after item."""
+        return [speaker for item in self._items for speaker in item.speakers]
 
     @property
     def num_items(self) -> int:
@@ -148,7 +162,8 @@ class DevSet:
         long = length_note(
             self._seconds, trained_seconds, cut_above=self._cut_above, streams=streams
         )
-        return [*corpus_notes(references, [self.tokenizer]), *([long] if long else [])]
+        notes = corpus_notes(references, [self.tokenizer], self.speakers)
+        return [*notes, *([long] if long else [])]
 
     def digest(self) -> str:
         """A name of the utterances: their order, their words and their audio, wherever it lies."""

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from omnisparse.data.unseen import find_unseen
+from omnisparse.evaluation.clusters import speakers_note
 from omnisparse.evaluation.confidence import few_note
 
 if TYPE_CHECKING:
@@ -111,17 +112,23 @@ def length_note(
     return f"{what} longer than the {trained:.1f} s that the net was trained on{longest}: {happens}"
 
 
-def corpus_notes(references: Sequence[str], tokenizers: Iterable[Tokenizer]) -> list[str]:
+def corpus_notes(
+    references: Sequence[str],
+    tokenizers: Iterable[Tokenizer],
+    speakers: Sequence[str | None] | None,
+) -> list[str]:
     """Remarks about problems of a test set that are known before recognition, one line each.
 
     Args:
         references: Its transcripts.
         tokenizers: Tokenizers of the tested models; equal ones are reported once.
+        speakers: Speaker of each utterance; None if it names none.
     """
     distinct = {tokenizer.to_bytes(): tokenizer for tokenizer in tokenizers}.values()
     found = [
         unspaced_note(references),
         few_note(sum(1 for text in references if text.split())),
+        speakers_note(speakers),
         *(find_unseen(tokenizer, references).describe() for tokenizer in distinct),
     ]
     return [note for note in dict.fromkeys(found) if note]

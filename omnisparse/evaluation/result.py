@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from omnisparse.evaluation.clusters import Unit, num_speakers, speakers_note
 from omnisparse.evaluation.confidence import Interval, confidence_interval, interval_note
 from omnisparse.evaluation.notes import unspaced_note
 from omnisparse.evaluation.wer import (
@@ -61,8 +62,12 @@ class EvaluationResult:
     wer_high: float | None
     """Upper end of the 95 % interval, percent; None where there is none."""
 
-    interval: Literal["bootstrap", "wilson"] | None
-    """Method of the interval: see :func:`omnisparse.evaluation.confidence_interval`."""
+    interval: Unit | Literal["wilson"] | None
+    """What the interval of the WER leaves out in turn, ``speakers`` or ``utterances``, or
+    ``wilson``: see :mod:`omnisparse.evaluation.confidence`."""
+
+    speakers: int
+    """Speakers that the corpus names; 0 if it names none."""
 
     words: int
     """Reference words."""
@@ -108,12 +113,18 @@ class EvaluationResult:
         """Word errors of each utterance, in the order of the corpus."""
         return [utterance.counts for utterance in self.hypotheses]
 
+    @property
+    def speakers_of(self) -> list[str | None]:
+        """The speaker of each utterance, in the order of the corpus."""
+        return [utterance.speaker for utterance in self.hypotheses]
+
     def notes(self) -> list[str]:
         """Remarks about the rates for the user, one line each."""
         interval = Interval(self.wer_low, self.wer_high, self.interval)
         found = (
             unspaced_note([utterance.reference for utterance in self.hypotheses]),
             interval_note(self.counts, interval),
+            speakers_note(self.speakers_of),
         )
         return [note for note in found if note]
 
@@ -139,13 +150,15 @@ def score(said: Sequence[Said], hypotheses: Sequence[str], *, seconds: float) ->
     characters = character_errors(references, hypotheses)
     total = total_errors(counts)
     audio_seconds = sum(one.seconds for one in said)
-    low, high, method = confidence_interval(counts)
-    cer_low, cer_high, _ = confidence_interval(characters)
+    speakers = [one.speaker for one in said]
+    low, high, method = confidence_interval(counts, speakers=speakers)
+    cer_low, cer_high, _ = confidence_interval(characters, speakers=speakers)
     return EvaluationResult(
         wer=corpus_wer(counts),
         wer_low=low,
         wer_high=high,
         interval=method,
+        speakers=num_speakers(speakers),
         words=total.words,
         substitutions=total.substitutions,
         deletions=total.deletions,

@@ -18,7 +18,7 @@ from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.evaluation.alignment import count_confusions
 from omnisparse.evaluation.breakdown import by_length, by_speaker
-from omnisparse.evaluation.confidence import paired_bootstrap
+from omnisparse.evaluation.confidence import paired_difference
 from omnisparse.evaluation.evaluate import Decoder, Found, Task, evaluate
 from omnisparse.evaluation.notes import length_note
 from omnisparse.evaluation.result import EvaluationResult
@@ -237,8 +237,8 @@ def evaluate_model(
 
 
 def _compared(path: Path, other: EvaluationResult, result: EvaluationResult) -> dict[str, Any]:
-    """Rates of the second model, and the difference of the first from it."""
-    test = paired_bootstrap(other.counts, result.counts)
+    """Rate of the second model, and the difference of the first from it."""
+    test = paired_difference([other.counts], [result.counts], speakers=result.speakers_of)
     return {"model": str(path), "wer": other.wer, **asdict(test)}
 
 

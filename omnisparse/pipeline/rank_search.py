@@ -175,7 +175,7 @@ class RankScores:
         texts = self.journal.ask(f"{ranks_key(ranks)} transcripts", recognise)
         references = [text for item in self.dev.references for text in item]
         words = word_errors(references, texts)
-        return corpus_wer(words), confidence_interval(words)
+        return corpus_wer(words), confidence_interval(words, speakers=self.dev.speakers)
 
 
 def search_ranks(

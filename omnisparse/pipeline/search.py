@@ -196,7 +196,7 @@ class _Recognised:
         self._wers[spec] = corpus_wer(words)
         return Rates(
             wer=self._wers[spec],
-            interval=confidence_interval(words),
+            interval=confidence_interval(words, speakers=self._dev.speakers),
             cer=corpus_wer(character_errors(references, texts)),
         )
 

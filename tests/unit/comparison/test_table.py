@@ -11,7 +11,7 @@ import pytest
 import rich.console
 
 from omnisparse.comparison import plot, report
-from omnisparse.comparison.markdown import difference_table, to_markdown, wer_table
+from omnisparse.comparison.markdown import certainty_notes, difference_table, to_markdown, wer_table
 from omnisparse.comparison.plot import plot_comparison
 from omnisparse.comparison.reference import load_reference
 from omnisparse.comparison.report import write_comparison
@@ -21,15 +21,15 @@ from omnisparse.comparison.table import (
     RowCost,
     make_cells,
     mean_differences,
-    pool,
     sizes_of,
 )
 from omnisparse.console import Console
 from omnisparse.evaluation.account import TrainingAccount
-from omnisparse.evaluation.confidence import mean_relative_difference, paired_bootstrap
+from omnisparse.evaluation.confidence import mean_relative_difference, paired_difference
 from omnisparse.evaluation.wer import ErrorCounts, corpus_wer
 
 WORDS = [4 + index % 5 for index in range(200)]
+SPEAKERS = tuple(f"voice {index % 12}" for index in range(200))
 
 
 def counts(rate: float, seed: int) -> tuple[ErrorCounts, ...]:
@@ -46,6 +46,7 @@ def model(row: str, size: str, nonzero: int, rate: float, seed: int = 0) -> Meas
     return Measurement(
         row=row, size=size, test="books-test", run=f"{row}-{seed}", parameters=1000,
         nonzero=nonzero, bytes=4 * nonzero, counts=errors, characters=letters,
+        speakers=SPEAKERS,
         account=TrainingAccount(utterance_passes=50.0, device_seconds=2.0, seed=seed, commit="c"),
     )  # fmt: skip
 
@@ -84,23 +85,24 @@ def test_seeds_are_put_together_and_rows_ordered() -> None:
 def test_the_supernet_is_paired_with_pruning_of_the_same_size_and_nothing_else() -> None:
     cells = {(cell.row, cell.size): cell for cell in make_cells(MODELS)}
     small = cells["supernet", "25%"]
-    expected = paired_bootstrap(
-        pool([MODELS[2].counts, MODELS[3].counts]), pool([MODELS[0].counts], times=2)
+    expected = paired_difference(
+        [MODELS[2].counts, MODELS[3].counts], [MODELS[0].counts], speakers=SPEAKERS
     )
     assert (small.difference, small.p_value) == (expected.difference, expected.p_value)
     rival = cells["pruned", "25%"].wer
     assert small.difference == pytest.approx(small.wer - rival)
     assert small.relative == pytest.approx(100 * (small.wer / rival - 1))
-    assert small.difference_high < 0
-    assert small.p_value < 0.05
+    assert small.difference_low < small.difference < small.difference_high
+    assert small.significant is False  # of one seed
     assert cells["supernet", "100%"].difference is None
     assert cells["pruned", "25%"].difference is None
 
 
 def test_other_utterances_are_refused() -> None:
     shorter = ErrorCounts(words=9)
+    other = replace(MODELS[0], counts=(shorter, *MODELS[0].counts[1:]))
     with pytest.raises(ValueError, match="different utterances"):
-        pool([MODELS[0].counts, (shorter, *MODELS[0].counts[1:])])
+        make_cells([*MODELS, other])
 
 
 def test_markdown_has_the_figures_and_marks_what_differs() -> None:
@@ -110,7 +112,8 @@ def test_markdown_has_the_figures_and_marks_what_differs() -> None:
     assert "| method | 100% | 25% | trainings | utterance passes | device s |" in lines
     row = next(line for line in lines if line.startswith("| Supernet | ") and "12.0k" in line)
     small = cells[3]
-    assert f"{small.wer:.2f} ({small.wer_low:.2f} - {small.wer_high:.2f}) *" in row
+    assert f"{small.wer:.2f} ({small.wer_low:.2f} - {small.wer_high:.2f}) |" in row
+    assert "Intervals and p are one seed's in some cells" in text
     assert any(line.startswith("| Sparsity (S) | - | ") and "36.0k" in line for line in lines)
     compared = next(line for line in lines if line.startswith("| Supernet | 25% | "))
     assert f" | {small.difference:+.2f} | " in compared
@@ -151,7 +154,7 @@ ABLATION = [
     model(arm, size, nonzero, rate, seed)
     for arm, rates in ARMS.items()
     for size, nonzero, rate in zip(("12%", "50%"), (120, 500), rates, strict=True)
-    for seed in (0, 1)
+    for seed in (0, 1, 2)
 ]
 
 
@@ -159,7 +162,7 @@ def test_configurations_are_paired_with_the_reference_at_every_size() -> None:
     cells = make_cells(ABLATION, CONFIGURATIONS)
     assert [cell.label for cell in cells[::2]] == list(ARMS)
     assert all((cell.difference is None) == (cell.row == "reference") for cell in cells)
-    assert all(cell.seeds == (0, 1) for cell in cells)
+    assert all(cell.seeds == (0, 1, 2) for cell in cells)
     places = {(cell.row, cell.size): cell for cell in cells}
     worse, rival = places[list(ARMS)[2], "12%"], places["reference", "12%"]
     assert worse.difference == pytest.approx(worse.wer - rival.wer)
@@ -178,12 +181,12 @@ def test_the_mean_over_sizes_is_that_of_the_relative_differences() -> None:
         assert mean.sizes == ("50%", "12%")
     pairs = [
         tuple(
-            pool([item.counts for item in ABLATION if (item.row, item.size) == (row, size)])
+            [item.counts for item in ABLATION if (item.row, item.size) == (row, size)]
             for row in ("reference", means[0].row)
         )
         for size in means[0].sizes
     ]
-    found = mean_relative_difference(pairs)
+    found = mean_relative_difference(pairs, speakers=SPEAKERS)
     assert (means[0].relative_low, means[0].p_value) == (found.low, found.p_value)
     assert mean_differences(MODELS) == []  # one shared size is no mean
     shared = [*MODELS, model("pruned", "100%", 1000, 0.07), model("supernet_double", "25%", 250, 0)]
@@ -213,7 +216,9 @@ def test_configurations_as_text_and_picture(tmp_path: Path) -> None:
     assert any(r"weight_(ih\|hh)_l\d+$" in line for line in lines)
     assert "differs from reference of the same size" in text
     assert "by chance" not in text
-    assert "Of 24 comparisons about 1 would" in to_markdown(cells * 4, costs, rows=CONFIGURATIONS)
+    assert "Of 24 comparisons about 1 have p < 0.05 by chance alone" in to_markdown(
+        cells * 4, costs, rows=CONFIGURATIONS
+    )
     assert wer_table(cells, costs, CONFIGURATIONS)[1][3][0] == list(ARMS)[3]
     columns, shown = difference_table(cells, costs, CONFIGURATIONS, means)
     assert columns == ["configuration", "50%", "12%", "mean relative", "passes"]
@@ -239,17 +244,34 @@ def test_a_star_marks_what_differs_from_the_rival(monkeypatch: pytest.MonkeyPatc
     figures = []
     monkeypatch.setattr(plot, "save_figure", lambda figure, path: figures.append(figure))
     models = [
-        model("pruned", "50%", 500, 0.1), model("pruned", "25%", 250, 0.1),
-        model("supernet", "50%", 500, 0.1), model("supernet", "25%", 250, 0.6),
-    ]  # fmt: skip
+        model(row, size, nonzero, rate, seed)
+        for row, rates in (("pruned", (0.1, 0.1)), ("supernet", (0.1, 0.6)))
+        for size, nonzero, rate in zip(("50%", "25%"), (500, 250), rates, strict=True)
+        for seed in (0, 1, 2)
+    ]
     cells = make_cells(models)
     plot_comparison(cells, [cost("pruned"), cost("supernet")], Path("x.png"), test="t")
     (axes,) = [axes for axes in figures[0].axes if "WER against size" in axes.get_title("left")]
     stars = [text for text in axes.texts if text.get_text() == "*"]
-    clear = [cell for cell in cells if cell.p_value is not None and cell.p_value < 0.05]
+    clear = [cell for cell in cells if cell.significant]
     assert [cell.size for cell in clear] == ["25%"]
     assert [text.xy[1] for text in stars] == [clear[0].wer_high]
     assert "differs from sparsity (S)" in axes.get_legend().get_title().get_text()
+
+
+def test_why_there_is_no_star() -> None:
+    assert certainty_notes(make_cells(ABLATION, CONFIGURATIONS)) == []
+    two = make_cells([item for item in ABLATION if item.account.seed != 2], CONFIGURATIONS)
+    assert "of two seeds" in certainty_notes(two)[0]
+    eight = [replace(item, speakers=tuple(f"{i % 8}" for i in range(200))) for item in ABLATION]
+    (note,) = certainty_notes(make_cells(eight, CONFIGURATIONS))
+    assert "names 8 speakers; below 10 no difference gets a star" in note
+    (note,) = certainty_notes(
+        make_cells([replace(item, speakers=None) for item in ABLATION], CONFIGURATIONS)
+    )
+    assert "names no speaker" in note
+    assert "Intervals are over utterances" in note
+    assert "*" not in to_markdown(two, [], rows=CONFIGURATIONS).replace("(ih|hh)", "")
 
 
 def test_a_narrow_table_has_rates_without_intervals() -> None:
@@ -315,7 +337,7 @@ def test_the_papers_tables_agree_with_each_other_and_with_our_rows() -> None:
 
 def test_one_utterance_gives_neither_intervals_nor_p(tmp_path: Path) -> None:
     one = [
-        replace(item, counts=item.counts[:1], characters=item.characters[:1])
+        replace(item, counts=item.counts[:1], characters=item.characters[:1], speakers=("a",))
         for item in (model("supernet", "25%", 250, 0.9), model("pruned", "25%", 250, 0.1),
                      model("supernet", "50%", 500, 0.9), model("pruned", "50%", 500, 0.1))
     ]  # fmt: skip

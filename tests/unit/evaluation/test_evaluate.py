@@ -142,7 +142,7 @@ def test_another_way_to_transcribe_takes_the_models_place() -> None:
 def test_dict_holds_the_contract() -> None:
     result = _evaluate(EchoModel(), [Cut("a", "play", 3)])
     assert list(result.to_dict()) == [
-        "wer", "wer_low", "wer_high", "interval", "words", "substitutions", "deletions",
+        "wer", "wer_low", "wer_high", "interval", "speakers", "words", "substitutions", "deletions",
         "insertions", "cer", "cer_low", "cer_high", "characters", "utterances", "audio_seconds",
         "seconds", "rtf",
     ]  # fmt: skip

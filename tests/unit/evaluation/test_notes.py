@@ -46,8 +46,8 @@ def test_texts_without_spaces_are_known(name: str) -> None:
 def test_what_is_told_of_a_test_set(tmp_path: Path) -> None:
     one = Tokenizer.train(["turn on the light"], 20, tmp_path / "a")
     same = Tokenizer.from_bytes(one.to_bytes())
-    assert corpus_notes(["turn on the light"] * 20, [one, same]) == []
-    notes = corpus_notes(["打开客厅的灯"], [one, same])
+    assert corpus_notes(["turn on the light"] * 20, [one, same], list("abcdefghij") * 2) == []
+    notes = corpus_notes(["打开客厅的灯"], [one, same], [None])
     assert "use the character error rate" in notes[0]
     assert "no interval and no p-value" in notes[1]
     assert "1 of 1 words (100.0 %, in 1 transcripts) hold characters" in notes[2]
