@@ -152,6 +152,7 @@ def compare(
     OUT.
     """
     from omnisparse.comparison import measure as runs_compare
+    from omnisparse.comparison import plan
     from omnisparse.comparison.candidates import read_candidates
     from omnisparse.comparison.report import write_comparison
 
@@ -160,9 +161,9 @@ def compare(
     candidates, rows = read_candidates(paths, by=by)
     tests = runs_compare.list_manifests(candidates, manifests)
     columns = [size.strip() for size in sizes.split(",")] if sizes else []
-    models = runs_compare.plan_models(candidates, columns, report.warn)
+    models = plan.plan_models(candidates, columns, report.warn)
     if by == "method":  # runs of one configuration may differ in the seeds of their teachers
-        runs_compare.require_seeds(models)
+        plan.require_seeds(models)
     found = runs_compare.measure(
         models, tests, beam=beam, progress=report.progress, tell=report.note, workers=workers
     )

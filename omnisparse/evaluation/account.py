@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,13 +16,15 @@ class TrainingAccount:
     """
 
     utterance_passes: float = 0.0
-    """Forward and backward passes of utterances through the net, over all processes."""
+    """Forward and backward passes of utterances through the net, over all processes; an utterance
+    whose hypotheses a teacher decoded is one more."""
 
     optimizer_steps: int = 0
     """Steps of the optimizer."""
 
     device_seconds: float = 0.0
-    """Wall time of the steps, summed over processes, including a teacher's forward passes."""
+    """Wall time of the steps, summed over processes, including a teacher's forward passes and the
+    decoding of hypotheses."""
 
     search_evaluations: int = 0
     """Models that a search evaluated to find this one."""
@@ -32,6 +34,15 @@ class TrainingAccount:
 
     teacher_device_seconds: float = 0.0
     """Device seconds of the runs this training needed."""
+
+    flops: float | None = None
+    """Floating-point operations of the training: matrix products and convolutions, forward and
+    backward, the forward passes of a fixed teacher and its decoding included; a weight of zero
+    counts. None where they were not counted."""
+
+    teacher_flops: float | None = None
+    """Floating-point operations of the runs this training needed; None where one of them did not
+    count them."""
 
     seed: int | None = None
     """Seed of the run; None where unknown."""
@@ -63,3 +74,13 @@ class TrainingAccount:
                 raise ValueError(f"{field.name} is {str(value)[:40]!r}, which has the wrong type")
             found[field.name] = value
         return cls(**found)
+
+
+def sum_known(values: Iterable[float | None]) -> float | None:
+    """The sum of numbers; None if one of them is not known."""
+    total = 0.0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total

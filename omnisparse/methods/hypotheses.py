@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,12 +22,23 @@ from omnisparse.data.batching import Batch
 from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 from omnisparse.models import Hypothesis, SpeechModel
+from omnisparse.models.operations import counted_operations
 
 _FORMAT = 1
 PART_UTTERANCES = 256
 """Utterances of a part: at most so many are lost per process when it is killed."""
 
 Found = dict[str, list[Hypothesis]]
+
+
+class DecodingCost(NamedTuple):
+    """What decoding hypotheses cost, over all processes."""
+
+    utterances: int
+    flops: int | None
+    """Floating-point operations (:mod:`omnisparse.models.operations`); None where not known."""
+    device_seconds: float
+    """0 where not known."""
 
 
 class HypothesisCache:
@@ -83,11 +95,15 @@ class HypothesisCache:
         decoded = 0
         for done, index in enumerate(missing):
             note(f"decoding hypotheses, part {done + 1} of {len(missing)}: {self.folder}")
-            found = decode(self.parts[index])
+            started = time.perf_counter()
+            with counted_operations() as operations:
+                found = decode(self.parts[index])
+            cost = DecodingCost(len(found), operations.total, time.perf_counter() - started)
             rows = {name: [[h.tokens, h.log_probability] for h in found[name]] for name in found}
             payload = json.dumps(rows)
             checksum = zlib.crc32(payload.encode())
             try:
+                _write(self._cost_path(index), json.dumps(cost._asdict()))
                 _write(self._path(index), f"{_FORMAT} {checksum}\n{payload}")
             except OSError as error:
                 raise _unwritable(self.folder, error) from error
@@ -109,6 +125,23 @@ class HypothesisCache:
                 )
             found |= part
         return found
+
+    def cost(self) -> DecodingCost:
+        """What decoding all parts cost, whenever it was; parts of earlier versions do not say."""
+        utterances = sum(map(len, self.parts))
+        flops, seconds = 0, 0.0
+        for index in range(len(self.parts)):
+            try:
+                document = json.loads(self._cost_path(index).read_text(encoding="utf-8"))
+                part = DecodingCost(**document)
+            except (OSError, ValueError, TypeError):
+                return DecodingCost(utterances, None, 0.0)
+            flops += part.flops or 0
+            seconds += part.device_seconds
+        return DecodingCost(utterances, flops, seconds)
+
+    def _cost_path(self, index: int) -> Path:
+        return self.folder / f"cost-{index:05d}.json"
 
     def _path(self, index: int) -> Path:
         return self.folder / f"part-{index:05d}.json"

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omnisparse.models.losses import length_mask
+from omnisparse.models.operations import count_product
 
 
 class AttentionMemory(NamedTuple):
@@ -74,11 +75,14 @@ class MultiHeadAttention(nn.Module):
         """Contexts of ``[B, U, D]`` decoder states: ``[B, U, A]``."""
         weights = torch.softmax(self.scores(queries, memory), dim=-1)
         context = torch.bmm(weights, memory.values)
+        count_product(weights.size(1) * memory.values.numel(), weights, memory.values)
         return rearrange(context, "(b h) u d -> b u (h d)", h=self.heads)
 
     def scores(self, queries: Tensor, memory: AttentionMemory) -> Tensor:
         """``[B * H, U, T']`` logits of the attention weights, minus infinity on padding."""
-        return torch.baddbmm(memory.bias, self._split(self.query(queries)), memory.keys)
+        split = self._split(self.query(queries))
+        count_product(split.size(1) * memory.keys.numel(), split, memory.keys)
+        return torch.baddbmm(memory.bias, split, memory.keys)
 
     def _split(self, projected: Tensor) -> Tensor:
         """``[B, N, A]`` to ``[B * H, N, A / H]``."""

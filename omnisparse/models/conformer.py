@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnisparse.models.encoder import SegmentEncoder
+from omnisparse.models.operations import count_product
 
 ROTARY_BASE = 10000.0
 """Longest wavelength of the rotary embedding, over 2 pi."""
@@ -115,6 +116,9 @@ class SegmentAttention(nn.Module):
         """
         queries, keys, values = self._project(frames, rotation)
         batch = frames.size(0)
+        pairs = frames.size(1) * (self.left_context + self.segment)
+        for factor in (keys, values):
+            count_product(batch * pairs * frames.size(2), queries, factor)
         context = F.scaled_dot_product_attention(
             rearrange(queries, "b h (s c) e -> (b s) h c e", c=self.segment),
             self._windows(keys),

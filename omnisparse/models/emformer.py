@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnisparse.models.encoder import SegmentEncoder
+from omnisparse.models.operations import count_product
 from omnisparse.models.torchaudio import require_torchaudio
 
 _LayerState = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -45,6 +46,8 @@ class EmformerEncoder(SegmentEncoder):
             left_context_length=self.left_context,
             right_context_length=self.right_context,
         )
+        for layer in self.emformer.emformer_layers:
+            layer.attention.register_forward_hook(_count_attention, with_kwargs=True)
 
     def encode(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """See :meth:`SegmentEncoder.encode`."""
@@ -79,3 +82,13 @@ class EmformerEncoder(SegmentEncoder):
             # Clones, because torchaudio keeps views of longer tensors.
             after.append((memory_bank, keys.clone(), values.clone(), length))
         return output.transpose(0, 1), tuple(after)
+
+
+def _count_attention(module: Any, inputs: Any, options: dict[str, Any], output: Any) -> None:
+    """Count the two products of torchaudio's attention of all frames to all frames."""
+    frames, right = options["utterance"], options["right_context"]
+    seen = frames.size(0) + right.size(0)
+    queries = seen + options["summary"].size(0)
+    keys = seen + options["mems"].size(0)
+    for _ in range(2):
+        count_product(queries * keys * frames.size(1) * frames.size(2), frames, frames)

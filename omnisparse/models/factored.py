@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from omnisparse.models.base import SpeechModel
+from omnisparse.models.operations import count_product
 
 
 class FactorNames(NamedTuple):
@@ -41,6 +42,7 @@ class LowRankProduct(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """``[m, r]`` times ``[r, n]``: ``[m, n]``."""
+        count_product(left.size(0) * right.numel(), left, right)
         return left @ right
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:

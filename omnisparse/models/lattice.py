@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from omnisparse.models.bf16_kernels import kernels
 from omnisparse.models.lattice_bf16 import join_lattice_bf16
 from omnisparse.models.losses import EMIT_BLANK, LABEL, LOG_ZERO, REST, length_mask
+from omnisparse.models.operations import count_product
 
 CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 26}
 """Logits in memory at a time: they fit a CPU's cache, and are enough to use a GPU fully."""
@@ -78,6 +79,8 @@ def join_lattice(
             vocab_size=weight.size(0),
         )
     )
+    scored = sum((rows.stop - rows.start) * t * n for rows, t, n in chunks)
+    count_product(scored * weight.numel(), encoded, weight, again=1)
     dtype = encoded.dtype
     arguments = (predicted.to(dtype), weight.to(dtype), bias.to(dtype), labels, chunks, blank)
     library = kernels() if dtype is torch.bfloat16 and encoded.device.type == "cpu" else None

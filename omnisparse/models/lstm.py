@@ -8,6 +8,7 @@ Legend: B batch, T frames, F features, D model.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from omnisparse.models.dropout import Dropout
 from omnisparse.models.encoder import Encoder
 from omnisparse.models.lstm_bf16 import lstm_bf16
+from omnisparse.models.operations import count_product
 
 LstmState = tuple[Tensor, Tensor]
 """Output ``[B, P]`` and cell ``[B, H]`` of one layer (P = projection, or H without one)."""
@@ -71,6 +73,7 @@ def run_lstm(
     """
     device = inputs.device.type
     weights = tensors(layer, *_NAMES, *(("weight_hr_l0",) if layer.proj_size else ()))
+    _count(inputs, weights)
     dtype = autocast_dtype(device)
     if dtype is not None:
         # Cast here, because torch's autocast casts cuDNN's LSTM to fp16 even when another dtype
@@ -94,6 +97,15 @@ def run_lstm(
                 inputs, (hidden, cell), weights, True, 1, 0.0, layer.training, False, False
             )
     return outputs, (hidden.squeeze(0), cell.squeeze(0))
+
+
+def _count(inputs: Tensor, weights: Sequence[Tensor]) -> None:
+    """Count the products of ``[..., input_dim]`` inputs; outputs need a gradient if weights do."""
+    rows = inputs.numel() // inputs.size(-1)
+    weight_ih, *others = [weight for weight in weights if weight.dim() == 2]
+    count_product(rows * weight_ih.numel(), inputs, weight_ih)
+    for weight in others:
+        count_product(rows * weight.numel(), weight_ih, weight)
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -144,6 +156,9 @@ def lstm_step(layer: nn.LSTM, inputs: Tensor, state: LstmState) -> tuple[Tensor,
         ``[B, P]`` output and the state after the step.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = tensors(layer, *_NAMES)
+    _count(
+        inputs, (weight_ih, weight_hh, *tensors(layer, *("weight_hr_l0",) * bool(layer.proj_size)))
+    )
     if not layer.proj_size:
         hidden, cell = torch.lstm_cell(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
         return hidden, (hidden, cell)

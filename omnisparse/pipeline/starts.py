@@ -31,7 +31,7 @@ from omnisparse.methods.distillation import (
     feature_map,
 )
 from omnisparse.methods.factorization import factorize, projected_layers
-from omnisparse.methods.hypotheses import Found, HypothesisCache, decode_hypotheses
+from omnisparse.methods.hypotheses import DecodingCost, Found, HypothesisCache, decode_hypotheses
 from omnisparse.models import SpeechModel
 from omnisparse.models.torchaudio import find_torchaudio
 from omnisparse.runs import directory as runs
@@ -174,10 +174,14 @@ def load_method(
     features: FrameSource,
     accelerator: Accelerator,
     stage: Stage,
-) -> Method:
+) -> tuple[Method, DecodingCost | None]:
     """Build the method; load and check its teacher, and decode its hypotheses if needed.
 
     A new run starts from ``config.init``, if it is set.
+
+    Returns:
+        The method, and what decoding its hypotheses cost, in this run or in an earlier one that
+        needed the same; None if it needs none.
 
     Raises:
         OmnisparseError: If the teacher or the initial net cannot be used for this student.
@@ -188,7 +192,7 @@ def load_method(
         student.model.skip_phases()
     distillation = distillation_of(config.method)
     if distillation is None:
-        return build_method(config.method, seed=config.seed)
+        return build_method(config.method, seed=config.seed), None
     loaded = runs.load_model(distillation.teacher)
     name = f"teacher {distillation.teacher}"
     model = student.model
@@ -203,8 +207,9 @@ def load_method(
     digest = digest_of(loaded.model)
     teacher_model = loaded.model.to(accelerator.device)
     hypotheses: Found = {}
+    decoding = None
     if distillation.num_hypotheses:
-        hypotheses = _hypotheses(
+        hypotheses, decoding = _hypotheses(
             teacher_model, digest, loaded.extractor, student.tokenizer, cuts, features,
             root=Path(config.corpus.root) / "hypotheses", beam=distillation.beam,
             accelerator=accelerator, stage=stage,
@@ -214,7 +219,7 @@ def load_method(
         teacher_model = accelerator.prepare_model(teacher_model, evaluation_mode=True)
     scale, shift = feature_map(loaded.extractor, student.extractor)
     teacher = Teacher(teacher_model, scale=scale, shift=shift, hypotheses=hypotheses)
-    return build_method(config.method, seed=config.seed, teacher=teacher)
+    return build_method(config.method, seed=config.seed, teacher=teacher), decoding
 
 
 def _hypotheses(
@@ -229,8 +234,8 @@ def _hypotheses(
     beam: int,
     accelerator: Accelerator,
     stage: Stage,
-) -> Found:
-    """Hypotheses of all training utterances; those in the cache are not decoded again."""
+) -> tuple[Found, DecodingCost]:
+    """Hypotheses of all training utterances, and what they cost; the cache is not decoded again."""
     ordered = sorted(features.available(cuts), key=lambda cut: (cut.duration, cut.id))
     by_id = {cut.id: cut for cut in ordered}
     key = {
@@ -255,7 +260,7 @@ def _hypotheses(
         decode, rank=accelerator.process_index, world_size=accelerator.num_processes, note=stage
     )
     accelerator.wait_for_everyone()
-    return cache.read()
+    return cache.read(), cache.cost()
 
 
 def _check_not_above(

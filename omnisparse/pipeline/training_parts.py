@@ -110,9 +110,16 @@ def make_trainer(
     check_size(config, model, stage)
     recordings = features.recordings() if accelerator.is_main_process else ""
     student = Student(model, extractor, tokenizer, is_fresh=inputs.checkpoint is None)
+    method, decoding = load_method(config, student, cuts, features, accelerator, stage)
+    record = {
+        **{"max_steps": max_steps, "precision": precision_of(accelerator)},
+        **{"recordings": recordings, **record},
+    }
+    if decoding is not None:
+        record["decoding"] = decoding._asdict()
     return Trainer(
         model,
-        load_method(config, student, cuts, features, accelerator, stage),
+        method,
         batches,
         config.training,
         max_steps=max_steps,
@@ -120,10 +127,7 @@ def make_trainer(
         run=run,
         accelerator=accelerator,
         tracker=tracker,
-        record={
-            **{"max_steps": max_steps, "precision": precision_of(accelerator)},
-            **{"recordings": recordings, **record},
-        },
+        record=record,
         evaluate=_evaluator(config, model, cuts, inputs.dev, extractor, tokenizer, accelerator),
         on_progress=on_progress,
         stage=stage,

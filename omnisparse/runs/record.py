@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnisparse.errors import FormatError
-from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.evaluation.account import TrainingAccount, sum_known
 from omnisparse.runs import directory as runs
 
 if TYPE_CHECKING:
@@ -33,9 +33,12 @@ class Training:
     identity: str
     """Step and checksum of its weights, so that the same training is counted only once."""
     utterance_passes: float = 0.0
+    """Decoded utterances included: each is one pass."""
     optimizer_steps: int = 0
     device_seconds: float = 0.0
     search_evaluations: int = 0
+    flops: float | None = None
+    """Floating-point operations; None where they were not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,8 @@ class RunRecord:
             search_evaluations=own.search_evaluations,
             teacher_utterance_passes=sum(source.utterance_passes for source in self.sources),
             teacher_device_seconds=sum(source.device_seconds for source in self.sources),
+            flops=own.flops,
+            teacher_flops=sum_known(source.flops for source in self.sources),
             seed=self.seed,
             commit=self.commit,
         )
@@ -100,16 +105,21 @@ def read_record(run: Path) -> RunRecord:
 def _record_of(name: str, document: Mapping[str, Any], path: Path) -> RunRecord:
     state = document["state"]
     record, cost = state.get("record", {}), state.get("cost", {})
+    decoding = record.get("decoding", {})
     try:
+        flops = sum_known((cost.get("flops"), decoding.get("flops", 0.0)))
         weights = document["files"][runs.WEIGHTS]
         return RunRecord(
             training=Training(
                 run=name,
                 identity=f"{document['step']}-{int(weights['crc32']):08x}",
-                utterance_passes=float(cost.get("utterance_passes", 0.0)),
+                utterance_passes=float(cost.get("utterance_passes", 0.0))
+                + float(decoding.get("utterances", 0.0)),
                 optimizer_steps=document["step"],
-                device_seconds=float(cost.get("device_seconds", 0.0)),
+                device_seconds=float(cost.get("device_seconds", 0.0))
+                + float(decoding.get("device_seconds", 0.0)),
                 search_evaluations=int(record.get("search_evaluations", 0)),
+                flops=flops,
             ),
             sources=tuple(Training(**source) for source in record.get("sources", ())),
             row=record.get("row"),
@@ -213,6 +223,7 @@ def _trainings_of(path: Path) -> list[Training]:
         optimizer_steps=account.optimizer_steps,
         device_seconds=account.device_seconds,
         search_evaluations=account.search_evaluations,
+        flops=account.flops,
     )
     if not account.teacher_utterance_passes:
         return [own]
@@ -222,16 +233,17 @@ def _trainings_of(path: Path) -> list[Training]:
         identity=f"{identity}/sources",
         utterance_passes=account.teacher_utterance_passes,
         device_seconds=account.teacher_device_seconds,
+        flops=account.teacher_flops,
     )
     return [own, needed]
 
 
-def total_cost(trainings: Iterable[Training]) -> Mapping[str, float]:
+def total_cost(trainings: Iterable[Training]) -> dict[str, Any]:
     """Total cost of trainings; each is counted once, even if it is named several times.
 
     Returns:
         ``trainings``, ``utterance_passes``, ``optimizer_steps``, ``device_seconds``,
-        ``search_evaluations``.
+        ``search_evaluations``, ``flops`` (None if one of them did not count any).
     """
     distinct = {training.identity: training for training in trainings}.values()
     return {
@@ -240,4 +252,5 @@ def total_cost(trainings: Iterable[Training]) -> Mapping[str, float]:
         "optimizer_steps": sum(training.optimizer_steps for training in distinct),
         "device_seconds": sum(training.device_seconds for training in distinct),
         "search_evaluations": sum(training.search_evaluations for training in distinct),
+        "flops": sum_known(training.flops for training in distinct),
     }

@@ -10,7 +10,6 @@ a CPU a resumed run repeats the uninterrupted run bit by bit, without saving any
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -26,6 +25,7 @@ from omnisparse.methods.base import Loss, Method
 from omnisparse.models.base import SpeechModel
 from omnisparse.training.checkpoint import Checkpoint, checkpoint_folder, save_checkpoint
 from omnisparse.training.config import TrainingConfig
+from omnisparse.training.cost import TrainingCost
 from omnisparse.training.denormals import denormals_flushed
 from omnisparse.training.heap import keep_freed_memory
 from omnisparse.training.launch import precision_of
@@ -40,9 +40,6 @@ from omnisparse.training.window import Pending, Window
 
 _AGREE_EVERY = 4
 """Steps after which several processes ask each other whether to stop."""
-
-_SUMMED_COSTS = ("utterance_passes", "device_seconds", "cpu_seconds")
-"""The cost of training; each process counts its own, records hold the sum over processes."""
 
 
 class Trainer:
@@ -101,7 +98,7 @@ class Trainer:
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
         self.best: float | None = None
         self.step = 0
-        self.cost = dict.fromkeys(_SUMMED_COSTS, 0.0) | {"skipped_steps": 0.0}
+        self.cost = TrainingCost()
         self._skipped_in_a_row = 0
         self._window = Window()
         self._stop = StopSignals()
@@ -115,7 +112,7 @@ class Trainer:
             InterruptedTrainingError: If a signal requested a stop; a checkpoint is written first.
             OmnisparseError: If the gradient stays non-finite.
         """
-        metrics: Metrics = dict(self.cost)
+        metrics: Metrics = self.cost.own()
         with self._stop.caught(), self.running():
             stream = iter(self.batches) if self.step < self.max_steps else iter(())
             for batch in stream:
@@ -154,15 +151,19 @@ class Trainer:
         Raises:
             OmnisparseError: If memory does not suffice, or the gradient stays non-finite.
         """
-        started, cpu_started = time.perf_counter(), time.process_time()
-        step = self.step
+        with self.cost.of_step():
+            self._step(batch, self.step)
+        self.step += 1
+
+    def _step(self, batch: Batch, step: int) -> None:
         torch.manual_seed(_mix(self.seed, step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config, self.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.set_step(step)
         try:
-            pending, passes = self._accumulate(batch, step)
+            with self.cost.of_passes(is_copy=batch.is_copy):
+                pending, passes = self._accumulate(batch, step)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise_if_out_of_memory(error, batch)
             raise
@@ -175,10 +176,7 @@ class Trainer:
         else:
             self._skip(batch)
         self.method.on_step_end(step)
-        self.step += 1
-        self.cost["utterance_passes"] += passes
-        self.cost["device_seconds"] += time.perf_counter() - started
-        self.cost["cpu_seconds"] += time.process_time() - cpu_started
+        self.cost.add_passes(passes)
         self._window.add(pending, {"gradient_norm": norm})
 
     def _accumulate(self, batch: Batch, step: int) -> tuple[list[Pending], int]:
@@ -247,7 +245,7 @@ class Trainer:
 
     def _skip(self, batch: Batch) -> None:
         """Count a step with a non-finite gradient; all processes have the same reduced gradient."""
-        self.cost["skipped_steps"] += 1
+        self.cost.skipped_steps += 1
         self._skipped_in_a_row += 1
         if self.accelerator.is_main_process:
             self.stage(
@@ -357,20 +355,18 @@ class Trainer:
         self.step = checkpoint.step
         # Absent in checkpoints of before: then the first line averages the steps since.
         self._window.restore(checkpoint.state.get("window", {}))
-        cost = checkpoint.state["cost"]
-        self.cost = {name: cost[name] / self.accelerator.num_processes for name in _SUMMED_COSTS}
-        self.cost["skipped_steps"] = cost["skipped_steps"]
+        self.cost.restore(checkpoint.state["cost"], self.accelerator.num_processes)
 
     def _summed_cost(self) -> Metrics:
-        """Cost of all processes together; the number of skipped steps is the same on each."""
-        own = torch.tensor([self.cost[name] for name in _SUMMED_COSTS], dtype=torch.float64)
-        if self.accelerator.device.type == "mps":  # has no float64
-            own = own.float()
-        summed = self._sum(own.to(self.accelerator.device)).tolist()
-        return {
-            **dict(zip(_SUMMED_COSTS, summed, strict=True)),
-            "skipped_steps": self.cost["skipped_steps"],
-        }
+        """Cost of all processes together."""
+        device = self.accelerator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+
+        def add(own: list[float]) -> list[float]:
+            total: list[float] = self._sum(torch.tensor(own, dtype=dtype, device=device)).tolist()
+            return total
+
+        return self.cost.summed(add)
 
     def _stop_signal(self) -> int | None:
         """The signal that told any process to stop, if one did; several ask every few steps."""

@@ -18,6 +18,7 @@ from omnisparse.errors import DataError
 from omnisparse.methods import hypotheses
 from omnisparse.methods.hypotheses import HypothesisCache, decode_hypotheses
 from omnisparse.models import Hypothesis
+from omnisparse.models.operations import counted_operations
 
 IDS = [f"u{index}" for index in range(10)]
 KEY = {"teacher": "abc", "beam": 2}
@@ -107,6 +108,7 @@ import sys, time
 from pathlib import Path
 from omnisparse.methods import hypotheses
 from omnisparse.models import Hypothesis
+from omnisparse.models.operations import counted_operations
 hypotheses.PART_UTTERANCES = 4
 def decode(ids):
     time.sleep(0.2)
@@ -147,3 +149,21 @@ def test_decoding_gives_the_models_own_beam() -> None:
     beams = model.nbest(batch.features, batch.feature_lengths, beam=3)
     assert [found[name] for name in batch.ids] == beams
     assert all(1 <= len(beam) <= 3 for beam in beams)
+
+
+def test_what_decoding_cost_is_kept_with_it(tmp_path: Path) -> None:
+    """A run that finds the hypotheses pays for them as the run that decoded them."""
+    model = make_model(LAS)
+    batch = make_batch(4)
+    ids = list(batch.ids)
+    cache = HypothesisCache(tmp_path, KEY, ids)
+    assert cache.cost() == (len(ids), None, 0.0)
+    cache.fill(lambda _: decode_hypotheses(model, [batch], beam=2, device=torch.device("cpu")))
+    again = HypothesisCache(tmp_path, KEY, ids).cost()
+    assert again.utterances == len(ids)
+    with counted_operations() as count:
+        model.nbest(batch.features, batch.feature_lengths, beam=2)
+    assert again.flops == count.total > 0
+    assert again.device_seconds > 0
+    (cache.folder / "cost-00000.json").unlink()  # written by an earlier version
+    assert HypothesisCache(tmp_path, KEY, ids).cost().flops is None

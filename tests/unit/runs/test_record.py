@@ -69,6 +69,30 @@ def test_teachers_of_teachers_are_billed_once(tmp_path: Path) -> None:
     assert (cost["trainings"], cost["utterance_passes"]) == (4, 100.0 + 20.0 + 80.0 + 70.0)
 
 
+def test_operations_and_decoding_are_in_the_bill(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run", 5.0, Config())
+    state = run / "checkpoints" / "step-00000005" / "state.json"
+    before = json.loads(state.read_text())
+    assert (read_record(run).account.flops, read_record(run).account.teacher_flops) == (None, 0.0)
+    document = json.loads(state.read_text())
+    document["state"]["cost"]["flops"] = 7e12
+    state.write_text(json.dumps(document))
+    assert read_record(run).account.flops == 7e12
+    document["state"]["record"]["decoding"] = {
+        "utterances": 40, "flops": 3e12, "device_seconds": 2.5,
+    }  # fmt: skip
+    state.write_text(json.dumps(document))
+    account = read_record(run).account
+    assert (account.flops, account.utterance_passes, account.device_seconds) == (1e13, 45.0, 3.0)
+    document["state"]["record"]["decoding"]["flops"] = None  # a cache of an earlier version
+    state.write_text(json.dumps(document))
+    assert read_record(run).account.flops is None
+    student = read_record(make_run(tmp_path, "student", 5.0, Config(init=str(run))))
+    assert student.account.teacher_flops is None
+    state.write_text(json.dumps(before))
+    assert total_cost([student.training])["flops"] is None
+
+
 def test_a_partly_trained_source_costs_what_its_checkpoint_says(tmp_path: Path) -> None:
     make_run(tmp_path, "long", 10.0, Config(), steps=1)
     long = make_run(tmp_path, "long", 90.0, Config(), steps=9)
