@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from omnisparse.cli.main import verbs
 from omnisparse.comparison import measure as comparison
 from omnisparse.comparison.candidates import read_candidates
+from omnisparse.comparison.plan import plan_models
 from omnisparse.errors import DataError, OmnisparseError
 from omnisparse.evaluation import devices
 from omnisparse.evaluation.workers import Workers
@@ -114,7 +115,7 @@ def test_compare(run: Path, speech: Path, workers: Workers) -> None:
     for processes in (None, workers):
         shutil.rmtree(run / "compare", ignore_errors=True)
         candidates, _ = read_candidates([run], by="method")
-        models = comparison.plan_models(candidates, ["60%"], lambda line: None)
+        models = plan_models(candidates, ["60%"], lambda line: None)
         tests = {"dev": speech / "dev.jsonl"}
         measured.append(
             comparison.measure(models, tests, beam=1, progress=silent, workers=processes)

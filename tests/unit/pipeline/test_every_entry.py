@@ -13,6 +13,7 @@ import pytest
 
 from omnisparse.comparison import measure as comparison
 from omnisparse.comparison.candidates import read_candidates
+from omnisparse.comparison.plan import plan_models
 from omnisparse.config import CorpusConfig, RunConfig
 from omnisparse.data.corpora import import_corpus
 from omnisparse.pipeline.evaluate import evaluate_model
@@ -88,7 +89,7 @@ def test_every_verb_hears_the_same_of_both_readings(
         result = search_run(run, sizes=["50%"], config=options, manifest=path, out=out)
         found[name].append([(entry["wer"], entry["spec"]) for entry in result["front"]])
         candidates, _ = read_candidates([run], by="method")
-        models = comparison.plan_models(candidates, ["50%"], lambda line: None)
+        models = plan_models(candidates, ["50%"], lambda line: None)
         (measured,) = comparison.measure(models, {"test": path}, beam=1, progress=silently)
         found[name].append(measured.counts)
         assert len(measured.counts) == 190
