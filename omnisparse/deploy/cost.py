@@ -2,7 +2,7 @@
 
 The constants are nanoseconds of one thread, measured on the processor that
 ``benchmarks/sparse_runtime_cpu_2026-11.md`` names. What decides is their ratio; ``omnisparse
-bench`` tells where a choice was wrong.
+bench --layers`` tells where a choice was wrong.
 """
 
 from __future__ import annotations

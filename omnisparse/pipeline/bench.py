@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from omnisparse.deploy.bench import RUNTIMES, BenchRow, Runtime, measure, to_dicts
-from omnisparse.deploy.engine import require_torch
+from omnisparse.deploy.bench_layers import LayerRow, measure_layers
+from omnisparse.deploy.engine import needs_torch, require_torch
 from omnisparse.deploy.native import LEVELS, kernels
 from omnisparse.durable import replacing
-from omnisparse.errors import UsageError
+from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.runs import directory as runs
+from omnisparse.runs.opening import open_model
 
 TONES_SECONDS = 10.0
 
@@ -94,6 +96,26 @@ def _of_a_run(row: BenchRow) -> BenchRow:
     weights = runs.newest_checkpoint(run)[0] / runs.WEIGHTS
     files = [weights, run / "model.json", run / "tokenizer.model"]
     return replace(row, file_bytes=sum(file.stat().st_size for file in files))
+
+
+def bench_layers(
+    model: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[LayerRow]:
+    """Time every packing of every thinned matrix of a model.
+
+    Raises:
+        OmnisparseError: If it is no model of our runtime, or no matrix of it is thinned.
+    """
+    files = open_model(model)
+    why = needs_torch(files.model)
+    if why is not None:
+        raise OmnisparseError(f"{model}: {why} is run by torch, not by kernels for its layers")
+    rows = measure_layers(files, progress=progress)
+    if not rows:
+        raise OmnisparseError(
+            f"{model}: no matrix of it is thinned; `omnisparse extract --size` makes such a model"
+        )
+    return rows
 
 
 def _export(model: Path, runtime: Runtime, out: Path) -> None:

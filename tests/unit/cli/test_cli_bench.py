@@ -125,3 +125,26 @@ def test_all_runtimes_say_the_same(speaking: Path, run_json: Any) -> None:
     ]  # fmt: skip
     assert texts["sparse"] == texts["torch"] == texts["onnxruntime"] == texts["onnxruntime-packed"]
     assert texts["sparse"]
+
+
+def test_bench_of_layers_times_every_packing(speaking: Path, tmp_path: Path, run_json: Any) -> None:
+    for block, kinds in (("1x1", {"dense", "csr"}), ("8x1", {"dense", "block"})):
+        path = tmp_path / block
+        run_json("extract", "--run", speaking, "--size", "40%", "--block", block, "--out", path)
+        result = run_json("bench", path, "--rounds", "1", "--layers")
+        rows = result["layers"][str(path)]
+        assert len(rows) == sum(
+            layer["nonzero"] < layer["parameters"] for layer in run_json("inspect", path)["layers"]
+        )
+        for row in rows:
+            assert kinds <= set(row["microseconds"])
+            assert row["chosen"] in row["microseconds"]
+            assert row["fastest"] == min(row["microseconds"], key=row["microseconds"].__getitem__)
+            assert row["loss"] >= 1
+            assert 0 < row["density"] < 1
+
+
+def test_layers_of_a_model_without_thinned_matrices(speaking: Path, run: Any) -> None:
+    result = run("bench", speaking, "--rounds", "1", "--layers")
+    assert result.exit_code == 1
+    assert "no matrix of it is thinned; `omnisparse extract --size`" in result.stderr
