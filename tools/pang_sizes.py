@@ -9,7 +9,7 @@ pieces, 4 heads, embedding 96, attention as wide as the encoder's output, layer 
 
 from __future__ import annotations
 
-from omnisparse.comparison.widths import count_parameters, parameter_shapes, solve_model
+from omnisparse.methods.widths import count_parameters, parameter_shapes, solve_model
 from omnisparse.models import LasConfig
 from omnisparse.sparsity.layer_limit import count_layers
 

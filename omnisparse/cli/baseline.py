@@ -35,9 +35,12 @@ WITHOUT_TEACHER = {
     "distilled": "base",
     "factored_distilled": "factored",
     "factored_distilled_pruned": "pruned",
+    "progressive": "progressive",
+    "progressive_fixed": "progressive_fixed",
+    "progressive_direct": "progressive_direct",
 }
 """For a row that needs a teacher, a row of the same size (a student: the same shape) that does not
-need one."""
+need one; a compression over several stages can be checked without its teacher."""
 
 STUDENTS = ("distilled", "factored_distilled")
 """Rows whose net is first trained on labels for a part of the steps."""
@@ -149,16 +152,16 @@ def plan_baseline(
         OmnisparseError: If the row cannot be made at this size.
     """
     from omnisparse.comparison.baselines import scale_length
-    from omnisparse.comparison.rows import PART
     from omnisparse.config import load_config
     from omnisparse.errors import OmnisparseError
+    from omnisparse.runs.record import PART
 
     request = parse_request(overrides)
     base = load_config(config, request.common)
     # Check as much as possible before the long training of a teacher.
     first = WITHOUT_TEACHER[request.method] if request.lacks_teacher else request.method
     row = configure(
-        base, replace(request, method=first, own=() if first != request.method else request.own)
+        base, replace(request, method=first, own=request.own if first == request.method else ())
     )
 
     def train(report: Report, out: Path | None) -> Mapping[str, Any]:

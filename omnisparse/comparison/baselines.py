@@ -22,8 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnisparse.comparison.rows import BUILT_IN, REGISTERED, ROWS, SUPERNETS
-from omnisparse.comparison.widths import count_parameters, solve_model, with_projections
+from omnisparse.comparison.rows import BUILT_IN, PLANS, REGISTERED, ROWS, SUPERNETS
 from omnisparse.config import RunConfig
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import (
@@ -32,10 +31,13 @@ from omnisparse.methods import (
     DistillationConfig,
     GradualPruningConfig,
     MethodConfig,
+    ProgressiveConfig,
     SandwichConfig,
     has_key,
     passes_of,
 )
+from omnisparse.methods.progressive import plan_models
+from omnisparse.methods.widths import count_parameters, solve_model, with_projections
 from omnisparse.models import ModelConfig, TransducerConfig
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.layer_limit import parse_layer_limit
@@ -99,12 +101,14 @@ def baseline_config(
         model: ModelConfig = family
         if (widest is not None or limit is not None) and method not in SUPERNET_BUDGETS:
             model = solve_model(family, parameters=widest, layer_limit=limit, **dimensions)
+        trained_by = _method(base.method, method, size, target, teacher)
+        if isinstance(trained_by, ProgressiveConfig):
+            plan_models(trained_by, model, **dimensions)  # raises before a teacher is trained
     except ValueError as error:
         raise OmnisparseError(f"{method} of size {size}: {error}") from error
     if teacher is not None:
         trained = count_parameters(model, **dimensions)
         _check_teacher(teacher, trained if target is None else target)
-    trained_by = _method(base.method, method, size, target, teacher)
     share = SUPERNET_BUDGETS.get(method, 1.0) / passes_of(trained_by)
     if share != 1:
         base = scale_length(base, share)
@@ -162,16 +166,22 @@ def kind_of(method: str) -> str | None:
     """Kind of the method that trains a row; None if other settings also define the row."""
     if method in REGISTERED:
         return method
+    if method in PLANS:
+        return ProgressiveConfig().kind
     return SandwichConfig().kind if method in SUPERNETS else None
 
 
 def _is_pruned(method: str) -> bool:
-    """Whether a row prunes to its size."""
+    """Whether a row compresses the net of the configuration to its size."""
+    if method in PLANS:
+        return True
     return has_key(method, "size") if method in REGISTERED else method.endswith("pruned")
 
 
 def _takes_teacher(method: str) -> bool:
     """Whether a row may learn from a teacher."""
+    if method in PLANS:
+        return PLANS[method] != "scratch"
     if method in REGISTERED:
         return has_key(method, "distillation")
     return "distilled" in method or method == "pruned"
@@ -233,6 +243,11 @@ def _method(
     """The training method of a row, with the settings of ``given`` if the kinds agree."""
     if method in REGISTERED:
         return _registered(given, method, target, teacher)
+    if method in PLANS:
+        stages = given if isinstance(given, ProgressiveConfig) else ProgressiveConfig()
+        taught = None if teacher is None else str(teacher)
+        plan: Any = PLANS[method]
+        return replace(stages, plan=plan, size=str(target), teacher=taught)
     if method in SUPERNET_BUDGETS:
         return given if isinstance(given, SandwichConfig) else SandwichConfig()
     distillation = None

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from omnisparse.comparison.rows import (
     METHODS,
-    PART,
     REGISTERED,
     ROWS,
     SUPERNET,
@@ -22,7 +21,7 @@ from omnisparse.config import ConfigError, RunConfig, config_to_dict, load_confi
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import has_every_size, passes_of
 from omnisparse.runs import directory as runs
-from omnisparse.runs.record import SOURCE_KEYS, RunRecord, read_record
+from omnisparse.runs.record import PART, SOURCE_KEYS, RunRecord, read_record
 from omnisparse.sparsity.budget import num_nonzero, num_parameters
 from omnisparse.training.tracking import flatten
 

@@ -8,9 +8,6 @@ from typing import Literal
 
 from omnisparse.methods import KINDS, has_every_size
 
-PART = "part"
-"""Row of a run that is only the first steps of another run; it is in no table."""
-
 BUILT_IN = {
     "base": "Base",
     "factored": "Factorization (F)",
@@ -18,12 +15,17 @@ BUILT_IN = {
     "pruned": "Sparsity (S)",
     "factored_distilled": "F + D",
     "factored_distilled_pruned": "F + D + S",
+    "progressive": "Progressive distillation",
+    "progressive_fixed": "Progressive, first teacher only",
+    "progressive_direct": "Direct distillation",
+    "progressive_scratch": "Small net from scratch",
     "supernet": "Supernet",
     "supernet_double": "Supernet, twice the budget",
 }
-"""The rows of Pang et al. 2018 and the supernets, in order, with their displayed names."""
+"""The rows of Pang et al. 2018, compressions over several stages with their rivals, and the
+supernets, in order, with their displayed names."""
 
-_KINDS_OF_BUILT_IN = {"dense", "sandwich", "distillation", "gradual_pruning"}
+_KINDS_OF_BUILT_IN = {"dense", "sandwich", "distillation", "gradual_pruning", "progressive"}
 
 REGISTERED = {
     kind: kind.replace("_", " ").capitalize() for kind in KINDS if kind not in _KINDS_OF_BUILT_IN
@@ -32,6 +34,14 @@ REGISTERED = {
 
 ROWS = {**BUILT_IN, **REGISTERED}
 """All rows of methods in order, with their displayed names."""
+
+PLANS = {
+    "progressive": "progressive",
+    "progressive_fixed": "fixed",
+    "progressive_direct": "direct",
+    "progressive_scratch": "scratch",
+}
+"""Rows of a compression over several stages, and the plan that trains each."""
 
 SUPERNET, PRUNED = "supernet", "pruned"
 SUPERNETS = (SUPERNET, "supernet_double", *filter(has_every_size, REGISTERED))
@@ -74,7 +84,7 @@ METHODS = TableRows(
     heading="method",
     labels=ROWS,
     rival=PRUNED,
-    compared=frozenset((*SUPERNETS, *REGISTERED)),
+    compared=frozenset((*SUPERNETS, *PLANS, *REGISTERED)),
     picture="sizes",
 )
-"""All methods; supernets and registered methods are compared with gradual pruning."""
+"""All methods; those whose kind has no row in Pang et al. are compared with gradual pruning."""

@@ -98,6 +98,9 @@ class RunConfig:
     """Run, artifact or checkpoint folder with the initial weights: a net of the same shape, or the
     same net without projections, which is then factorised by truncated SVD; null for random
     weights."""
+    reduce_init: bool = False
+    """Whether ``init`` may also be a larger net of the same kind, of which only a part is taken:
+    some of its layers, some of their units, or products of a lower rank."""
     max_layer_parameters: str | int | None = None
     """Most parameters of any recurrent layer, such as 4M; null for no limit."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -116,6 +119,8 @@ class RunConfig:
             raise ValueError(
                 "data.statistics is 'init' without init; legal: auto, own, or init=RUN"
             )
+        if self.reduce_init and self.init is None:
+            raise ValueError("reduce_init is true without init; legal: init=RUN")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", self.license):
             raise ValueError(f"license is {self.license!r}; a hub's name of one, as apache-2.0")
         if self.max_layer_parameters is not None:

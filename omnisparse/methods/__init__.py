@@ -20,9 +20,16 @@ from typing import Any, get_args
 from omnisparse.methods.base import Dense, DenseConfig, Loss, Method
 from omnisparse.methods.distillation import Distillation, DistillationConfig, Teacher
 from omnisparse.methods.gradual_pruning import GradualPruning, GradualPruningConfig
+from omnisparse.methods.progressive import ProgressiveConfig
 from omnisparse.methods.sandwich import Sandwich, SandwichConfig
 
-MethodConfig = DenseConfig | SandwichConfig | DistillationConfig | GradualPruningConfig
+LossConfig = DenseConfig | SandwichConfig | DistillationConfig | GradualPruningConfig
+"""Methods that are one training: sources of losses."""
+
+StagedConfig = ProgressiveConfig
+"""Methods of several trainings, one after the other; ``omnisparse/pipeline/stages.py``."""
+
+MethodConfig = LossConfig | StagedConfig
 
 KINDS: Mapping[str, Any] = {
     str(next(item.default for item in fields(member) if item.name == "kind")): member
@@ -50,10 +57,11 @@ def build_method(config: MethodConfig, *, seed: int, teacher: Teacher | None = N
     """Return the method that ``config`` describes.
 
     Args:
-        config: One of the union's members.
+        config: One of the union's members; of a method of several trainings, that of a stage.
         seed: The run's seed.
         teacher: The teacher that :func:`distillation_of` configures, if any.
     """
+    assert not isinstance(config, StagedConfig), "each of its stages has its own"
     if isinstance(config, SandwichConfig):
         return Sandwich(config, seed=seed)
     if isinstance(config, GradualPruningConfig):
@@ -82,10 +90,13 @@ __all__ = [
     "GradualPruning",
     "GradualPruningConfig",
     "Loss",
+    "LossConfig",
     "Method",
     "MethodConfig",
+    "ProgressiveConfig",
     "Sandwich",
     "SandwichConfig",
+    "StagedConfig",
     "Teacher",
     "build_method",
     "distillation_of",

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from omnisparse.config import RunConfig
+from omnisparse.errors import OmnisparseError
+from omnisparse.methods import StagedConfig
 from omnisparse.pipeline.train import begin
 from omnisparse.pipeline.training_data import TrainingData
 from omnisparse.pipeline.training_parts import make_trainer, prepare_inputs
@@ -42,6 +44,11 @@ def dry_run(
         OmnisparseError: If the data or the configuration cannot be used, or memory does not
             suffice.
     """
+    if isinstance(config.method, StagedConfig):
+        raise OmnisparseError(
+            f"method {config.method.kind} trains several nets, a dry run is of one; legal: "
+            "method=dense, which is the largest of them"
+        )
     accelerator, stage = begin(config, on_stage)
     is_main = accelerator.is_main_process
     with ExitStack() as stack:

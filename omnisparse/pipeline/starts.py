@@ -31,6 +31,7 @@ from omnisparse.methods.distillation import (
     feature_map,
 )
 from omnisparse.methods.factorization import factorize, projected_layers
+from omnisparse.methods.handover import hand_over
 from omnisparse.methods.hypotheses import DecodingCost, Found, HypothesisCache, decode_hypotheses
 from omnisparse.models import SpeechModel
 from omnisparse.models.torchaudio import find_torchaudio
@@ -61,7 +62,8 @@ def require_models(config: RunConfig) -> None:
         OmnisparseError: Naming it.
     """
     distillation = distillation_of(config.method)
-    for path in (config.init, distillation.teacher if distillation else None):
+    teacher = distillation.teacher if distillation else getattr(config.method, "teacher", None)
+    for path in (config.init, teacher):
         if path is not None:
             runs.require_directory(Path(path))
     if config.data.tokenizer is not None:
@@ -117,11 +119,12 @@ def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
         raise OmnisparseError(str(error)) from error
 
 
-def start_weights(init: str, student: Student, stage: Stage) -> None:
+def start_weights(init: str, student: Student, stage: Stage, *, reduce: bool = False) -> None:
     """Write the weights of another net into the net in training.
 
     A net of the same shape is copied. If the net in training has LSTMP layers and the other net has
-    the same layers without projection, these are factorised by truncated SVD.
+    the same layers without projection, these are factorised by truncated SVD. With ``reduce``, a
+    net of another shape may also be larger, and what fits of it is taken.
 
     Raises:
         OmnisparseError: If it cannot be read, or its tokens, features or shapes do not fit.
@@ -141,6 +144,13 @@ def start_weights(init: str, student: Student, stage: Stage) -> None:
         except ValueError as error:
             raise OmnisparseError(f"{name}: {error}") from error
         stage(f"{name}: {len(projected_layers(model))} layers factorised by truncated SVD")
+    elif reduce and not _has_shapes_of(loaded.model, model):
+        try:
+            state = hand_over(loaded.model, model)
+        except ValueError as error:
+            raise OmnisparseError(f"{name}: {error}") from error
+        counts = [num_parameters(net.named_parameters()) for net in (loaded.model, model)]
+        stage(f"{name}: {counts[1]:,} of its {counts[0]:,} parameters, as far as they fit")
     else:
         _check_shapes(name, loaded.model, model)
         stage(name)
@@ -154,6 +164,11 @@ def _is_dense_relative(other: SpeechModel, model: SpeechModel) -> bool:
     return any(
         name not in known and name.replace("weight_hr", "weight_hh") in known for name in own
     )
+
+
+def _has_shapes_of(other: SpeechModel, model: SpeechModel) -> bool:
+    theirs, ours = ({n: t.shape for n, t in m.state_dict().items()} for m in (other, model))
+    return theirs == ours
 
 
 def _check_shapes(name: str, other: SpeechModel, model: SpeechModel) -> None:
@@ -188,7 +203,7 @@ def load_method(
     """
     if config.init is not None:
         if student.is_fresh:
-            start_weights(config.init, student, stage)
+            start_weights(config.init, student, stage, reduce=config.reduce_init)
         student.model.skip_phases()
     distillation = distillation_of(config.method)
     if distillation is None:
@@ -271,7 +286,8 @@ def _check_not_above(
     Raises:
         OmnisparseError: Naming both sizes.
     """
-    largest = num_nonzero(dict(teacher.named_parameters()), find_prunable(teacher))
+    prunable = find_prunable(teacher, may_be_empty=True)
+    largest = num_nonzero(dict(teacher.named_parameters()), prunable)
     method = config.method
     if isinstance(method, GradualPruningConfig):
         budget = Budget.of(model, find_prunable(model, include=method.prunable, exclude=()))

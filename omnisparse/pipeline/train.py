@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from accelerate import Accelerator
 
 from omnisparse.config import RunConfig, config_to_dict
 from omnisparse.console import SWEEP, show_faults
+from omnisparse.methods import StagedConfig
+from omnisparse.pipeline.progressive import progressive_stages
 from omnisparse.pipeline.splits import require_manifests
-from omnisparse.pipeline.starts import (
-    require_models,
-)
+from omnisparse.pipeline.starts import require_models
 from omnisparse.pipeline.training_data import TrainingData
 from omnisparse.pipeline.training_parts import StepProgress, make_trainer, prepare_inputs
 from omnisparse.runs import directory as runs
@@ -42,6 +42,7 @@ def train(
     out: Path | None = None,
     row: str | None = None,
     size: str | None = None,
+    search_evaluations: int = 0,
     is_helper: bool = False,
     accept_changes: bool = False,
     on_progress: StepProgress | None = None,
@@ -49,7 +50,8 @@ def train(
 ) -> TrainResult:
     """Train what ``config`` describes and return the finished run.
 
-    A run directory with the same configuration is continued from its newest checkpoint; a
+    A method of several stages trains one run after the other; the last one is the result. A run
+    directory with the same configuration is continued from its newest checkpoint; a
     finished one is returned at once. Both are refused if the data, or the nets that the
     configuration names, differ from those with which the run began.
 
@@ -58,6 +60,7 @@ def train(
         out: Run directory; None for ``runs/<name>``, or the first free ``runs/<name>-2`` and on.
         row: Row of a comparison for which the run is trained; recorded.
         size: Size for which the run is trained; recorded.
+        search_evaluations: Models that were evaluated to find the net; recorded.
         is_helper: Whether the run is trained for another run, such as a teacher: ``runs/latest`` is
             not changed then, as in a sweep.
         accept_changes: Continue even if the training data, a teacher or ``init`` have changed since
@@ -69,11 +72,17 @@ def train(
         OmnisparseError: If the data, the configuration or the run directory cannot be used.
     """
     accelerator, stage = begin(config, on_stage)
+    if isinstance(config.method, StagedConfig):
+        return _train_stages(
+            config, out, accelerator, stage, row=row, size=size, is_helper=is_helper,
+            accept_changes=accept_changes, on_progress=on_progress, on_stage=on_stage,
+        )  # fmt: skip
     if not list_checkpoints((out or Path("runs") / config.name) / "checkpoints"):
         require_manifests(config.corpus)  # a run that has begun says more of what has changed
     with claimed_run(
-        config, out, accelerator, stage, row=row, size=size, accept_changes=accept_changes
-    ) as (run, record):
+        config, out, accelerator, stage, row=row, size=size,
+        search_evaluations=search_evaluations, accept_changes=accept_changes,
+    ) as (run, record):  # fmt: skip
         stage(f"run {run}: {summarize(run).describe()}")
         data = TrainingData(config, run, stage, accept_changes=accept_changes)
         moves_latest = accelerator.is_main_process and not is_helper and not is_in_sweep()
@@ -85,6 +94,37 @@ def train(
                 runs.link_latest(run)
             return TrainResult(run, *finished)
         return _train(config, run, record, accelerator, data, on_progress, moves_latest)
+
+
+def _train_stages(
+    config: RunConfig,
+    out: Path | None,
+    accelerator: Accelerator,
+    tell: Callable[[str], None],
+    *,
+    row: str | None,
+    size: str | None,
+    is_helper: bool,
+    **options: Any,
+) -> TrainResult:
+    """Train the stages of a method, each as a run of its own; the last one is the result."""
+    stages = progressive_stages(config, out, row=row, size=size, tell=tell)
+    send: Path | None = None
+    while True:
+        # What is decided between stages is measured by the main process; the others read it.
+        with accelerator.main_process_first():
+            stage = next(stages) if send is None else stages.send(send)
+        chosen = stage.config
+        if not stage.is_last and os.environ.get("WANDB_SWEEP_ID"):  # the agent's run is the result
+            chosen = replace(chosen, tracking=replace(chosen.tracking, wandb="off"))
+        result = train(
+            chosen, out=stage.out, row=stage.row, size=stage.size,
+            search_evaluations=stage.search_evaluations,
+            is_helper=is_helper or not stage.is_last, **options,
+        )  # fmt: skip
+        if stage.is_last:
+            return result
+        send = result.run
 
 
 def begin(

@@ -205,7 +205,7 @@ def _describe(
     if not accelerator.is_main_process:
         return
     patterns = getattr(config.method, "prunable", ())
-    prunable = find_prunable(model, include=patterns)
+    prunable = find_prunable(model, include=patterns, may_be_empty=bool(config.model.ranks))
     sizes = {"input_dim": model.input_dim, "vocab_size": tokenizer.vocab_size}
     runs.write_description(
         run,

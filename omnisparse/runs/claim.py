@@ -58,6 +58,7 @@ def claimed_run(
     *,
     row: str | None,
     size: str | None,
+    search_evaluations: int = 0,
     accept_changes: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Find or make the run directory and lock it; the main process decides for all processes.
@@ -69,6 +70,7 @@ def claimed_run(
         stage: Called with messages about waiting for another training and about used directories.
         row: As of :func:`omnisparse.runs.record.make_record`.
         size: As there.
+        search_evaluations: As there.
         accept_changes: Continue even if a net that the configuration names (``init``, a teacher) or
             a tokenizer differs from the one with which the run began.
 
@@ -82,7 +84,9 @@ def claimed_run(
     lock: IO[str] | None = None
     if accelerator.is_main_process:
         try:
-            record = make_record(config, row=row, size=size, commit=_commit())
+            record = make_record(
+                config, row=row, size=size, commit=_commit(), search_evaluations=search_evaluations
+            )
             run, lock = _hold_run(config, out, stage, may_wait=accelerator.num_processes == 1)
             check_starts(run, record, stage, accept_changes=accept_changes)
             chosen[:2] = str(_make_run(run, config)), record

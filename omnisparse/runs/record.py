@@ -20,6 +20,9 @@ from omnisparse.runs import directory as runs
 if TYPE_CHECKING:
     from omnisparse.config import RunConfig
 
+PART = "part"
+"""Row of a run that is only a part of another row's training; it is in no table."""
+
 SOURCE_KEYS = ("teacher", "init")
 """Configuration keys, at any depth, whose value is the path of a run or artifact."""
 
@@ -157,7 +160,12 @@ def _source_block(artifact: Path) -> tuple[dict[str, Any], TrainingAccount]:
 
 
 def make_record(
-    config: RunConfig, *, row: str | None, size: str | None, commit: str | None
+    config: RunConfig,
+    *,
+    row: str | None,
+    size: str | None,
+    commit: str | None,
+    search_evaluations: int = 0,
 ) -> dict[str, Any]:
     """The record that a training of ``config`` stores in every checkpoint.
 
@@ -169,7 +177,7 @@ def make_record(
     for key, path in _source_paths(config):
         for training in _trainings_of(path):
             sources.setdefault(training.identity, training)
-        starts[key] = _identity_of(path)
+        starts[key] = identity_of(path)
     if config.data.tokenizer is not None:
         pieces = runs.load_tokenizer(Path(config.data.tokenizer)).to_bytes()
         starts["data.tokenizer"] = hashlib.sha256(pieces).hexdigest()[:8]
@@ -178,7 +186,7 @@ def make_record(
         "size": size,
         "seed": config.seed,
         "commit": commit,
-        "search_evaluations": 0,
+        "search_evaluations": search_evaluations,
         "sources": [asdict(training) for training in sources.values()],
         "starts": starts,
     }
@@ -194,7 +202,7 @@ def _source_paths(config: RunConfig) -> Iterable[tuple[str, Path]]:
             yield key, Path(value)
 
 
-def _identity_of(path: Path) -> str:
+def identity_of(path: Path) -> str:
     """A name of the weights of a run, checkpoint or artifact; other weights have another name."""
     from omnisparse.artifact import is_artifact
 

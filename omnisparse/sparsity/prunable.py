@@ -23,7 +23,11 @@ _CONVOLUTIONS = (
 
 
 def find_prunable(
-    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] | None = None
+    model: nn.Module,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> list[str]:
     """Names of the matrices to prune.
 
@@ -36,13 +40,15 @@ def find_prunable(
             rule and choose among all parameters of two or more dimensions.
         exclude: Regular expressions of names to leave out. Default: `DEFAULT_EXCLUDE` without
             `include`, nothing with it.
+        may_be_empty: Whether nothing may be left, as in a net all of whose matrices are products
+            of two factors.
 
     Returns:
         Fully qualified names, in model order; a tied parameter appears once.
 
     Raises:
         ValueError: If an expression is malformed, one of `include` matches nothing, or nothing is
-            left.
+            left and something must be.
 
     Source: Pang et al. 2018, section 5: only encoder and decoder LSTM weights are pruned.
     """
@@ -65,7 +71,7 @@ def find_prunable(
     else:
         chosen = [fqn for fqn in matrices if _is_prunable_kind(model, fqn)]
     names = [fqn for fqn in chosen if not any(pattern.search(fqn) for pattern in excluded)]
-    if not names:
+    if not names and not may_be_empty:
         raise ValueError(
             f"nothing to prune with include {list(include)} and exclude {list(exclude)}; "
             f"matrices: {', '.join(matrices) or 'none'}"

@@ -23,9 +23,11 @@ from omnisparse.methods import (
     DenseConfig,
     DistillationConfig,
     GradualPruningConfig,
+    ProgressiveConfig,
     SandwichConfig,
     build_method,
 )
+from omnisparse.methods.progressive import plan_models
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
 from omnisparse.synthetic.corpus import SyntheticConfig
 
@@ -112,7 +114,13 @@ def test_the_sizes_that_a_shipped_configuration_trains_can_be_reached(path: Path
         method = dataclasses.replace(
             method, distillation=None
         )  # a teacher has no say in what can be pruned
-    if not isinstance(method, DistillationConfig):
+    if isinstance(method, ProgressiveConfig):
+        net = net_of(config)
+        dims = {"input_dim": net.input_dim, "vocab_size": config.data.vocab_size}
+        *_, last = plan_models(method, config.model, **dims)
+        whole = sum(weight.numel() for weight in net.parameters())
+        assert 0.39 * whole < last.size <= 0.4 * whole
+    elif not isinstance(method, DistillationConfig):
         build_method(method, seed=0).prepare(net_of(config), max_steps=10)
 
 

@@ -14,17 +14,19 @@ widths are computed from the number of parameters.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 import torch
 
-from omnisparse.models import ModelConfig, build_model
+from omnisparse.models import ModelConfig, TransducerConfig, build_model
 from omnisparse.sparsity.budget import num_parameters
 from omnisparse.sparsity.layer_limit import count_layers
 from omnisparse.sparsity.widths import Widths, solve_widths
 
 WIDTHS = (
     "encoder_dim",
+    "encoder_feed_forward",
     "encoder_projection",
     "decoder_dim",
     "decoder_projection",
@@ -102,7 +104,9 @@ def solve_model(
         for item in sorted(fields(family), key=lambda item: _order(item.name))
         if item.name in WIDTHS and getattr(family, item.name) is not None
     }
-    multiples = {"attention_dim": getattr(family, "attention_heads", 1)}
+    if not has_feed_forward(family):
+        template.pop("encoder_feed_forward", None)
+    multiples = {"attention_dim": getattr(family, "attention_heads", 1), **_steps(family)}
 
     def fits(widths: Widths) -> bool:
         shapes = parameter_shapes(
@@ -123,6 +127,20 @@ def solve_model(
             f"no {family.kind} of this family has so few parameters; its narrowest has {least:,}"
         )
     return _with_widths(family, widths)
+
+
+def has_feed_forward(config: ModelConfig) -> bool:
+    """Whether the layers of the encoder have feed-forward parts, whose width is a key."""
+    return isinstance(config, TransducerConfig) and config.encoder != "lstm"
+
+
+def _steps(family: ModelConfig) -> Widths:
+    """The number of which the encoder's width must be a multiple, where there is one."""
+    if not isinstance(family, TransducerConfig) or family.encoder == "lstm":
+        return {}
+    # A Conformer rotates pairs of values in every head.
+    heads = family.encoder_heads * (2 if family.encoder == "conformer" else 1)
+    return {"encoder_dim": math.lcm(heads, family.time_reduction)}
 
 
 def _with_widths(family: ModelConfig, widths: Widths) -> ModelConfig:

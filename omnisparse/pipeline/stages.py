@@ -1,0 +1,87 @@
+"""Trainings that a method of several stages needs, one after the other.
+
+Each stage is an ordinary run with its own folder, so it is resumed, inspected and evaluated as
+every other run; a stage that is finished is not trained again. What is decided between two stages
+(which net is the next teacher, which ranks to train) is a function of finished runs and is kept
+beside them, so a command that was killed anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnisparse.atomic import replaced_file
+from omnisparse.config import RunConfig
+from omnisparse.errors import OmnisparseError
+from omnisparse.evaluation.evaluate import Decoder, evaluate
+from omnisparse.pipeline.splits import load_dev
+from omnisparse.runs import directory as runs
+from omnisparse.runs.record import identity_of
+
+DEV_RATE = "dev_rate.json"
+"""File of a run with its word error rate on the whole dev split."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training of several."""
+
+    config: RunConfig
+    out: Path | None
+    """Run directory; None for ``runs/<name>``."""
+    row: str
+    """Row of a comparison."""
+    size: str | None = None
+    """Size for which it is trained."""
+    is_last: bool = False
+    """Whether its run is the result."""
+    search_evaluations: int = 0
+    """Models that were evaluated to decide on it and on the stages before."""
+
+
+Stages = Generator[Stage, Path, None]
+"""Gives stages; after each, it is sent the finished run."""
+
+
+def place_of(out: Path | None, suffix: str) -> Path | None:
+    """Folder of a stage beside the folder of the result."""
+    return None if out is None else out.with_name(f"{out.name}-{suffix}")
+
+
+def dev_rate(run: Path, config: RunConfig, tell: Tell) -> float:
+    """Word error rate in percent of a run or artifact on the dev split, kept in a run.
+
+    Args:
+        run: The net.
+        config: Names the dev split.
+        tell: Told what is read.
+
+    Raises:
+        OmnisparseError: If there is no dev split, or the net cannot be read.
+    """
+    key = identity_of(run)
+    place = run / DEV_RATE
+    try:
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        if kept["weights"] == key and kept["dev"] == list(config.corpus.dev):
+            return float(kept["wer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not measured yet
+    loaded = runs.load_model(run)
+    dev = load_dev(config.corpus, tell, sampling_rate=loaded.extractor.sampling_rate)
+    if len(dev) == 0:
+        raise OmnisparseError(
+            "the teacher of a stage is chosen on the dev split, and there is none; legal: "
+            "corpus.dev, or method.promote=last"
+        )
+    decoder = Decoder(loaded.model, loaded.extractor, loaded.tokenizer, cut_above=loaded.cut_above)
+    result = evaluate(decoder, dev)
+    document = {"weights": key, "dev": list(config.corpus.dev), "wer": result.wer}
+    with replaced_file(place) as partial:
+        partial.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    return result.wer
