@@ -4,7 +4,7 @@ Nothing here loads torch until a caller needs tensors: extraction works on numpy
 """
 
 from omnisparse.artifact.artifact import ArtifactInfo, planned_bytes, write_artifact
-from omnisparse.artifact.card import update_card
+from omnisparse.artifact.card import CARD, add_latency, update_card
 from omnisparse.artifact.contents import MODULE_KIND, Contents
 from omnisparse.artifact.extraction import Extraction, write_extractions
 from omnisparse.artifact.inspection import inspect_artifact
@@ -21,6 +21,7 @@ from omnisparse.artifact.tensors import as_array, as_tensor
 from omnisparse.artifact.untrained import MAX_STEPS, SMALLEST, untrained_warnings
 
 __all__ = [
+    "CARD",
     "MAX_STEPS",
     "MODULE_KIND",
     "SMALLEST",
@@ -30,6 +31,7 @@ __all__ = [
     "Extraction",
     "MappedState",
     "StoredTensor",
+    "add_latency",
     "as_array",
     "as_tensor",
     "inspect_artifact",

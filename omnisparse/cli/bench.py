@@ -28,10 +28,11 @@ from omnisparse.console import format_bytes
     "--layers", is_flag=True,
     help="Also time every packing of every thinned matrix: was the one that is used the fastest?",
 )  # fmt: skip
+@click.option("--card", is_flag=True, help="Write the latency into the artifacts' model cards.")
 @reports
 def bench(
     report: Report, models: tuple[Path, ...], runtimes: str, audio: Path | None, rounds: int,
-    out: Path | None, layers: bool,
+    out: Path | None, layers: bool, card: bool,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Measure latency, real-time factor, memory, load time and bytes of MODELs.
 
@@ -41,6 +42,8 @@ def bench(
     from omnisparse.pipeline import bench as pipeline
 
     chosen = pipeline.parse_runtimes(runtimes)
+    if card:
+        pipeline.require_artifacts(models)
     with tempfile.TemporaryDirectory() as folder:
         place = audio or pipeline.write_tones(Path(folder) / "tones.wav")
         with report.progress("measuring") as progress:
@@ -62,6 +65,9 @@ def bench(
         ],
     )
     result = pipeline.as_result(rows, audio)
+    if card:
+        for path in pipeline.write_cards(rows):
+            report.note(f"written into {path}")
     if layers:
         result["layers"] = {str(model): _show_layers(report, model) for model in models}
     if out is not None:

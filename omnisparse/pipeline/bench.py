@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from omnisparse.deploy.bench import RUNTIMES, BenchRow, Runtime, measure, to_dicts
+from omnisparse.artifact import CARD, add_latency, is_artifact
+from omnisparse.deploy.bench import MILLISECONDS, RUNTIMES, BenchRow, Runtime, measure, to_dicts
 from omnisparse.deploy.bench_layers import LayerRow, measure_layers
 from omnisparse.deploy.engine import needs_torch, require_torch
 from omnisparse.deploy.native import LEVELS, kernels
@@ -96,6 +98,44 @@ def _of_a_run(row: BenchRow) -> BenchRow:
     weights = runs.newest_checkpoint(run)[0] / runs.WEIGHTS
     files = [weights, run / "model.json", run / "tokenizer.model"]
     return replace(row, file_bytes=sum(file.stat().st_size for file in files))
+
+
+def write_cards(rows: Sequence[BenchRow]) -> list[Path]:
+    """Writes the latency of each artifact into its model card; returns the cards.
+
+    Raises:
+        OmnisparseError: If a model is no artifact, or its card was edited by hand.
+    """
+    require_artifacts([Path(row.model) for row in rows])
+    for row in rows:
+        add_latency(
+            Path(row.model),
+            f"{_processor()}, one thread, {row.runtime}",
+            f"{row.latency_ms:.2f} ms for {MILLISECONDS} ms of speech, "
+            f"real-time factor {row.rtf:.4f}",
+        )
+    return [Path(model) / CARD for model in dict.fromkeys(row.model for row in rows)]
+
+
+def require_artifacts(models: Sequence[Path]) -> None:
+    """Refuse models that have no card.
+
+    Raises:
+        OmnisparseError: Naming the first.
+    """
+    for model in models:
+        if not is_artifact(model):
+            raise OmnisparseError(f"{model}: only an artifact of `omnisparse extract` has a card")
+
+
+def _processor() -> str:
+    """What this machine computes with, as its system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def bench_layers(

@@ -148,3 +148,17 @@ def test_layers_of_a_model_without_thinned_matrices(speaking: Path, run: Any) ->
     result = run("bench", speaking, "--rounds", "1", "--layers")
     assert result.exit_code == 1
     assert "no matrix of it is thinned; `omnisparse extract --size`" in result.stderr
+
+
+def test_a_latency_stands_in_the_card(speaking: Path, tmp_path: Path, run: Any) -> None:
+    path = tmp_path / "small"
+    assert run("extract", "--run", speaking, "--size", "40%", "--out", path).exit_code == 0
+    for _ in range(2):  # the second takes the place of the first
+        assert run("bench", path, "--rounds", "1", "--card").exit_code == 0
+    card = (path / "README.md").read_text()
+    (row,) = [line for line in card.splitlines() if "ms for 40 ms of speech" in line]
+    assert "one thread, sparse" in row
+    assert run("inspect", path).exit_code == 0
+    refused = run("bench", speaking, "--rounds", "1", "--card")
+    assert refused.exit_code == 1
+    assert "only an artifact of `omnisparse extract` has a card" in refused.stderr
