@@ -133,6 +133,10 @@ def _group_line(group: Mapping[str, Any]) -> list[str]:
     "--reference", type=click.Choice(["pang2018"]), help="Draw a paper's tables beside ours."
 )
 @click.option(
+    "--budget", type=click.Choice(["passes", "updates", "flops"]),
+    help="What should be equal between rows: marks those whose budget differs.",
+)  # fmt: skip
+@click.option(
     "--wandb", type=click.Choice(["auto", "online", "offline", "off"]), default="auto",
     show_default=True, help="Log table and plot; auto: if logged in.",
 )  # fmt: skip
@@ -141,18 +145,21 @@ def _group_line(group: Mapping[str, Any]) -> list[str]:
 @takes_workers
 def compare(
     report: Report, paths: tuple[Path, ...], by: Any, out: Path, manifests: tuple[Path, ...],
-    sizes: str | None, beam: int, reference: str | None, wandb: Any, workers: Workers,
+    sizes: str | None, beam: int, reference: str | None, budget: Any, wandb: Any,
+    workers: Workers,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Compare runs in a table of methods and sizes, with intervals and training costs.
 
     A supernet gives all sizes by extraction, any other run only its own. Runs of one row with
     different seeds are averaged. With --by configuration, runs of one configuration are a row (for
-    example in an ablation); its label is the difference from the reference. Recognised text is
+    example in an ablation); its label is the difference from the reference. Which of utterance
+    passes, updates and operations are equal between rows is always said. Recognised text is
     stored in the runs, so a second comparison is fast. Writes compare.md, .csv, .json and .png into
     OUT.
     """
     from omnisparse.comparison import measure as runs_compare
     from omnisparse.comparison import plan
+    from omnisparse.comparison.budgets import budgets_of_rows
     from omnisparse.comparison.candidates import read_candidates
     from omnisparse.comparison.report import write_comparison
 
@@ -168,6 +175,8 @@ def compare(
         models, tests, beam=beam, progress=report.progress, tell=report.note, workers=workers
     )
     costs = runs_compare.cost_of_rows(models, rows)
+    budgets = budgets_of_rows(models, rows)
     return write_comparison(
-        out, found, costs, rows=rows, reference=reference, wandb=wandb, console=report
-    )
+        out, found, costs, rows=rows, reference=reference, wandb=wandb, console=report,
+        budgets=budgets, budget=budget,
+    )  # fmt: skip

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from omnisparse.comparison.budgets import (
+    Measure,
+    RowBudget,
+    budget_notes,
+    budget_table,
+    with_unequal_marked,
+)
 from omnisparse.comparison.reference import Reference, ReferenceTable
 from omnisparse.comparison.rows import METHODS, ROWS, TableRows
 from omnisparse.comparison.table import Cell, MeanDifference, RowCost, sizes_of
@@ -26,6 +33,8 @@ def to_markdown(
     rows: TableRows = METHODS,
     means: Sequence[MeanDifference] = (),
     reference: Reference | None = None,
+    budgets: Sequence[RowBudget] = (),
+    budget: Measure | None = None,
 ) -> str:
     """The tables of all test sets with training costs, and, if requested, those of a paper.
 
@@ -35,7 +44,10 @@ def to_markdown(
         rows: The rows of the table.
         means: Differences of rows from the rival row, over all sizes.
         reference: A paper whose tables follow; None for none.
+        budgets: The budget of every row.
+        budget: What should be equal; None names all three measures.
     """
+    rows = with_unequal_marked(rows, budgets, budget)
     parts = [rows.note, ""] if rows.note else []
     for test in dict.fromkeys(cell.test for cell in cells):
         chosen = [cell for cell in cells if cell.test == test]
@@ -44,6 +56,10 @@ def to_markdown(
         parts += _significance_lines(chosen, rows)
         parts += _mean_lines([mean for mean in means if mean.test == test], rows)
         parts += [line for note in certainty_notes(chosen) for line in (note, "")]
+    if budgets:
+        parts += ["## Budgets", "", *_table(*budget_table(rows, budgets)), ""]
+        parts += [line for note in budget_notes(rows, budgets, budget) for line in (f"- {note}",)]
+        parts += [""]
     parts += [_footnote(cells, rows), ""]
     if reference is not None:
         parts += [f"## {reference.title}", "", "Other data, other sizes: orderings compare.", ""]
@@ -57,8 +73,11 @@ def _footnote(cells: Sequence[Cell], rows: TableRows) -> str:
         "WER in %, CER (of characters) in %; in brackets the 95 % interval: speakers are left out "
         "in turn, and seeds where there are several (Wilson's where no speaker changes the rate). "
         "Several seeds: their mean. Training cost is that of the whole "
-        "row, every training counted once, teachers and initialisations included; an utterance "
-        "pass is one utterance forward and backward."
+        "row, every training counted once, teachers and initialisations included; a budget is that "
+        "of one model of a row, or of all its sizes where one training gives them, without "
+        "teachers. An utterance pass is one utterance forward and backward (of a decoded "
+        "hypothesis: the decoding of the utterance); operations are those of matrix products, "
+        "weights of zero included."
     )
     if any(cell.significant for cell in cells):
         text += (

@@ -268,6 +268,8 @@ def cost_of_rows(models: Sequence[Model], rows: TableRows) -> list[RowCost]:
                 search_evaluations=int(whole["search_evaluations"]),
                 teacher_utterance_passes=teachers["utterance_passes"],
                 teacher_device_seconds=teachers["device_seconds"],
+                flops=whole["flops"],
+                teacher_flops=teachers["flops"],
             )
         )
     return costs

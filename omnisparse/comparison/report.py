@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omnisparse.atomic import replaced_file
+from omnisparse.comparison.budgets import (
+    Measure,
+    RowBudget,
+    budget_notes,
+    with_unequal_marked,
+)
 from omnisparse.comparison.markdown import (
     certainty_notes,
     difference_table,
@@ -43,6 +49,8 @@ def write_comparison(
     reference: str | None,
     wandb: Literal["auto", "online", "offline", "off"],
     console: Console,
+    budgets: Sequence[RowBudget] = (),
+    budget: Measure | None = None,
 ) -> dict[str, Any]:
     """Write and show the tables.
 
@@ -55,10 +63,14 @@ def write_comparison(
         reference: A paper whose results are shown beside ours; None for none.
         wandb: Whether W&B gets table and plot.
         console: The terminal.
+        budgets: The budget of every row.
+        budget: What should be equal: rows that are not are marked. None marks none, and names all
+            three measures.
 
     Returns:
         ``rows`` (cells), ``models`` (every seed), ``costs`` (totals of rows), ``means``
-        (differences of rows from the rival row, over all sizes), ``files``.
+        (differences of rows from the rival row, over all sizes), ``budgets`` (one budget of each
+        row), ``files``.
 
     Raises:
         ValueError: If the models of a test set were not measured on the same utterances.
@@ -80,14 +92,20 @@ def write_comparison(
         "models": [item.to_dict() for item in measurements],
         "costs": [cost.to_dict() for cost in costs],
         "means": [mean.to_dict() for mean in means],
+        "budgets": [item.to_dict() for item in budgets],
     }
     write_records([_flat(row) for row in document["rows"]], out / f"{NAME}.csv")
     write_records(document["models"], out / f"{NAME}_models.csv")
-    text = to_markdown(cells, costs, rows=rows, means=means, reference=paper)
+    text = to_markdown(
+        cells, costs, rows=rows, means=means, reference=paper, budgets=budgets, budget=budget
+    )
     _write(out / f"{NAME}.md", f"# Comparison\n\n{text}")
     _write(out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
+    marked = with_unequal_marked(rows, budgets, budget)
     for test, chosen in by_test.items():
-        _show(console, test, chosen, [mean for mean in means if mean.test == test], costs, rows)
+        _show(console, test, chosen, [mean for mean in means if mean.test == test], costs, marked)
+    for line in budget_notes(rows, budgets, budget):
+        console.note(line)
     if rows.note:
         console.note(rows.note)
     log_comparison(

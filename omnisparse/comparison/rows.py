@@ -47,6 +47,9 @@ SUPERNET, PRUNED = "supernet", "pruned"
 SUPERNETS = (SUPERNET, "supernet_double", *filter(has_every_size, REGISTERED))
 """Rows whose models of all sizes come from one training."""
 
+ROWS_OF_PARTS: frozenset[str] = frozenset({"cut"})
+"""Rows whose models of all sizes start from one net, and share one budget with it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableRows:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from omnisparse.comparison.rows import METHODS, TableRows
-from omnisparse.evaluation.account import TrainingAccount
+from omnisparse.evaluation.account import TrainingAccount, sum_known
 from omnisparse.evaluation.clusters import num_speakers
 from omnisparse.evaluation.confidence import (
     confidence_interval,
@@ -74,6 +74,9 @@ class SummedCosts:
     teacher_utterance_passes: float
     """Part of ``utterance_passes`` that teachers and initialisations took."""
     teacher_device_seconds: float
+    flops: float | None = None
+    """Floating-point operations; None where a training did not count them."""
+    teacher_flops: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON: first the described item, then its costs."""
@@ -302,6 +305,8 @@ def _cell(label: str, group: Sequence[Measurement], rival: Sequence[Measurement]
         search_evaluations=sum(account.search_evaluations for account in accounts),
         teacher_utterance_passes=sum(account.teacher_utterance_passes for account in accounts),
         teacher_device_seconds=sum(account.teacher_device_seconds for account in accounts),
+        flops=sum_known(account.flops for account in accounts),
+        teacher_flops=sum_known(account.teacher_flops for account in accounts),
         **({} if rival is None else _compared(rival, group)),
     )
 
