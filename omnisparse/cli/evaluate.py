@@ -168,7 +168,10 @@ def compare(
     candidates, rows = read_candidates(paths, by=by)
     tests = runs_compare.list_manifests(candidates, manifests)
     columns = [size.strip() for size in sizes.split(",")] if sizes else []
-    models = plan.plan_models(candidates, columns, report.warn)
+    notes: list[str] = []
+    models = plan.plan_models(candidates, columns, notes.append)
+    for line in notes:
+        report.warn(line)
     if by == "method":  # runs of one configuration may differ in the seeds of their teachers
         plan.require_seeds(models)
     found = runs_compare.measure(
@@ -178,5 +181,5 @@ def compare(
     budgets = budgets_of_rows(models, rows)
     return write_comparison(
         out, found, costs, rows=rows, reference=reference, wandb=wandb, console=report,
-        budgets=budgets, budget=budget,
+        budgets=budgets, budget=budget, notes=notes,
     )  # fmt: skip

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnisparse.artifact import SMALLEST, untrained_warnings
 from omnisparse.comparison.candidates import Candidate
 from omnisparse.errors import OmnisparseError
 from omnisparse.runs import directory as runs
+from omnisparse.runs.trained_sizes import smallest_trained
 from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.sizes import parse_count
 
@@ -24,6 +26,9 @@ DEFAULT_SIZES = (WHOLE, "50%", "25%", "12%")
 TOLERANCE = 0.05
 """A run belongs to a column if its non-zeros differ at most by this share, because widths are
 whole numbers."""
+
+ABOVE = 0.005
+"""A run that is above its column's size by more than this share is told: it has an advantage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,8 @@ def plan_models(
     Args:
         candidates: The runs.
         sizes: Columns, in the syntax of ``--size``; empty for the sizes of the runs.
-        warn: Called with a message about a size that a supernet cannot give.
+        warn: Called with a message about a size that a supernet cannot give, or that is smaller
+            than what it trained, and about a run that is larger than its column says.
 
     Raises:
         OmnisparseError: If a run fits no column, or no run can give any of the sizes.
@@ -66,13 +72,22 @@ def plan_models(
                 f"{candidate.path}: its {candidate.nonzero:,} non-zeros fit none of the sizes "
                 f"{', '.join(f'{size} ({count:,})' for size, count in counts.items())}"
             )
+        if candidate.nonzero > (1 + ABOVE) * counts[size]:
+            warn(
+                f"{candidate.path}: its {candidate.nonzero:,} non-zeros are "
+                f"{candidate.nonzero / counts[size] - 1:.1%} above {size} ({counts[size]:,})"
+            )
         models.append(Model(candidate=candidate, size=size, request=None))
     reasons = {number: reason for number, model in enumerate(models) if (reason := _refusal(model))}
     if len(reasons) == len(models):
         raise OmnisparseError(f"no model to compare: {'; '.join(reasons.values())}")
     for reason in reasons.values():
         warn(reason)
-    return [model for number, model in enumerate(models) if number not in reasons]
+    planned = [model for number, model in enumerate(models) if number not in reasons]
+    for model in planned:
+        for line in _untrained(model):
+            warn(f"{model.candidate.path}: {model.size}: {line}")
+    return planned
 
 
 def require_seeds(models: Sequence[Model]) -> None:
@@ -134,6 +149,17 @@ def _refusal(model: Model) -> str | None:
     except ValueError as error:
         return f"{model.candidate.path}: {error}"
     return None
+
+
+def _untrained(model: Model) -> list[str]:
+    """What speaks against a size that a supernet is asked for: it was never trained."""
+    if model.request is None:
+        return []
+    run = model.candidate.path
+    budget = _budget(run)
+    smallest = smallest_trained(run, budget.shapes)
+    asked = budget.unprunable + budget.solve(model.request)
+    return [] if smallest is None else untrained_warnings(asked, {SMALLEST: smallest})
 
 
 def _budget(run: Path) -> Any:

@@ -51,6 +51,7 @@ def write_comparison(
     console: Console,
     budgets: Sequence[RowBudget] = (),
     budget: Measure | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write and show the tables.
 
@@ -66,11 +67,12 @@ def write_comparison(
         budgets: The budget of every row.
         budget: What should be equal: rows that are not are marked. None marks none, and names all
             three measures.
+        notes: What the reader must know of the models, a line each.
 
     Returns:
         ``rows`` (cells), ``models`` (every seed), ``costs`` (totals of rows), ``means``
         (differences of rows from the rival row, over all sizes), ``budgets`` (one budget of each
-        row), ``files``.
+        row), ``notes``, ``files``.
 
     Raises:
         ValueError: If the models of a test set were not measured on the same utterances.
@@ -87,19 +89,21 @@ def write_comparison(
         path = out / (f"{NAME}.png" if len(by_test) == 1 else f"{NAME}-{test}.png")
         plot_comparison(chosen, costs, path, test=test, rows=rows, reference=paper)
         plots.append(path)
-    document = {
+    document: dict[str, Any] = {
         "rows": [cell.to_dict() for cell in cells],
         "models": [item.to_dict() for item in measurements],
         "costs": [cost.to_dict() for cost in costs],
         "means": [mean.to_dict() for mean in means],
         "budgets": [item.to_dict() for item in budgets],
+        "notes": list(notes),
     }
     write_records([_flat(row) for row in document["rows"]], out / f"{NAME}.csv")
     write_records(document["models"], out / f"{NAME}_models.csv")
     text = to_markdown(
         cells, costs, rows=rows, means=means, reference=paper, budgets=budgets, budget=budget
     )
-    _write(out / f"{NAME}.md", f"# Comparison\n\n{text}")
+    told = "".join(f"- {note}\n" for note in notes) + "\n" * bool(notes)
+    _write(out / f"{NAME}.md", f"# Comparison\n\n{told}{text}")
     _write(out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
     marked = with_unequal_marked(rows, budgets, budget)
     for test, chosen in by_test.items():

@@ -1,0 +1,64 @@
+"""Which column a run belongs to, and what the reader is told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnisparse.comparison import plan
+from omnisparse.comparison.candidates import Candidate
+from omnisparse.comparison.plan import plan_models
+from omnisparse.errors import OmnisparseError
+from omnisparse.runs.record import RunRecord, Training
+from omnisparse.sparsity.budget import Budget
+
+SHAPES = {"w": (100, 90), "bias": (1000,)}
+
+
+def candidate(name: str, nonzero: int, *, is_supernet: bool = False) -> Candidate:
+    record = RunRecord(training=Training(run=name, identity=name), sources=(), row=None, size=None,
+                       seed=0, commit=None)  # fmt: skip
+    return Candidate(path=Path(name), record=record, row=name, is_supernet=is_supernet,
+                     parameters=10_000, nonzero=nonzero)  # fmt: skip
+
+
+def told(monkeypatch: pytest.MonkeyPatch, *candidates: Candidate, sizes: Any) -> list[str]:
+    monkeypatch.setattr(plan, "_budget", lambda run: Budget(SHAPES, ["w"]))
+    monkeypatch.setattr(plan, "smallest_trained", lambda run, shapes: 3_000)
+    lines: list[str] = []
+    models = plan_models(candidates, sizes, lines.append)
+    assert len(models) == len(candidates) * (len(sizes) if candidates[0].is_supernet else 1)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("nonzero", "line"),
+    [
+        (5_000, None),
+        (4_800, None),  # smaller is no advantage
+        (5_020, None),
+        (5_040, "own: its 5,040 non-zeros are 0.8% above 50% (5,000)"),
+        (5_240, "own: its 5,240 non-zeros are 4.8% above 50% (5,000)"),
+    ],
+)
+def test_a_run_above_its_column_is_told(
+    monkeypatch: pytest.MonkeyPatch, nonzero: int, line: str | None
+) -> None:
+    found = told(monkeypatch, candidate("own", nonzero), sizes=["50%"])
+    assert found == ([] if line is None else [line])
+
+
+def test_a_run_far_above_every_column_is_refused() -> None:
+    with pytest.raises(OmnisparseError, match=r"5,300 non-zeros fit none of the sizes 50% \(5,000"):
+        plan_models([candidate("own", 5_300)], ["50%"], lambda line: None)
+
+
+def test_a_size_that_a_supernet_never_trained_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = told(
+        monkeypatch, candidate("net", 10_000, is_supernet=True), sizes=["50%", "30%", "20%"]
+    )
+    (line,) = found
+    assert line.startswith("net: 20%: 2,000 non-zero parameters are fewer than the smallest size")
+    assert "3,000" in line
