@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omnisparse.data.atomic_folder import atomic_folder
-from omnisparse.data.features import FeatureExtractor, num_frames
+from omnisparse.data.features import FeatureExtractor, FeatureKind, num_frames
 from omnisparse.data.frame_blocks import FORMAT_VERSION, FrameSettings, Place, compute_frames
 from omnisparse.data.validation import Progress, SkippedItem, require_mostly_good
 from omnisparse.errors import DataError
@@ -57,6 +57,7 @@ class FeatureStore:
         self._in_memory = in_memory
         self.num_bins = int(index["num_bins"])
         self.sampling_rate = int(index["sampling_rate"])
+        self.kind: FeatureKind = index.get("kind", "kaldi")
         self.mean: list[float] = index["mean"]
         self.std: list[float] = index["std"]
         self.skipped = tuple(SkippedItem(**item) for item in index["skipped"])
@@ -75,6 +76,7 @@ class FeatureStore:
         *,
         num_bins: int = 80,
         sampling_rate: int = 16000,
+        kind: FeatureKind = "kaldi",
         noise_probability: float = 0.0,
         noise_snr_db: tuple[float, float] = (10.0, 30.0),
         seed: int = 0,
@@ -89,6 +91,7 @@ class FeatureStore:
             cache: Folder of all stores; the store gets a folder of its own in it.
             num_bins: Mel bins.
             sampling_rate: Rate of the audio, in Hz.
+            kind: Whose filterbanks.
             noise_probability: Share of the utterances that get noise, in [0, 1].
             noise_snr_db: Range of their signal-to-noise ratio, in dB.
             seed: Seed of the noise; the noise of an utterance depends only on this and its id.
@@ -105,7 +108,7 @@ class FeatureStore:
         # Without noise, frames and store are the same for every seed.
         noise_seed = seed if noise_probability > 0 else 0
         settings = FrameSettings(
-            num_bins, sampling_rate, noise_probability, noise_snr_db, noise_seed
+            num_bins, sampling_rate, noise_probability, noise_snr_db, noise_seed, kind
         )
         listed = list(cuts)
         folder = cache / settings.key(listed)
@@ -172,6 +175,7 @@ class FeatureStore:
             num_bins=self.num_bins,
             stack=stack,
             sampling_rate=self.sampling_rate,
+            kind=self.kind,
             mean=self.mean,
             std=self.std,
         )
@@ -236,7 +240,7 @@ def _compute(
     for cut in cuts:
         if cut.id in placed:
             raise DataError(f"two utterances are named {cut.id}")
-        count = num_frames(cut.num_samples, cut.sampling_rate)
+        count = num_frames(cut.num_samples, cut.sampling_rate, settings.kind)
         if total > starts[-1] and total + count - starts[-1] > most:
             starts.append(total)
         placed[cut.id] = [total, count]

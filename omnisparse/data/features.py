@@ -1,28 +1,32 @@
-"""Kaldi-compatible log-mel filterbanks, normalised per corpus and stacked.
+"""Log-mel filterbanks, normalised per corpus and stacked: Kaldi's, or torchaudio's.
 
-The options are those of sherpa-onnx and icefall: 80 bins, 25 ms Povey windows every 10 ms, no
-dither, edges kept, samples in [-1, 1], highest frequency 400 Hz below Nyquist.
+The options of the first are those of sherpa-onnx and icefall: 80 bins, 25 ms Povey windows every
+10 ms, no dither, edges kept, samples in [-1, 1], highest frequency 400 Hz below Nyquist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from einops import rearrange
 
 from omnisparse.data.fbank import log_mel_frames
+from omnisparse.data.log_mel import piecewise_log_mel
 from omnisparse.errors import PositiveInt, Range, check_ranges
 
 FloatArray = npt.NDArray[np.float32]
 
+FeatureKind = Literal["kaldi", "torchaudio"]
+
 # Frames computed at once: an hour of audio must not need gigabytes, and 5 s stay in the cache.
 _CHUNK_FRAMES = 500
-# A frame reaches 7.5 ms before and after its own shift; one neighbour on each side is enough.
-_MARGIN_FRAMES = 1
+# Kaldi's frame reaches 7.5 ms before and after its own shift; torchaudio's is around its start, and
+# reaches 12.5 ms before it. Two neighbours on each side are enough for both.
+_MARGIN_FRAMES: dict[FeatureKind, int] = {"kaldi": 1, "torchaudio": 2}
 # Below this many samples the edges would mirror more audio than there is.
 _MIN_SAMPLES_SECONDS = 0.025
 
@@ -37,6 +41,8 @@ class FeatureConfig:
     """Frames of 10 ms joined into one: 3 suits LAS (30 ms), 4 the transducer (40 ms)."""
     sampling_rate: Annotated[int, Range(minimum=8000, maximum=384_000)] = 16000
     """Rate of the audio, in Hz."""
+    kind: FeatureKind = "kaldi"
+    """Filterbanks of Kaldi, or of torchaudio's RNN-T pipelines (for a net that starts from one)."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -61,6 +67,7 @@ class FeatureExtractor:
         sampling_rate: Rate of the audio, in Hz.
         mean: Mean of each bin over the training data, [num_bins]; None normalises nothing.
         std: Standard deviation of each bin, above 0, [num_bins]; given with ``mean``.
+        kind: Whose filterbanks.
 
     Raises:
         ValueError: If a size is out of range, or ``mean`` and ``std`` do not fit ``num_bins``.
@@ -74,8 +81,12 @@ class FeatureExtractor:
         sampling_rate: int = 16000,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        kind: FeatureKind = "kaldi",
     ) -> None:
         FeatureConfig(num_bins=num_bins, stack=stack, sampling_rate=sampling_rate)
+        if kind not in _TYPES:
+            raise ValueError(f"kind is {kind!r}; legal: {', '.join(_TYPES)}")
+        self.kind: FeatureKind = kind
         self.num_bins = num_bins
         self.stack = stack
         self.sampling_rate = sampling_rate
@@ -93,7 +104,7 @@ class FeatureExtractor:
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames of 10 ms, before stacking, for a number of samples."""
-        return num_frames(num_samples, self.sampling_rate)
+        return num_frames(num_samples, self.sampling_rate, self.kind)
 
     def fbank(self, samples: FloatArray) -> FloatArray:
         """Log-mel energies.
@@ -111,13 +122,14 @@ class FeatureExtractor:
             raise ValueError(f"samples must be [N] with at least 5 ms, got shape {samples.shape}")
         shift = self.sampling_rate // 100
         total = self.num_frames(len(samples))
+        margin = _MARGIN_FRAMES[self.kind]
         frames = np.empty((total, self.num_bins), dtype=np.float32)
         for first in range(0, total, _CHUNK_FRAMES):
             end = min(first + _CHUNK_FRAMES, total)
-            if total - end < 2 * _MARGIN_FRAMES:  # no chunk may consist only of margins
+            if total - end < 2 * margin:  # no chunk may consist only of margins
                 end = total
-            before = max(0, first - _MARGIN_FRAMES)
-            stop = len(samples) if end == total else (end + _MARGIN_FRAMES) * shift
+            before = max(0, first - margin)
+            stop = len(samples) if end == total else (end + margin) * shift
             chunk = self._extract(samples[before * shift : stop])
             frames[first:end] = chunk[first - before : first - before + end - first]
             if end == total:
@@ -129,7 +141,8 @@ class FeatureExtractor:
         smallest = round(_MIN_SAMPLES_SECONDS * self.sampling_rate)
         if len(samples) < smallest:
             samples = np.pad(samples, (0, smallest - len(samples)))
-        frames = log_mel_frames(samples, sampling_rate=self.sampling_rate, num_bins=self.num_bins)
+        compute = log_mel_frames if self.kind == "kaldi" else piecewise_log_mel
+        frames = compute(samples, sampling_rate=self.sampling_rate, num_bins=self.num_bins)
         return frames[:count]
 
     def normalise(self, frames: FloatArray) -> FloatArray:
@@ -175,7 +188,7 @@ class FeatureExtractor:
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to compute the same features, as JSON."""
         return {
-            "type": "kaldi-fbank",
+            "type": _TYPES[self.kind],
             "num_bins": self.num_bins,
             "stack": self.stack,
             "sampling_rate": self.sampling_rate,
@@ -191,18 +204,29 @@ class FeatureExtractor:
             ValueError: If ``description`` is of another type or has unknown or missing keys.
         """
         fields = dict(description)
-        kind = fields.pop("type", None)
-        if kind != "kaldi-fbank":
-            raise ValueError(f"features must be of type kaldi-fbank, got {kind!r}")
+        name = fields.pop("type", None)
+        kinds = [kind for kind, known in _TYPES.items() if known == name]
+        if not kinds:
+            legal = " or ".join(_TYPES.values())
+            raise ValueError(f"features must be of type {legal}, got {name!r}")
         expected = {"num_bins", "stack", "sampling_rate", "mean", "std"}
         if set(fields) != expected:
             raise ValueError(f"features must have {sorted(expected)}, got {sorted(fields)}")
-        return cls(**fields)
+        return cls(**fields, kind=kinds[0])
 
 
-def num_frames(num_samples: int, sampling_rate: int = 16000) -> int:
-    """Number of frames of 10 ms with edges kept: rounded to the nearest whole frame."""
+_TYPES: dict[FeatureKind, str] = {"kaldi": "kaldi-fbank", "torchaudio": "torchaudio-log-mel"}
+"""Names of the kinds in a description."""
+
+
+def num_frames(num_samples: int, sampling_rate: int = 16000, kind: FeatureKind = "kaldi") -> int:
+    """Number of frames of 10 ms with edges kept.
+
+    Kaldi's are as many as there are shifts, rounded; torchaudio's are those around 0, 10, ... ms.
+    """
     shift = sampling_rate // 100
+    if kind == "torchaudio":
+        return num_samples // shift + 1
     return (num_samples + shift // 2) // shift
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from omnisparse.data.audio import read_samples
 from omnisparse.data.augmentation import add_noise, utterance_generator
-from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.features import FeatureExtractor, FeatureKind
 from omnisparse.data.identity import sound_rows
 from omnisparse.data.validation import Progress, SkippedItem
 from omnisparse.errors import DataError
@@ -45,10 +45,14 @@ class FrameSettings:
     noise_probability: float
     noise_snr_db: tuple[float, float]
     seed: int
+    kind: FeatureKind = "kaldi"
 
     def key(self, cuts: Sequence[Cut]) -> str:
         """Name of frames: a hash of the audio content and of the settings."""
-        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, asdict(self)]).encode())
+        settings = asdict(self)
+        if self.kind == "kaldi":
+            del settings["kind"]  # what is stored already keeps its name
+        digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings]).encode())
         for cut, row in zip(cuts, sound_rows(cuts), strict=True):
             digest.update(json.dumps([cut.id, *row], default=str).encode())
         return digest.hexdigest()[:24]
@@ -174,7 +178,10 @@ def _compute_block(
     """Compute some utterances, and write their frames to their places."""
     settings, placed = block
     extractor = FeatureExtractor(
-        num_bins=settings.num_bins, stack=1, sampling_rate=settings.sampling_rate
+        num_bins=settings.num_bins,
+        stack=1,
+        sampling_rate=settings.sampling_rate,
+        kind=settings.kind,
     )
     zeros = np.zeros(settings.num_bins)
     result = _BlockResult([], [], zeros.copy(), zeros.copy(), 0)

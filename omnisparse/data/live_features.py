@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from omnisparse.data.audio import read_samples
 from omnisparse.data.augmentation import utterance_generator
-from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.features import FeatureExtractor, FeatureKind
 from omnisparse.data.frame_blocks import FrameSettings, compute_frames, require_rate, rounded
 from omnisparse.data.room import RoomAugment
 from omnisparse.data.validation import Progress, SkippedItem, require_mostly_good
@@ -63,6 +63,7 @@ class LiveFeatures:
         std: Standard deviation of each bin, [num_bins].
         num_bins: Mel bins.
         sampling_rate: Rate of the audio, in Hz.
+        kind: Whose filterbanks.
         augment: Changes the samples of an epoch; None changes nothing.
         key: What frames and statistics depend on, hashed.
     """
@@ -77,13 +78,16 @@ class LiveFeatures:
         std: Sequence[float],
         num_bins: int = 80,
         sampling_rate: int = 16000,
+        kind: FeatureKind = "kaldi",
         augment: RoomAugment | None = None,
         key: str = "",
     ) -> None:
         self._cuts = {cut.id: cut for cut in cuts}
         if len(self._cuts) != len(cuts):
             raise DataError("two utterances have the same name")
-        self._extractor = FeatureExtractor(num_bins=num_bins, stack=1, sampling_rate=sampling_rate)
+        self._extractor = FeatureExtractor(
+            num_bins=num_bins, stack=1, sampling_rate=sampling_rate, kind=kind
+        )
         self._mean, self._std = list(mean), list(std)
         self._augment = None if augment is None or augment.changes_nothing else augment
         self.key = key
@@ -96,6 +100,7 @@ class LiveFeatures:
         *,
         num_bins: int = 80,
         sampling_rate: int = 16000,
+        kind: FeatureKind = "kaldi",
         augment: RoomAugment | None = None,
         num_jobs: int = 2,
         progress: Progress | None = None,
@@ -110,6 +115,7 @@ class LiveFeatures:
             cache: Folder of statistics that are kept.
             num_bins: Mel bins.
             sampling_rate: Rate of the audio, in Hz.
+            kind: Whose filterbanks.
             augment: As in the class.
             num_jobs: Number of processes.
             progress: Called with (utterances done, utterances in all) of those for statistics.
@@ -119,7 +125,7 @@ class LiveFeatures:
         """
         listed = list(cuts)
         chosen = _evenly_drawn(listed)
-        settings = FrameSettings(num_bins, sampling_rate, 0.0, (0.0, 0.0), 0)
+        settings = FrameSettings(num_bins, sampling_rate, 0.0, (0.0, 0.0), 0, kind)
         key = settings.key(chosen)
         path = cache / f"statistics-{key}.json"
         known = _read_statistics(path, num_bins)
@@ -135,7 +141,7 @@ class LiveFeatures:
                 raise DataError(f"cannot write features to {cache}: {error}") from error
         return cls(
             listed, mean=known[0], std=known[1], num_bins=num_bins, sampling_rate=sampling_rate,
-            augment=augment, key=f"live-{key}",
+            kind=kind, augment=augment, key=f"live-{key}",
         )  # fmt: skip
 
     def frames(self, utterance: str, epoch: int | None = None) -> FloatArray:

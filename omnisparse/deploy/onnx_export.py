@@ -50,6 +50,19 @@ class Source:
     extractor: FeatureExtractor
     name: str
 
+    def __post_init__(self) -> None:
+        """Refuse nets whose layers or features have no ONNX form here."""
+        if getattr(self.model, "family", "omnisparse") != "omnisparse":
+            raise OmnisparseError(
+                "ONNX files of a transducer of family torchaudio cannot be written yet; "
+                "transcribe, serve and Recognizer run it in torch"
+            )
+        if self.extractor.kind != "kaldi":
+            raise OmnisparseError(
+                f"ONNX files of a net that reads {self.extractor.kind} features cannot be written "
+                "yet: runtimes compute Kaldi's"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:

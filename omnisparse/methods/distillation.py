@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -276,9 +276,21 @@ def _statistics(extractor: FeatureExtractor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean), torch.from_numpy(std)
 
 
+class Relative(Protocol):
+    """What is asked of a trained net."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the net."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens with blank."""
+
+
 def check_relatives(
     name: str,
-    other: tuple[SpeechModel, FeatureExtractor, Tokenizer],
+    other: tuple[Relative, FeatureExtractor, Tokenizer],
     own: tuple[SpeechModel, FeatureExtractor, Tokenizer],
 ) -> None:
     """Refuse a trained net whose tokens or features differ from those of the net in training.
@@ -294,7 +306,7 @@ def check_relatives(
     (model, extractor, tokenizer), (student, features, tokens) = other, own
     if model.kind != student.kind:
         raise OmnisparseError(f"{name} is a {model.kind}; a {student.kind} is needed")
-    for what in ("num_bins", "stack", "sampling_rate"):
+    for what in ("kind", "num_bins", "stack", "sampling_rate"):
         theirs, ours = getattr(extractor, what), getattr(features, what)
         if theirs != ours:
             raise OmnisparseError(

@@ -51,8 +51,36 @@ class EmformerEncoder(SegmentEncoder):
 
     def encode(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """See :meth:`SegmentEncoder.encode`."""
-        encoded: Tensor = self.emformer(F.pad(frames, (0, 0, 0, self.right_context)), lengths)[0]
+        if self.whole_stacks:
+            frames = self._with_right_context(frames, lengths)
+        else:
+            frames = F.pad(frames, (0, 0, 0, self.right_context))
+        encoded: Tensor = self.emformer(frames, lengths)[0]
         return encoded
+
+    def _with_right_context(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Frames with what is behind each utterance where its last segment looks for it.
+
+        That is behind the segment, or behind the batch; nothing else of the utterance is there. So
+        an utterance sees in a batch what it sees alone.
+        """
+        longest = int(lengths.max())
+        frames = F.pad(frames, (0, 0, 0, longest + self.right_context - frames.size(1)))
+        if self.right_context == 0:
+            return frames
+        steps = torch.arange(self.right_context, device=frames.device)
+        ends = -(-lengths // self.segment) * self.segment
+        places = (ends.clamp(max=longest)[:, None] + steps)[..., None]
+        behind = (lengths[:, None] + steps)[..., None]
+        width = frames.size(2)
+        context = frames.gather(1, behind.expand(-1, -1, width))
+        inside = torch.arange(frames.size(1), device=frames.device) < lengths[:, None]
+        only = frames.masked_fill(~inside[..., None], 0.0)
+        return only.scatter(1, places.expand(-1, -1, width), context)
+
+    def has_encoded(self, layers: Any) -> bool:
+        """See :meth:`SegmentEncoder.has_encoded`."""
+        return bool(layers[0][3].any())
 
     def initial_layers(self, batch: int) -> tuple[_LayerState, ...]:
         """Zeros in the dtype of the weights (torchaudio's own initial state is always float32)."""

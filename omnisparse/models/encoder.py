@@ -116,6 +116,9 @@ class SegmentEncoder(Encoder):
         left_context: Encoder frames before a segment that its attention sees, >= 0.
         right_context: Encoder frames after a segment that it may see, >= 0.
         dropout: Probability, inside the layers.
+        whole_stacks: Encode only whole stacks, as torchaudio's RNN-T does: input frames at the end
+            that fill none are right context of the last segment, no frame of their own.
+        input_bias: Whether the input projection has a bias.
         **layer_options: Options that only the layers of a subclass have.
 
     Source: torchaudio's Emformer RNN-T recipe, for projecting before stacking.
@@ -134,16 +137,19 @@ class SegmentEncoder(Encoder):
         left_context: int = 32,
         right_context: int = 0,
         dropout: float = 0.0,
+        whole_stacks: bool = False,
+        input_bias: bool = True,
         **layer_options: Any,
     ) -> None:
         super().__init__()
         self.output_dim = dim
         self.heads = heads
+        self.whole_stacks = whole_stacks
         self.time_reduction = time_reduction
         self.segment = segment
         self.left_context = left_context
         self.right_context = right_context
-        self.input_projection = nn.Linear(input_dim, dim // time_reduction)
+        self.input_projection = nn.Linear(input_dim, dim // time_reduction, bias=input_bias)
         self.build_layers(num_layers, feed_forward_dim, dropout, **layer_options)
 
     @abstractmethod
@@ -157,7 +163,8 @@ class SegmentEncoder(Encoder):
         """Encode projected utterances.
 
         Args:
-            frames: ``[B, T', D]``, zero beyond the lengths.
+            frames: ``[B, T', D]``, zero beyond the lengths; with ``whole_stacks``, behind them
+                comes the stack that is not whole, so there may be T' + 1.
             lengths: ``[B]`` int64, the longest being T'.
 
         Returns:
@@ -183,10 +190,17 @@ class SegmentEncoder(Encoder):
             ``[B, n, D]``, and the state of the layers for the next segment.
         """
 
+    def has_encoded(self, layers: Any) -> bool:
+        """Whether the state of the layers is after a segment; for ``whole_stacks``."""
+        raise NotImplementedError
+
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Output frames for ``[B]`` input lengths: time reduction rounded up, at least 1."""
-        stacks = (lengths + self.time_reduction - 1) // self.time_reduction
-        return stacks.clamp(min=1)
+        """Output frames for ``[B]`` input lengths: time reduction rounded up, at least 1.
+
+        With ``whole_stacks`` rounded down, but still at least 1.
+        """
+        more = 0 if self.whole_stacks else self.time_reduction - 1
+        return ((lengths + more) // self.time_reduction).clamp(min=1)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a padded batch; see :meth:`Encoder.forward`."""
@@ -217,6 +231,9 @@ class SegmentEncoder(Encoder):
         frames, layers = torch.cat([memory.frames, projected], dim=1), memory.layers
         encoded: list[Tensor] = []
         start, total = 0, frames.size(1)
+        if final and self.whole_stacks and features.size(1) % self.time_reduction:
+            has_begun = memory.frames.size(1) or projected.size(1) > 1
+            total -= int(bool(has_begun or self.has_encoded(memory.layers)))
         needed = 1 if final else self.segment + self.right_context
         while total - start >= needed:
             end = min(start + self.segment, total)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from omnisparse.models.base import BLANK
-from omnisparse.models.lattice import join_lattice
+from omnisparse.models.cell_norm import NormalisedProjection
+from omnisparse.models.lattice import Activation, join_lattice
 
 
 class Joiner(nn.Module):
@@ -19,14 +20,32 @@ class Joiner(nn.Module):
         predictor_dim: Width of the predictor's output.
         dim: Width J of the sum.
         vocab_size: Tokens V with blank.
+        activation: ``tanh``, or ``relu`` as torchaudio's RNN-T has it.
+        normalised: Normalise both projections, as torchaudio's RNN-T does.
 
     Source: Graves et al. 2013, arXiv:1303.5778, eqs. 15-18, for the additive joint network.
     """
 
-    def __init__(self, *, encoder_dim: int, predictor_dim: int, dim: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        encoder_dim: int,
+        predictor_dim: int,
+        dim: int,
+        vocab_size: int,
+        activation: Activation = "tanh",
+        normalised: bool = False,
+    ) -> None:
         super().__init__()
-        self.encoder_projection = nn.Linear(encoder_dim, dim)
-        self.predictor_projection = nn.Linear(predictor_dim, dim, bias=False)
+        self.activation: Activation = activation
+        self.encoder_projection: nn.Module
+        self.predictor_projection: nn.Module
+        if normalised:
+            self.encoder_projection = NormalisedProjection(encoder_dim, dim)
+            self.predictor_projection = NormalisedProjection(predictor_dim, dim)
+        else:
+            self.encoder_projection = nn.Linear(encoder_dim, dim)
+            self.predictor_projection = nn.Linear(predictor_dim, dim, bias=False)
         self.output = nn.Linear(dim, vocab_size)
 
     def forward(
@@ -58,9 +77,10 @@ class Joiner(nn.Module):
             frame_lengths=frame_lengths,
             token_lengths=token_lengths,
             blank=BLANK,
+            activation=self.activation,
         )
 
     def score(self, total: Tensor) -> Tensor:
         """Logits ``[..., V]`` of sums ``[..., J]``; the sums are overwritten."""
-        logits: Tensor = self.output(total.tanh_())
+        logits: Tensor = self.output(total.tanh_() if self.activation == "tanh" else total.relu_())
         return logits

@@ -11,7 +11,7 @@ Legend: B batch, T encoder frames, U tokens, N = U + 1 nodes of a frame, J joine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from omnisparse.models.bf16_kernels import kernels
 from omnisparse.models.lattice_bf16 import join_lattice_bf16
 from omnisparse.models.losses import EMIT_BLANK, LABEL, LOG_ZERO, REST, length_mask
 from omnisparse.models.operations import count_product
+
+Activation = Literal["tanh", "relu"]
 
 CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 26}
 """Logits in memory at a time: they fit a CPU's cache, and are enough to use a GPU fully."""
@@ -40,10 +42,11 @@ def join_lattice(
     frame_lengths: Tensor,
     token_lengths: Tensor,
     blank: int = 0,
+    activation: Activation = "tanh",
 ) -> Tensor:
     """``log (P(y_{u+1}), P(blank), P(anything else))`` at every node of a batch.
 
-    The logits of a node are ``weight tanh(encoded_t + predicted_u) + bias``.
+    The logits of a node are ``weight tanh(encoded_t + predicted_u) + bias``, or with ``relu``.
 
     Args:
         encoded: ``[B, T, J]``, projected.
@@ -54,6 +57,7 @@ def join_lattice(
         frame_lengths: ``[B]`` int64, in 1..T; best on the CPU, where they are read.
         token_lengths: ``[B]`` int64, in 0..N - 1; likewise.
         blank: Id of the blank.
+        activation: Of the sum of both sides.
 
     Returns:
         ``[B, T, N, 3]`` float32, in ``[LOG_ZERO, 0]``; each node sums to one. At u = U_b there
@@ -85,8 +89,10 @@ def join_lattice(
     arguments = (predicted.to(dtype), weight.to(dtype), bias.to(dtype), labels, chunks, blank)
     library = kernels() if dtype is torch.bfloat16 and encoded.device.type == "cpu" else None
     lattice: Tensor
-    if library is None:
-        lattice = _JoinLattice.apply(encoded, *arguments)  # type: ignore[no-untyped-call]
+    if library is None or activation != "tanh":
+        lattice = _JoinLattice.apply(  # type: ignore[no-untyped-call]
+            encoded, *arguments, activation
+        )
     else:
         lattice = join_lattice_bf16(library, encoded, *arguments)
     padding = ~(
@@ -131,16 +137,17 @@ class _JoinLattice(torch.autograd.Function):
         labels: Tensor,
         chunks: list[tuple[slice, int, int]],
         blank: int,
+        activation: Activation,
     ) -> Tensor:
         lattice = encoded.new_zeros(
             encoded.size(0), encoded.size(1), predicted.size(1), 3, dtype=torch.float32
         )
-        hidden_of = _activations(encoded, predicted)
+        hidden_of = _activations(encoded, predicted, activation)
         for rows, frames, nodes in chunks:
             logits = F.linear(hidden_of(rows, frames, nodes), weight, bias).float()
             lattice[rows, :frames, :nodes] = collapse(logits, labels[rows, :nodes], blank=blank)
         ctx.save_for_backward(encoded, predicted, weight, bias, labels, lattice)
-        ctx.chunks, ctx.blank = chunks, blank
+        ctx.chunks, ctx.blank, ctx.activation = chunks, blank, activation
         return lattice
 
     @staticmethod
@@ -153,7 +160,7 @@ class _JoinLattice(torch.autograd.Function):
         encoded_grad, predicted_grad = torch.zeros_like(encoded), torch.zeros_like(predicted)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         bias_grad = torch.zeros_like(bias, dtype=torch.float32)
-        hidden_of = _activations(encoded, predicted)
+        hidden_of = _activations(encoded, predicted, ctx.activation)
         for rows, frames, nodes in ctx.chunks:
             hidden = hidden_of(rows, frames, nodes)
             logits_grad = _logits_grad(
@@ -165,19 +172,26 @@ class _JoinLattice(torch.autograd.Function):
             bias_grad += logits_grad.sum(dim=(0, 1, 2))
             logits_grad = logits_grad.to(weight.dtype)
             weight_grad += logits_grad.flatten(0, 2).t() @ hidden.flatten(0, 2)
-            total_grad = torch.ops.aten.tanh_backward(logits_grad @ weight, hidden)
+            total_grad = logits_grad @ weight
+            if ctx.activation == "tanh":
+                total_grad = torch.ops.aten.tanh_backward(total_grad, hidden)
+            else:
+                total_grad = total_grad.masked_fill_(hidden <= 0, 0.0)
             encoded_grad[rows, :frames] = total_grad.sum(dim=2)
             predicted_grad[rows, :nodes] = total_grad.sum(dim=1)
         dtype = weight.dtype
         parameters_grad = weight_grad.to(dtype), bias_grad.to(dtype)
-        return encoded_grad, predicted_grad, *parameters_grad, None, None, None
+        return encoded_grad, predicted_grad, *parameters_grad, None, None, None, None
 
 
-def _activations(encoded: Tensor, predicted: Tensor) -> Callable[[slice, int, int], Tensor]:
+def _activations(
+    encoded: Tensor, predicted: Tensor, activation: Activation = "tanh"
+) -> Callable[[slice, int, int], Tensor]:
     """Function that computes the ``[b, t, n, J]`` joiner activations of some rows and nodes."""
 
     def activations(rows: slice, frames: int, nodes: int) -> Tensor:
-        return (encoded[rows, :frames, None] + predicted[rows, None, :nodes]).tanh_()
+        total = encoded[rows, :frames, None] + predicted[rows, None, :nodes]
+        return total.tanh_() if activation == "tanh" else total.relu_()
 
     return activations
 

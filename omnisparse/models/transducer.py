@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from omnisparse.errors import NonNegativeInt, PositiveInt, Probability, Range, check_ranges
 from omnisparse.models.base import Hypothesis, ModelOutput, SpeechModel
+from omnisparse.models.cell_norm import CellNormPredictor
 from omnisparse.models.conformer import ConformerEncoder
 from omnisparse.models.emformer import EmformerEncoder
 from omnisparse.models.encoder import Encoder
@@ -29,6 +30,8 @@ from omnisparse.models.transducer_decoding import (
 from omnisparse.models.validation import check_multiple, check_projection
 
 EncoderKind = Literal["lstm", "emformer", "conformer"]
+Family = Literal["omnisparse", "torchaudio"]
+Predictor = LstmPredictor | StatelessPredictor | CellNormPredictor
 
 _ENCODER_KEYS: dict[str, tuple[EncoderKind, ...]] = {
     "encoder_projection": ("lstm",),
@@ -38,6 +41,7 @@ _ENCODER_KEYS: dict[str, tuple[EncoderKind, ...]] = {
     "segment": ("emformer", "conformer"),
     "left_context": ("emformer", "conformer"),
     "right_context": ("emformer",),
+    "family": ("emformer",),
 }
 """Keys that only some encoders have."""
 
@@ -117,6 +121,10 @@ class TransducerConfig:
     max_symbols_per_frame: PositiveInt = 5
     """Tokens that one encoder frame may emit while decoding; sherpa-onnx emits at most 1."""
 
+    family: Family = "omnisparse"
+    """Whose layers: ours, or those of torchaudio's ``emformer_rnnt`` (Emformer): a predictor that
+    normalises within its cells, normalised projections, a joiner with ReLU, whole stacks only."""
+
     predictor_warmup: NonNegativeInt = 250
     """Number of first optimizer steps that train without the predictor; see
     :class:`TransducerModel`."""
@@ -134,6 +142,13 @@ class TransducerConfig:
         check_ranges(self)
         check_projection(self, "encoder")
         self._check_encoder()
+        if self.family == "torchaudio" and not self.predictor_layers:
+            raise ValueError("predictor_layers is 0; with family torchaudio it must be at least 1")
+        if self.family == "torchaudio" and self.right_context > 1:
+            # Behind an utterance, two segments would look for different frames at one place.
+            raise ValueError(
+                f"right_context is {self.right_context}; with family torchaudio it must be 0 or 1"
+            )
 
     def _check_encoder(self) -> None:
         """Refuse keys of other encoders, and widths that cannot be divided."""
@@ -178,6 +193,7 @@ class TransducerModel(SpeechModel):
         joiner_dim: Width of the joiner.
         dropout: Probability in [0, 1).
         layer_norm: Normalise LSTM layers.
+        family: See :class:`TransducerConfig`.
         max_symbols_per_frame: Tokens that one frame may emit, >= 1.
         predictor_warmup: Steps (see :meth:`set_step`) that train without the predictor.
         ctc_weight: Share in [0, 1).
@@ -213,6 +229,7 @@ class TransducerModel(SpeechModel):
         joiner_dim: int = 256,
         dropout: float = 0.1,
         layer_norm: bool = True,
+        family: Family = "omnisparse",
         max_symbols_per_frame: int = 5,
         predictor_warmup: int = 250,
         ctc_weight: float = 0.0,
@@ -220,6 +237,7 @@ class TransducerModel(SpeechModel):
         super().__init__()
         self.input_dim = input_dim
         self.vocab_size = vocab_size
+        self.family = family
         self.max_symbols_per_frame = max_symbols_per_frame
         self.predictor_warmup = predictor_warmup
         self._step = predictor_warmup
@@ -239,19 +257,23 @@ class TransducerModel(SpeechModel):
                 "segment": segment,
                 "left_context": left_context,
             }
+        is_theirs = family == "torchaudio"
         if encoder == "emformer":
             shape |= {"right_context": right_context}
+            shape |= {"whole_stacks": is_theirs, "input_bias": not is_theirs}
         elif encoder == "conformer":
             shape |= {"kernel": encoder_kernel}
         self.encoder = _ENCODERS[encoder](**shape)
-        self.predictor: LstmPredictor | StatelessPredictor
+        self.predictor: Predictor
         shape = {
             "vocab_size": vocab_size,
             "embedding_dim": embedding_dim,
             "dim": predictor_dim,
             "dropout": dropout,
         }
-        if predictor_layers:
+        if is_theirs:
+            self.predictor = CellNormPredictor(num_layers=predictor_layers, **shape)
+        elif predictor_layers:
             self.predictor = LstmPredictor(
                 num_layers=predictor_layers, layer_norm=layer_norm, **shape
             )
@@ -262,6 +284,8 @@ class TransducerModel(SpeechModel):
             predictor_dim=predictor_dim,
             dim=joiner_dim,
             vocab_size=vocab_size,
+            activation="relu" if is_theirs else "tanh",
+            normalised=is_theirs,
         )
         self.ctc_weight = ctc_weight
         self.ctc_output = nn.Linear(self.encoder.output_dim, vocab_size) if ctc_weight else None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.models.base import BLANK, NO_FINITE_SCORE, SOS_EOS, Hypothesis
+from omnisparse.models.cell_norm import CellNormPredictor
 from omnisparse.models.joiner import Joiner
 from omnisparse.models.predictor import LstmPredictor, PredictorState, StatelessPredictor
 
@@ -23,7 +24,7 @@ _HASH_FACTOR = 6364136223846793005
 class TransducerHead(Protocol):
     """The parts of a transducer that the searches use, in evaluation mode: all but the encoder."""
 
-    predictor: LstmPredictor | StatelessPredictor
+    predictor: LstmPredictor | StatelessPredictor | CellNormPredictor
     joiner: Joiner
     max_symbols_per_frame: int
 

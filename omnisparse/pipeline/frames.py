@@ -38,6 +38,7 @@ def frame_source(config: RunConfig, cuts: CutSet, stage: Callable[[str], None]) 
             cache,
             num_bins=shape.num_bins,
             sampling_rate=shape.sampling_rate,
+            kind=shape.kind,
             noise_probability=augmentation.noise_probability,
             noise_snr_db=augmentation.noise_snr_db,
             seed=config.seed,
@@ -50,6 +51,7 @@ def frame_source(config: RunConfig, cuts: CutSet, stage: Callable[[str], None]) 
         cache,
         num_bins=shape.num_bins,
         sampling_rate=shape.sampling_rate,
+        kind=shape.kind,
         augment=RoomAugment(
             noises=noises,
             noise_probability=augmentation.noise_probability,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 from lhotse import CutSet
+from torch import Tensor
 
 from omnisparse.config import RunConfig
 from omnisparse.data.evaluation_batches import EvaluationBatches
@@ -36,6 +37,7 @@ from omnisparse.methods.hypotheses import DecodingCost, Found, HypothesisCache, 
 from omnisparse.models import SpeechModel
 from omnisparse.models.torchaudio import find_torchaudio
 from omnisparse.runs import directory as runs
+from omnisparse.runs import foreign
 from omnisparse.sparsity.budget import Budget, num_nonzero, num_parameters
 from omnisparse.sparsity.layer_limit import check_layer_limit, count_layers, parse_layer_limit
 from omnisparse.sparsity.prunable import find_prunable
@@ -64,7 +66,9 @@ def require_models(config: RunConfig) -> None:
     distillation = distillation_of(config.method)
     teacher = distillation.teacher if distillation else getattr(config.method, "teacher", None)
     for path in (config.init, teacher):
-        if path is not None:
+        if path is not None and foreign.is_foreign(path):
+            foreign.weights_file(path)
+        elif path is not None:
             runs.require_directory(Path(path))
     if config.data.tokenizer is not None:
         runs.load_tokenizer(Path(config.data.tokenizer))
@@ -88,12 +92,35 @@ def choose_extractor(
     if config.data.statistics == "own":
         stage("features are normalised by the statistics of this run's training data")
         return own
-    given = runs.load_model(config.init).extractor
-    shapes = [(one.num_bins, one.stack, one.sampling_rate) for one in (given, own)]
+    given = _extractor_of(config.init)
+    shapes = [(one.kind, one.num_bins, one.stack, one.sampling_rate) for one in (given, own)]
     if shapes[0] != shapes[1]:
         return own  # refused later together with the net, with a message about the difference
     stage(f"features are normalised by the statistics of {config.init}")
     return given
+
+
+def _extractor_of(init: str) -> FeatureExtractor:
+    if foreign.is_foreign(init):
+        return foreign.load_foreign_extractor(init)
+    return runs.load_model(init).extractor
+
+
+def pieces_of_start(config: RunConfig) -> tuple[Tokenizer | None, str]:
+    """The word pieces that a configuration takes from elsewhere, and from where.
+
+    Those of ``data.tokenizer``; else those of the net that is started from, which has no others.
+
+    Raises:
+        OmnisparseError: If they cannot be read.
+    """
+    if config.data.tokenizer is not None:
+        return runs.load_tokenizer(Path(config.data.tokenizer)), config.data.tokenizer
+    if config.init is None:
+        return None, ""
+    if foreign.is_foreign(config.init):
+        return foreign.load_foreign_tokenizer(config.init), config.init
+    return runs.load_model(config.init).tokenizer, config.init
 
 
 def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
@@ -130,8 +157,19 @@ def start_weights(init: str, student: Student, stage: Stage, *, reduce: bool = F
         OmnisparseError: If it cannot be read, or its tokens, features or shapes do not fit.
     """
     model = student.model
-    loaded = runs.load_model(init)
     name = f"init {init}"
+    if foreign.is_foreign(init):
+        net = foreign.load_foreign(init)
+        check_relatives(
+            name,
+            (net, net.extractor, net.tokenizer),
+            (model, student.extractor, student.tokenizer),
+        )
+        _check_shapes(name, net.state, model)
+        stage(name)
+        model.load_state_dict(dict(net.state))
+        return
+    loaded = runs.load_model(init)
     check_relatives(
         name,
         (loaded.model, loaded.extractor, loaded.tokenizer),
@@ -152,7 +190,7 @@ def start_weights(init: str, student: Student, stage: Stage, *, reduce: bool = F
         counts = [num_parameters(net.named_parameters()) for net in (loaded.model, model)]
         stage(f"{name}: {counts[1]:,} of its {counts[0]:,} parameters, as far as they fit")
     else:
-        _check_shapes(name, loaded.model, model)
+        _check_shapes(name, state, model)
         stage(name)
     model.load_state_dict(state)
 
@@ -171,8 +209,11 @@ def _has_shapes_of(other: SpeechModel, model: SpeechModel) -> bool:
     return theirs == ours
 
 
-def _check_shapes(name: str, other: SpeechModel, model: SpeechModel) -> None:
-    theirs, ours = ({n: list(t.shape) for n, t in m.state_dict().items()} for m in (other, model))
+def _check_shapes(name: str, other: Mapping[str, Tensor], model: SpeechModel) -> None:
+    theirs, ours = (
+        {fqn: list(tensor.shape) for fqn, tensor in state.items()}
+        for state in (other, model.state_dict())
+    )
     for parameter in [*ours, *theirs]:
         if theirs.get(parameter) != ours.get(parameter):
             raise OmnisparseError(
@@ -203,6 +244,11 @@ def load_method(
     """
     if config.init is not None:
         if student.is_fresh:
+            if core := getattr(config.method, "core_fraction", 0):
+                raise OmnisparseError(
+                    f"core_fraction is {core}; it clears the weights of the net that is started "
+                    "from; with init it must be 0"
+                )
             start_weights(config.init, student, stage, reduce=config.reduce_init)
         student.model.skip_phases()
     distillation = distillation_of(config.method)

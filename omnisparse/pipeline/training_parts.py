@@ -26,7 +26,13 @@ from omnisparse.evaluation.evaluate import Decoder, evaluate
 from omnisparse.models import SpeechModel, build_model
 from omnisparse.pipeline.frames import frame_source
 from omnisparse.pipeline.splits import tell_unseen
-from omnisparse.pipeline.starts import Student, check_size, choose_extractor, load_method
+from omnisparse.pipeline.starts import (
+    Student,
+    check_size,
+    choose_extractor,
+    load_method,
+    pieces_of_start,
+)
 from omnisparse.pipeline.training_data import TrainingData
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.prunable import find_prunable
@@ -144,9 +150,10 @@ def _tokenizer(
 ) -> Tokenizer:
     path = run / "tokenizer.model"
     if accelerator.is_main_process and not path.exists():
-        if config.data.tokenizer is not None:
-            stage(f"word pieces of {config.data.tokenizer}")
-            runs.load_tokenizer(Path(config.data.tokenizer)).save(run)
+        given, source = pieces_of_start(config)
+        if given is not None:
+            stage(f"word pieces of {source}")
+            given.save(run)
             return Tokenizer.load(path)
         return Tokenizer.train((text_of(cut) for cut in cuts), config.data.vocab_size, run)
     return Tokenizer.load(path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omnisparse.errors import FormatError
 from omnisparse.evaluation.account import TrainingAccount, sum_known
 from omnisparse.runs import directory as runs
+from omnisparse.runs import foreign
 
 if TYPE_CHECKING:
     from omnisparse.config import RunConfig
@@ -175,6 +176,9 @@ def make_record(
     sources: dict[str, Training] = {}
     starts: dict[str, str] = {}
     for key, path in _source_paths(config):
+        if foreign.is_foreign(str(path)):
+            starts[key] = foreign.identity_of(str(path))
+            continue
         for training in _trainings_of(path):
             sources.setdefault(training.identity, training)
         starts[key] = identity_of(path)

@@ -123,31 +123,31 @@ def check_plain(
 
     Args:
         model: The net.
-        prunable: Names of the matrices to prune.
-        kinds: Layers that may not have such a weight at all.
+        prunable: Names of the matrices to prune. The parameters of a parametrisation, such as the
+            factors of a product, may be named themselves: masks reach these.
+        kinds: Layers that may not have a computed weight at all.
 
     Raises:
         ValueError: Naming the first one, and what to do.
     """
-    owners = {fqn.rpartition(".")[0] for fqn in prunable}
-    for name, module in model.named_modules():
-        if name not in owners and not isinstance(module, kinds):
-            continue
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for fqn, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{fqn} has no shape yet: run the model once on an example")
+    named = {fqn.rpartition(".")[0] for fqn in prunable if fqn not in parameters}
+    hooked = {fqn.rpartition(".")[0] for fqn in prunable if fqn.endswith(("_g", "_v", "_orig"))}
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         kind = _parametrisation(module)
-        if kind is not None:
+        if kind is not None and (name in named | hooked or isinstance(module, kinds)):
             raise ValueError(
                 f"{name or 'the model'}: its weight is parametrised ({kind}), so a mask would not "
                 "reach it; remove that first (torch.nn.utils.parametrize.remove_parametrizations, "
                 "torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
             )
-    for fqn, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"{fqn} has no shape yet: run the model once on an example")
     for fqn in prunable:
-        if ".parametrizations." in f".{fqn}":
-            raise ValueError(f"{fqn} belongs to a parametrised weight, which a mask cannot reach")
-        module = model.get_submodule(fqn.rpartition(".")[0])
-        if isinstance(module, nn.Embedding) and module.sparse:
+        owner = modules.get(fqn.rpartition(".")[0])
+        if isinstance(owner, nn.Embedding) and owner.sparse:
             raise ValueError(
                 f"{fqn}: an embedding with sparse=True has sparse gradients; legal: sparse=False, "
                 "or leave it out of prunable"

@@ -341,8 +341,8 @@ def _budget(model: nn.Module, prunable: Sequence[str], floor: float, block: Bloc
     owners = {id(parameter): fqn for fqn, parameter in model.named_parameters()}
     # A tied matrix may be named by any of its names; it is one matrix, under the first.
     names = [owners[id(tied[fqn])] if fqn in tied else fqn for fqn in prunable]
-    check_names(names, owners.values(), "prunable")
     check_plain(model, names)
+    check_names(names, owners.values(), "prunable")
     return Budget.of(model, list(dict.fromkeys(names)), floor=floor, block=block)
 
 

@@ -46,7 +46,7 @@ def is_ended(path: Path) -> bool:
 
 def _records(path: Path) -> Iterator[Any]:
     try:
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from google.protobuf.message import DecodeError
         from wandb.proto.wandb_internal_pb2 import Record
 
         data = path.read_bytes()

@@ -193,6 +193,8 @@ def test_parametrised_weights_are_refused_in_one_line(change, kind: str) -> None
     with pytest.raises(ValueError, match=rf"^line: its weight is parametrised \(.*{kind}") as told:
         omnisparse.Supernet(model)
     assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=r"^line: its weight is parametrised"):
+        omnisparse.Supernet(model, prunable=["line.weight"])
     assert omnisparse.Supernet(model, prunable=["head.weight"]).prunable == ("head.weight",)
 
 

@@ -154,15 +154,22 @@ def test_fine_tuning_takes_pieces_and_statistics_of_the_net_it_starts_from(
     other = write_corpus(tmp_path / "other", 14)
     rewrite(other, [{**line, "text": "a window on the hill"} for line in lines_of(other)])
     tuned = override_config(config, [f"corpus.train=[{other}]", f"init={base}", "method=dense"])
-    with pytest.raises(OmnisparseError, match=r"data\.tokenizer=RUN takes the pieces of a run"):
-        train(tuned, out=tmp_path / "refused")
-
     theirs = runs.read_description(base).features
     pieces = (base / "tokenizer.model").read_bytes()
+    said: list[str] = []
+    train(
+        override_config(tuned, ["training.max_steps=0"]), out=tmp_path / "a", on_stage=said.append
+    )
+    assert (tmp_path / "a" / "tokenizer.model").read_bytes() == pieces
+    assert f"word pieces of {base}" in said
+    alone = override_config(tuned, ["init=null", "training.max_steps=0"])
+    other_pieces = train(alone, out=tmp_path / "alone").run
+    with pytest.raises(OmnisparseError, match=r"data\.tokenizer=RUN takes the pieces of a run"):
+        train(override_config(tuned, [f"data.tokenizer={other_pieces}"]), out=tmp_path / "refused")
     for number, (choice, source) in enumerate(
         [("auto", base), ("init", base / "tokenizer.model"), ("own", base)]
     ):
-        out, said = tmp_path / f"tuned{number}", list[str]()
+        out, said = tmp_path / f"tuned{number}", []
         settings = [f"data.tokenizer={source}", f"data.statistics={choice}"]
         chosen = override_config(tuned, [*settings, "training.max_steps=0"])
         train(chosen, out=out, on_stage=said.append)
