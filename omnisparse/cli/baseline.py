@@ -35,9 +35,18 @@ WITHOUT_TEACHER = {
     "distilled": "base",
     "factored_distilled": "factored",
     "factored_distilled_pruned": "pruned",
-    "progressive": "progressive",
-    "progressive_fixed": "progressive_fixed",
-    "progressive_direct": "progressive_direct",
+    **{
+        row: row
+        for row in (
+            "progressive",
+            "progressive_fixed",
+            "progressive_direct",
+            "rank_uniform",
+            "rank_search_untrained",
+            "rank_search",
+            "iterative",
+        )
+    },
 }
 """For a row that needs a teacher, a row of the same size (a student: the same shape) that does not
 need one; a compression over several stages can be checked without its teacher."""

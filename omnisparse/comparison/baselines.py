@@ -167,7 +167,7 @@ def kind_of(method: str) -> str | None:
     if method in REGISTERED:
         return method
     if method in PLANS:
-        return ProgressiveConfig().kind
+        return PLANS[method][0]
     return SandwichConfig().kind if method in SUPERNETS else None
 
 
@@ -181,7 +181,7 @@ def _is_pruned(method: str) -> bool:
 def _takes_teacher(method: str) -> bool:
     """Whether a row may learn from a teacher."""
     if method in PLANS:
-        return PLANS[method] != "scratch"
+        return method != "progressive_scratch"
     if method in REGISTERED:
         return has_key(method, "distillation")
     return "distilled" in method or method == "pruned"
@@ -244,10 +244,11 @@ def _method(
     if method in REGISTERED:
         return _registered(given, method, target, teacher)
     if method in PLANS:
-        stages = given if isinstance(given, ProgressiveConfig) else ProgressiveConfig()
+        kind, decided = PLANS[method]
+        stages: Any = given if given.kind == kind else KINDS[kind]()
         taught = None if teacher is None else str(teacher)
-        plan: Any = PLANS[method]
-        return replace(stages, plan=plan, size=str(target), teacher=taught)
+        several: MethodConfig = replace(stages, **decided, size=str(target), teacher=taught)
+        return several
     if method in SUPERNET_BUDGETS:
         return given if isinstance(given, SandwichConfig) else SandwichConfig()
     distillation = None

@@ -31,7 +31,7 @@ from omnisparse.evaluation.wer import character_errors, word_errors
 from omnisparse.evaluation.workers import Workers
 from omnisparse.models import TransducerModel
 from omnisparse.pipeline.evaluate import recognise, recognizer_of
-from omnisparse.pipeline.extract import extract
+from omnisparse.pipeline.extract import extract, write_own_net
 from omnisparse.pipeline.splits import Corpus, describe_corpora, list_test_manifests
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import total_cost
@@ -190,6 +190,8 @@ def _make(model: Model, folder: Path) -> dict[str, Any]:
     if model.request is not None:
         return extract(run, size=model.request, out=out)
     description = runs.read_description(run)
+    if description.model.get("ranks"):
+        return write_own_net(run, out)
     weights, _ = runs.newest_weights(run)
     kept = {name: count_nonzero(weights[name]) for name in description.prunable}
     numel = {name: math.prod(weights[name].shape) for name in description.prunable}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from omnisparse.methods import KINDS, has_every_size
 
@@ -19,29 +19,39 @@ BUILT_IN = {
     "progressive_fixed": "Progressive, first teacher only",
     "progressive_direct": "Direct distillation",
     "progressive_scratch": "Small net from scratch",
+    "rank_uniform": "Uniform ranks, retrained",
+    "rank_search_untrained": "Searched ranks",
+    "rank_search": "Searched ranks, retrained",
+    "iterative": "Iterative rank search",
     "supernet": "Supernet",
     "supernet_double": "Supernet, twice the budget",
 }
 """The rows of Pang et al. 2018, compressions over several stages with their rivals, and the
 supernets, in order, with their displayed names."""
 
-_KINDS_OF_BUILT_IN = {"dense", "sandwich", "distillation", "gradual_pruning", "progressive"}
+PLANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "progressive": ("progressive", {"plan": "progressive"}),
+    "progressive_fixed": ("progressive", {"plan": "fixed"}),
+    "progressive_direct": ("progressive", {"plan": "direct"}),
+    "progressive_scratch": ("progressive", {"plan": "scratch"}),
+    "rank_uniform": ("rank_search", {"controller": "uniform", "retrain": True}),
+    "rank_search_untrained": ("rank_search", {"retrain": False}),
+    "rank_search": ("rank_search", {"retrain": True}),
+    "iterative": ("iterative", {}),
+}
+"""Rows of methods of several trainings: kind of the method, and the keys that the row decides."""
+
+_KINDS_OF_BUILT_IN = {"dense", "sandwich", "distillation", "gradual_pruning"}
 
 REGISTERED = {
-    kind: kind.replace("_", " ").capitalize() for kind in KINDS if kind not in _KINDS_OF_BUILT_IN
+    kind: kind.replace("_", " ").capitalize()
+    for kind in KINDS
+    if kind not in _KINDS_OF_BUILT_IN | {kind for kind, _ in PLANS.values()}
 }
 """Methods of other kinds: each is a row of its own, named by its kind."""
 
 ROWS = {**BUILT_IN, **REGISTERED}
 """All rows of methods in order, with their displayed names."""
-
-PLANS = {
-    "progressive": "progressive",
-    "progressive_fixed": "fixed",
-    "progressive_direct": "direct",
-    "progressive_scratch": "scratch",
-}
-"""Rows of a compression over several stages, and the plan that trains each."""
 
 SUPERNET, PRUNED = "supernet", "pruned"
 SUPERNETS = (SUPERNET, "supernet_double", *filter(has_every_size, REGISTERED))

@@ -20,13 +20,15 @@ from typing import Any, get_args
 from omnisparse.methods.base import Dense, DenseConfig, Loss, Method
 from omnisparse.methods.distillation import Distillation, DistillationConfig, Teacher
 from omnisparse.methods.gradual_pruning import GradualPruning, GradualPruningConfig
+from omnisparse.methods.iterative import IterativeConfig
 from omnisparse.methods.progressive import ProgressiveConfig
+from omnisparse.methods.rank_search import RankSearchMethodConfig
 from omnisparse.methods.sandwich import Sandwich, SandwichConfig
 
 LossConfig = DenseConfig | SandwichConfig | DistillationConfig | GradualPruningConfig
 """Methods that are one training: sources of losses."""
 
-StagedConfig = ProgressiveConfig
+StagedConfig = ProgressiveConfig | RankSearchMethodConfig | IterativeConfig
 """Methods of several trainings, one after the other; ``omnisparse/pipeline/stages.py``."""
 
 MethodConfig = LossConfig | StagedConfig
@@ -89,11 +91,13 @@ __all__ = [
     "DistillationConfig",
     "GradualPruning",
     "GradualPruningConfig",
+    "IterativeConfig",
     "Loss",
     "LossConfig",
     "Method",
     "MethodConfig",
     "ProgressiveConfig",
+    "RankSearchMethodConfig",
     "Sandwich",
     "SandwichConfig",
     "StagedConfig",

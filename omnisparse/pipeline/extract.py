@@ -15,6 +15,7 @@ from omnisparse.artifact import (
     Extraction,
     planned_bytes,
     untrained_warnings,
+    write_artifact,
     write_extractions,
 )
 from omnisparse.errors import UsageError
@@ -26,7 +27,7 @@ from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.arrays import Array, count_nonzero
 from omnisparse.sparsity.budget import Budget, num_parameters
 from omnisparse.sparsity.keys import Norm, parse_block
-from omnisparse.sparsity.sizes import Size, parse_sparsity
+from omnisparse.sparsity.sizes import Size, parse_size, parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -87,6 +88,13 @@ def extract(
     request.check(block=block, norm=norm, scope=scope, floor=floor)
     run, out = _path(run) or runs.latest_run(), _path(out)
     description = runs.read_description(run)
+    if description.model.get("ranks") and not description.prunable:
+        if sparsity != 0 and (size is None or parse_size(size).value != 1):
+            raise UsageError(
+                f"all matrices of {run} are products of factors, none can be pruned; legal: "
+                "--size 100%, or --low-rank with a smaller size"
+            )
+        return write_own_net(run, out or run / "extracted" / "100pct", precision=precision)
     weights, checkpoint = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
     block = description.block if block is None else block
@@ -117,6 +125,27 @@ def extract(
     for line in warnings:
         warn(line)
     return {**info.to_dict(), "warnings": warnings, "seconds": time.perf_counter() - started}
+
+
+def write_own_net(run: Path, out: Path, *, precision: str = "fp32") -> dict[str, Any]:
+    """Write the net of a run as it is, its factors as factors.
+
+    Args:
+        run: Run directory.
+        out: Artifact directory.
+        precision: As of :func:`extract`.
+
+    Returns:
+        As :func:`extract`.
+
+    Raises:
+        OmnisparseError: If the run cannot be read.
+    """
+    started = time.perf_counter()
+    weights, checkpoint = runs.newest_weights(run)
+    contents = contents_of(run, weights, read_record(checkpoint), block=(1, 1), precision=precision)
+    info = write_artifact(out, state=weights, **vars(replace(contents, prunable=[])))
+    return {**info.to_dict(), "warnings": [], "seconds": time.perf_counter() - started}
 
 
 def missing_warnings(

@@ -16,9 +16,8 @@ from omnisparse.methods import (
     ProgressiveConfig,
 )
 from omnisparse.methods.progressive import StageModel, plan_models
-from omnisparse.pipeline.stages import Stage, Stages, Tell, dev_rate, place_of
+from omnisparse.pipeline.stages import Stage, Stages, Tell, begun, dev_rate, part_of, place_of
 from omnisparse.runs.record import PART
-from omnisparse.training.config import TrainingConfig
 
 
 def progressive_stages(
@@ -70,13 +69,12 @@ def progressive_stages(
             f"teacher {teacher}"
         )
         suffix = "" if index == last else f"stage{index + 1}"
-        begun = _begun(config, nets[-1], index, len(models))
+        part = part_of(config.training, index, len(models))
         chosen = replace(
-            begun,
+            begun(config, nets[-1], part, method.learning_rate),
             name="-".join(filter(None, [config.name, suffix])),
             model=stage.model,
             method=_taught(method, models, index, teacher),
-            reduce_init=True,
         )
         run = yield Stage(
             config=chosen,
@@ -92,28 +90,6 @@ def progressive_stages(
 def row_of(method: ProgressiveConfig) -> str:
     """The row of a comparison of a plan."""
     return "progressive" if method.plan == "progressive" else f"progressive_{method.plan}"
-
-
-def _begun(config: RunConfig, start: Path, index: int, count: int) -> RunConfig:
-    """The configuration of a stage that goes on from a trained net with its share of the steps."""
-    method = config.method
-    assert isinstance(method, ProgressiveConfig)
-    augmentation = replace(config.data.augmentation, unmasked_epochs=0)
-    data = replace(
-        config.data, augmentation=augmentation, short_first_epochs=0, tokenizer=str(start)
-    )
-    training = part_of(config.training, index, count)
-    if method.learning_rate is not None:
-        training = replace(training, learning_rate=method.learning_rate)
-    return replace(config, data=data, training=training, init=str(start))
-
-
-def part_of(training: TrainingConfig, index: int, count: int) -> TrainingConfig:
-    """Part ``index`` of ``count`` equal parts of a training; their steps add up to its steps."""
-    if training.max_steps is None:
-        return replace(training, epochs=training.epochs / count)
-    ends = [round(training.max_steps * (index + k) / count) for k in (0, 1)]
-    return replace(training, max_steps=ends[1] - ends[0])
 
 
 def _teacher(

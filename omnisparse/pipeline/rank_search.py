@@ -6,29 +6,26 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from omnisparse.durable import replacing
-from omnisparse.errors import PositiveInt, Range, UsageError, check_ranges
-from omnisparse.evaluation.confidence import Interval, confidence_interval
+from omnisparse.errors import NonNegativeFloat, PositiveInt, Range, UsageError, check_ranges
 from omnisparse.evaluation.dev_set import DevSet
-from omnisparse.evaluation.wer import corpus_wer, word_errors
 from omnisparse.evaluation.workers import Workers
-from omnisparse.models.factored import multiplied_out
 from omnisparse.pipeline.low_rank import DenseRun, rank_total
+from omnisparse.pipeline.rank_scores import Objective, RankScores
 from omnisparse.pipeline.search import dev_cuts
 from omnisparse.runs import directory as runs
-from omnisparse.search.controller import ControllerConfig, Episode, reinforce
+from omnisparse.search.controller import ControllerConfig, Episode, Policy, reinforce
 from omnisparse.search.evaluation_subset import Subset, choose_subset
-from omnisparse.search.journal import Journal
 from omnisparse.search.rank_controls import optuna_search, random_search
-from omnisparse.search.ranks import RankSpace, ranks_key
+from omnisparse.search.ranks import RankSpace
 from omnisparse.search.rewards import Reward
+from omnisparse.search.sensitivity import Sensitivity, measure_sensitivity
 from omnisparse.sparsity.decomposition import ranks_to_json
 
 FOLDER = "rank_search"
@@ -43,8 +40,15 @@ class RankSearchConfig:
     method: Method = "rl"
     """``rl``: a policy by reinforcement; ``random``, ``tpe`` and ``nsga2`` are its controls."""
     evaluations: PositiveInt = 200
-    """Candidates evaluated for each size."""
-    objective: Literal["loss", "wer"] = "loss"
+    """Candidates evaluated for each size; those of the sensitivity test are among them."""
+    sensitivity: bool = True
+    """Whether a part of the evaluations, a third at most, first tries every matrix alone. The
+    search, whatever its method, then starts at the ranks that would be best if what single
+    matrices cost just added up. With too few evaluations it starts at one ratio for all."""
+    tolerance: NonNegativeFloat | None = 0.5
+    """After a sensitivity test, ranks that alone raise the error by more than this share of it are
+    not looked at (more is tolerated where the size asks for it); None looks at all."""
+    objective: Objective = "loss"
     """Error of a candidate: the label loss per token, or word errors per word (slower)."""
     reward: Reward = field(default_factory=Reward)
     """What the policy is paid for; controls are paid for the same."""
@@ -69,113 +73,185 @@ class RankSearchConfig:
                 )
 
 
-class FactoredNet:
-    """The net of a run, whose matrices are replaced by products of any ranks.
+class RankSearch:
+    """A run, the utterances to search on, and a space of ranks for each size.
 
     Args:
-        dense: The run.
-        device: Where it computes.
+        run: Run directory. A net that is factored already loses ranks, and gets none back.
+        sizes: ``16M``, ``25%``, or ``3x`` for a third of the factorable weights.
+        config: What may be spent, and how to look.
+        manifest: Utterances to search on; the run's dev split if None.
+        out: Folder of what was measured; None for ``<run>/rank_search``.
+        on_progress: ``(done, total, metrics)``.
+        on_stage: Told what begins.
+        workers: Processes that measure, and their device; None for this one and its CPU.
+
+    Raises:
+        ValueError: If a size or an option is not legal.
+        OmnisparseError: If the run or the utterances cannot be used.
     """
 
-    def __init__(self, dense: DenseRun, device: torch.device) -> None:
-        self.dense = dense
-        # A run may be factored already, as behind a first round of compression.
-        self.model = multiplied_out(runs.load_model(dense.run).model).to(device)
-        self.parameters = dict(self.model.named_parameters())
-        self.found = dense.decompositions(dense.budget.shapes)
-
-    @torch.no_grad()
-    def apply(self, ranks: Mapping[str, int]) -> None:
-        """Give the net the products of these ranks; matrices that are not named as trained."""
-        for name in self.dense.budget.shapes:
-            weight = self.dense.weights[name]
-            if name in ranks:
-                factors = self.found[name].factors(ranks[name])
-                weight = factors.left @ factors.right
-            self.parameters[name].copy_(weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactoredScores:
-    """Measures factored nets of a run on a dev set, in any process."""
-
-    run: Path
-    dev: DevSet
-    objective: Literal["loss", "wer"]
-
-    def build(self, device: torch.device) -> Callable[[Any], list[Any]]:
-        """Load the run onto the device; the result answers ``((what, ranks), items)``."""
-        net = FactoredNet(DenseRun.open(self.run), device)
-
-        def measure(asked: tuple[tuple[str, Mapping[str, int]], tuple[int, ...]]) -> list[Any]:
-            (what, ranks), items = asked
-            net.apply(ranks)
-            if what == "transcripts":
-                return self.dev.transcripts(net.model, items)
-            if self.objective == "loss":
-                return self.dev.losses(net.model, items)
-            counted = self.dev.errors(net.model, items)
-            return [float(sum(one.errors for one in item)) for item in counted]
-
-        return measure
-
-
-class RankScores:
-    """Errors of factored nets on a dev set, measured at most once each and remembered."""
-
     def __init__(
-        self, dense: DenseRun, dev: DevSet, config: RankSearchConfig, out: Path, workers: Workers
+        self,
+        run: Path,
+        sizes: Sequence[str],
+        config: RankSearchConfig,
+        *,
+        manifest: Path | None = None,
+        out: Path | None = None,
+        on_progress: Callable[..., None] | None = None,
+        on_stage: Callable[[str], None] = lambda line: None,
+        workers: Workers | None = None,
     ) -> None:
-        self.dense, self.dev, self.config, self.workers = dense, dev, config, workers
-        self.job = FactoredScores(run=dense.run, dev=dev, objective=config.objective)
-        self.found = dense.decompositions(dense.budget.shapes)
-        kind = workers.device.type
-        self.journal = Journal(
-            out,
-            {
-                "identity": dense.record.training.identity,
-                "objective": config.objective,
-                "utterances_per_item": config.utterances_per_item,
-                "utterances": dev.digest(),
-                **({} if kind == "cpu" else {"device": kind}),  # it rounds in another way
-            },
+        from omnisparse.data.corpora import load_manifest
+
+        self.config, self.on_progress, self.on_stage = config, on_progress, on_stage
+        if not sizes:
+            raise UsageError("sizes names no size; one or more, such as 50%,3x")
+        self.dense = dense = DenseRun.open(run)
+        self.limits: Mapping[str, int] = dict(dense.description.model.get("ranks") or {})
+        self.spaces = {
+            size: RankSpace.make(dense.budget, rank_total(dense, size), limits=self.limits)
+            for size in dict.fromkeys(sizes)
+        }
+        on_stage("features of the dev set")
+        loaded = runs.load_model(run)
+        rate = loaded.extractor.sampling_rate
+        if manifest is not None:
+            cuts = load_manifest(manifest, sampling_rate=rate, tell=on_stage)
+        else:
+            cuts = dev_cuts(run, rate, on_stage)
+        self.dev = DevSet(
+            cuts,
+            extractor=loaded.extractor,
+            tokenizer=loaded.tokenizer,
+            utterances_per_item=config.utterances_per_item,
         )
-        per_word = config.objective == "wer"
-        self.units = np.asarray(dev.words() if per_word else dev.tokens(), dtype=np.float64)
-        self.num_measured = 0
+        self.out = out or run / FOLDER
+        self.scores = RankScores(
+            dense, self.dev, self.out, workers or Workers(), objective=config.objective,
+            utterances_per_item=config.utterances_per_item,
+        )  # fmt: skip
+        self.subset = self._subset()
+        self.items = self.subset.items
 
-    def values(self, ranks: Mapping[str, int], items: Sequence[int] | None = None) -> Any:
-        """``[len(items)]`` summed errors of the items, of all by default."""
-        everything = list(range(self.dev.num_items))
-        chosen = everything if items is None else list(items)
-        key = ranks_key(ranks)
-        whole = self.journal.get(f"{key} all")
-        if whole is not None:
-            return np.asarray(whole)[chosen]
+    def _subset(self) -> Subset:
+        """Measure a few candidates of each size on everything; choose what ranks them alike."""
+        rows, groups = [], []
+        count, dev = _NUM_PROBES * len(self.spaces), self.dev
+        self.on_stage(f"{count} candidates on {dev.num_utterances} utterances")
+        for size, space in self.spaces.items():
+            uniform = space.budget.uniform(space.total)
+            candidates = [uniform, space.budget.by_energy(space.total, self.scores.found)]
+            drawn = random_search(
+                space, lambda places: 0.0, episodes=_NUM_PROBES - 1, start=space.places(uniform),
+                seed=self.config.seed,
+            )  # fmt: skip
+            candidates += [space.ranks(one.places) for one in drawn[1:]]
+            for ranks in candidates:
+                rows.append(self.scores.values(ranks))
+                groups.append(size)
+        wanted = max(1, round(self.config.utterances / self.config.utterances_per_item))
+        return choose_subset(np.stack(rows), self.scores.units, groups, wanted)
 
-        def measure() -> list[float]:
-            self.num_measured += 1
-            return self.workers.map_items(self.job, ("score", dict(ranks)), chosen)
+    def find(self, size: str, policy: Policy | None = None) -> tuple[dict[str, Any], Policy | None]:
+        """The best ranks of a size, beside uniform and energy ranks.
 
-        name = "all" if chosen == everything else ",".join(map(str, chosen))
-        return np.asarray(self.journal.ask(f"{key} {name}", measure))
+        Args:
+            size: One of the sizes.
+            policy: One to go on with, as of an earlier round of compression.
 
-    def rate(self, ranks: Mapping[str, int], items: Sequence[int]) -> float:
-        """Error per token or word on the items."""
-        return float(self.values(ranks, items).sum() / self.units[list(items)].sum())
+        Returns:
+            The entry of the front, and the policy of a search by reinforcement.
+        """
+        config, space = self.config, self.spaces[size]
+        self.on_stage(f"{size}: {config.evaluations} candidates by {config.method}")
+        space, start, tried = self._start(space)
+        episodes, policy = self._episodes(space, start, config.evaluations - tried, policy)
+        return {**self._entry(space, size, episodes), "sensitivity_evaluations": tried}, policy
 
-    def recognised(self, ranks: Mapping[str, int]) -> tuple[float, Interval]:
-        """Word error rate on the whole dev set, in percent, and its interval."""
+    def _start(self, space: RankSpace) -> tuple[RankSpace, list[int], int]:
+        """The space to look at, the places to begin with, and the evaluations that this took."""
+        tried = places_to_try(len(space.names), self.config.evaluations)
+        if not self.config.sensitivity or not tried:
+            return space, space.places(space.budget.uniform(space.total)), 0
+        found = measure_sensitivity(space, self._error, tried=tried)
+        if self.config.tolerance is not None:
+            space, found = self._sensitive(space, found, self.config.tolerance)
+        return space, found.best_places(space), found.evaluations
 
-        def recognise() -> list[str]:
-            everything = range(self.dev.num_items)
-            found = self.workers.map_items(self.job, ("transcripts", dict(ranks)), everything)
-            return [text for item in found for text in item]
+    def _sensitive(
+        self, space: RankSpace, found: Sensitivity, tolerance: float
+    ) -> tuple[RankSpace, Sensitivity]:
+        """The space without what is known to cost too much."""
+        allowed = found.allowed(space, tolerance)
+        rows = [
+            tuple(row[place] for place in allowed[name])
+            for name, row in zip(space.names, found.increases, strict=True)
+        ]
+        smaller = RankSpace.make(space.budget, space.total, allowed, limits=self.limits)
+        return smaller, replace(found, increases=tuple(rows))
 
-        texts = self.journal.ask(f"{ranks_key(ranks)} transcripts", recognise)
-        references = [text for item in self.dev.references for text in item]
-        words = word_errors(references, texts)
-        return corpus_wer(words), confidence_interval(words, speakers=self.dev.speakers)
+    def _error(self, ranks: Mapping[str, int]) -> float:
+        return self.scores.rate(ranks, self.items)
+
+    def _episodes(
+        self, space: RankSpace, start: Sequence[int], count: int, policy: Policy | None
+    ) -> tuple[list[Episode], Policy | None]:
+        """The candidates of one size by the method that was chosen."""
+        config = self.config
+        done = config.evaluations - count
+
+        def evaluate(places: Sequence[int]) -> float:
+            nonlocal done
+            ranks = space.ranks(places)
+            cost = space.budget.parameters(ranks)
+            reward = config.reward(self._error(ranks), cost, space.budget.dense)
+            done += 1
+            if self.on_progress is not None:
+                self.on_progress(done, config.evaluations, {"reward": reward})
+            return reward
+
+        shared: dict[str, Any] = {"episodes": count, "start": start, "seed": config.seed}
+        if config.method == "rl":
+            return reinforce(space, evaluate, config=config.controller, policy=policy, **shared)
+        if config.method == "random":
+            return random_search(space, evaluate, **shared), None
+        return optuna_search(space, evaluate, sampler=config.method, **shared), None
+
+    def _entry(self, space: RankSpace, size: str, episodes: Sequence[Episode]) -> dict[str, Any]:
+        """The best of a size on the whole dev set, beside uniform and energy ranks."""
+        ordered = sorted(dict.fromkeys(episodes), key=lambda episode: -episode.reward)
+        finalists = [space.ranks(one.places) for one in ordered[: self.config.finalists]]
+        rates = [self.scores.recognised(ranks) for ranks in finalists]
+        best = min(range(len(rates)), key=lambda index: rates[index][0])
+        controls = {
+            "uniform": space.budget.uniform(space.total),
+            "energy": space.budget.by_energy(space.total, self.scores.found),
+        }
+        parameters = self.dense.budget.parameters(finalists[best])
+        entry: dict[str, Any] = {
+            "size": size,
+            "nonzero": parameters,
+            "compression": self.dense.budget.dense / parameters,
+            "wer": rates[best][0],
+            "wer_low": rates[best][1].low,
+            "wer_high": rates[best][1].high,
+            "score": self._error(finalists[best]),
+            "evaluations": self.config.evaluations,
+            "ranks": finalists[best],
+            "rewards": [episode.reward for episode in episodes],
+        }
+        for name, ranks in controls.items():
+            entry[f"{name}_wer"] = self.scores.recognised(ranks)[0]
+            entry[f"{name}_score"] = self._error(ranks)
+        return entry
+
+
+def places_to_try(matrices: int, evaluations: int) -> tuple[int, ...]:
+    """Places of the grid for a sensitivity test that takes a third of the evaluations at most."""
+    count = min(4, (evaluations // 3 - 1) // max(1, matrices))
+    return {4: (0, 3, 6, 9), 3: (1, 4, 8), 2: (2, 7), 1: (4,)}.get(count, ())
 
 
 def search_ranks(
@@ -193,19 +269,19 @@ def search_ranks(
 
     In the style of ShrinkML (Dudziak et al. 2019, arXiv:1907.03540): an agent picks a rank for one
     matrix after the other and is paid for the error of the factored net on a small, representative
-    set. Deviations: see :mod:`omnisparse.search.controller` and ``rewards``; errors are measured
-    without retraining. What was measured is kept, so that a search that was stopped goes on with
-    the same episodes.
+    set. Deviations: see :mod:`omnisparse.search.controller`, ``rewards`` and ``sensitivity``;
+    errors are measured without retraining. What was measured is kept, so that a search that was
+    stopped goes on with the same episodes.
 
     Args:
         run: Run directory; None for ``runs/latest``.
-        sizes: ``16M``, ``25%``, or ``3x`` for a third of the factorable weights.
+        sizes: As of :class:`RankSearch`, and all that follow.
         config: What may be spent, and how to look.
-        manifest: Utterances to search on; the run's dev split if None.
-        out: Folder of the results; None for ``<run>/rank_search``.
+        manifest: Utterances to search on.
+        out: Folder of the results.
         on_progress: ``(done, total, metrics)``.
         on_stage: Told what begins.
-        workers: Processes that measure, and their device; None for this one and its CPU.
+        workers: Processes that measure, and their device.
 
     Returns:
         ``front``, a list of ``{size, nonzero, wer, ranks, ...}``, and how it came about.
@@ -214,59 +290,36 @@ def search_ranks(
         ValueError: If a size or an option is not legal.
         OmnisparseError: If the run or the utterances cannot be used.
     """
-    from omnisparse.data.corpora import load_manifest
-
     started = time.perf_counter()
     config = config or RankSearchConfig()
     run = runs.latest_run() if run is None else run
-    if not sizes:
-        raise UsageError("sizes names no size; one or more, such as 50%,3x")
-    dense = DenseRun.open(run)
-    spaces = {
-        size: RankSpace.make(dense.budget, rank_total(dense, size)) for size in dict.fromkeys(sizes)
-    }
-    on_stage("features of the dev set")
-    loaded = runs.load_model(run)
-    rate = loaded.extractor.sampling_rate
-    if manifest is not None:
-        cuts = load_manifest(manifest, sampling_rate=rate, tell=on_stage)
-    else:
-        cuts = dev_cuts(run, rate, on_stage)
-    dev = DevSet(
-        cuts,
-        extractor=loaded.extractor,
-        tokenizer=loaded.tokenizer,
-        utterances_per_item=config.utterances_per_item,
-    )
-    out = out or run / FOLDER
-    scores = RankScores(dense, dev, config, out, workers or Workers())
-    subset = _subset(scores, spaces, on_stage)
-    front = []
-    for size, space in spaces.items():
-        on_stage(f"{size}: {config.evaluations} candidates by {config.method}")
-        episodes = _episodes(scores, space, subset.items, config, on_progress)
-        front.append(_entry(scores, space, size, episodes, subset.items))
+    search = RankSearch(
+        run, sizes, config, manifest=manifest, out=out, on_progress=on_progress,
+        on_stage=on_stage, workers=workers,
+    )  # fmt: skip
+    front = [search.find(size)[0] for size in search.spaces]
+    subset = search.subset
     facts = {
         "run": run.name,
         "method": config.method,
         "reward": config.reward.kind,
         "objective": config.objective,
-        "evaluations": config.evaluations * len(spaces),
-        "evaluated_now": scores.num_measured,
+        "evaluations": config.evaluations * len(search.spaces),
+        "evaluated_now": search.scores.num_measured,
         "seed": config.seed,
         "subset": {
-            "utterances": dev.utterances_of(subset.items),
-            "of": dev.num_utterances,
+            "utterances": search.dev.utterances_of(subset.items),
+            "of": search.dev.num_utterances,
             "spearman": subset.spearman,
             "kendall": subset.kendall,
             "spearman_within_size": subset.spearman_within,
         },
-        "seconds": scores.journal.seconds,
+        "seconds": search.scores.journal.seconds,
         "seconds_now": time.perf_counter() - started,
     }
-    path = out / f"front-{config.method}-{config.seed}.json"
+    path = search.out / f"front-{config.method}-{config.seed}.json"
     for entry in front:
-        with replacing(out / _spec_name(entry, config)) as partial:
+        with replacing(search.out / _spec_name(entry, config)) as partial:
             partial.write_text(ranks_to_json(entry["ranks"]) + "\n", encoding="utf-8")
     with replacing(path) as partial:
         partial.write_text(json.dumps({**facts, "front": front}, indent=1) + "\n", encoding="utf-8")
@@ -276,87 +329,3 @@ def search_ranks(
 def _spec_name(entry: Mapping[str, Any], config: RankSearchConfig) -> str:
     size = re.sub(r"[^\w.]", "", str(entry["size"]).replace("%", "pct"))
     return f"ranks-{size}-{config.method}-{config.seed}.json"
-
-
-def _subset(
-    scores: RankScores, spaces: Mapping[str, RankSpace], on_stage: Callable[[str], None]
-) -> Subset:
-    """Measure a few candidates of each size on everything, and choose what ranks them alike."""
-    rows, groups = [], []
-    on_stage(f"{_NUM_PROBES * len(spaces)} candidates on {scores.dev.num_utterances} utterances")
-    for size, space in spaces.items():
-        uniform = scores.dense.budget.uniform(space.total)
-        candidates = [uniform, scores.dense.budget.by_energy(space.total, scores.found)]
-        drawn = random_search(
-            space, lambda places: 0.0, episodes=_NUM_PROBES - 1, start=space.places(uniform),
-            seed=scores.config.seed,
-        )  # fmt: skip
-        candidates += [space.ranks(one.places) for one in drawn[1:]]
-        for ranks in candidates:
-            rows.append(scores.values(ranks))
-            groups.append(size)
-    wanted = max(1, round(scores.config.utterances / scores.config.utterances_per_item))
-    return choose_subset(np.stack(rows), scores.units, groups, wanted)
-
-
-def _episodes(
-    scores: RankScores,
-    space: RankSpace,
-    items: Sequence[int],
-    config: RankSearchConfig,
-    on_progress: Callable[..., None] | None,
-) -> list[Episode]:
-    """The candidates of one size by the method that was chosen."""
-    done = 0
-
-    def evaluate(places: Sequence[int]) -> float:
-        nonlocal done
-        ranks = space.ranks(places)
-        parameters = space.budget.parameters(ranks)
-        reward = config.reward(scores.rate(ranks, items), parameters, space.budget.dense)
-        done += 1
-        if on_progress is not None:
-            on_progress(done, config.evaluations, {"reward": reward})
-        return reward
-
-    start = space.places(space.budget.uniform(space.total))
-    shared: dict[str, Any] = {"episodes": config.evaluations, "start": start, "seed": config.seed}
-    if config.method == "rl":
-        return reinforce(space, evaluate, config=config.controller, **shared)[0]
-    if config.method == "random":
-        return random_search(space, evaluate, **shared)
-    return optuna_search(space, evaluate, sampler=config.method, **shared)
-
-
-def _entry(
-    scores: RankScores,
-    space: RankSpace,
-    size: str,
-    episodes: Sequence[Episode],
-    items: Sequence[int],
-) -> dict[str, Any]:
-    """The best of a size on the whole dev set, beside uniform and energy ranks."""
-    ordered = sorted(dict.fromkeys(episodes), key=lambda episode: -episode.reward)
-    finalists = [space.ranks(one.places) for one in ordered[: scores.config.finalists]]
-    rates = [scores.recognised(ranks) for ranks in finalists]
-    best = min(range(len(rates)), key=lambda index: rates[index][0])
-    controls = {
-        "uniform": space.budget.uniform(space.total),
-        "energy": space.budget.by_energy(space.total, scores.found),
-    }
-    entry: dict[str, Any] = {
-        "size": size,
-        "nonzero": space.budget.parameters(finalists[best]),
-        "compression": space.budget.dense / space.budget.parameters(finalists[best]),
-        "wer": rates[best][0],
-        "wer_low": rates[best][1].low,
-        "wer_high": rates[best][1].high,
-        "score": scores.rate(finalists[best], items),
-        "evaluations": len(episodes),
-        "ranks": finalists[best],
-        "rewards": [episode.reward for episode in episodes],
-    }
-    for name, ranks in controls.items():
-        entry[f"{name}_wer"] = scores.recognised(ranks)[0]
-        entry[f"{name}_score"] = scores.rate(ranks, items)
-    return entry

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omnisparse.atomic import replaced_file
@@ -20,6 +20,7 @@ from omnisparse.evaluation.evaluate import Decoder, evaluate
 from omnisparse.pipeline.splits import load_dev
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import identity_of
+from omnisparse.training.config import TrainingConfig
 
 DEV_RATE = "dev_rate.json"
 """File of a run with its word error rate on the whole dev split."""
@@ -42,6 +43,8 @@ class Stage:
     """Whether its run is the result."""
     search_evaluations: int = 0
     """Models that were evaluated to decide on it and on the stages before."""
+    needed: tuple[Path, ...] = ()
+    """Runs that were trained for it beside those it starts or learns from."""
 
 
 Stages = Generator[Stage, Path, None]
@@ -51,6 +54,34 @@ Stages = Generator[Stage, Path, None]
 def place_of(out: Path | None, suffix: str) -> Path | None:
     """Folder of a stage beside the folder of the result."""
     return None if out is None else out.with_name(f"{out.name}-{suffix}")
+
+
+def begun(
+    config: RunConfig, start: Path, training: TrainingConfig, learning_rate: float | None
+) -> RunConfig:
+    """The configuration of a stage that goes on from a trained net.
+
+    Args:
+        config: Of the whole.
+        start: The net; its tokenizer is kept, and as much of it as fits.
+        training: What the stage takes of ``config.training``.
+        learning_rate: Its peak; None for that of ``training``.
+    """
+    augmentation = replace(config.data.augmentation, unmasked_epochs=0)
+    data = replace(
+        config.data, augmentation=augmentation, short_first_epochs=0, tokenizer=str(start)
+    )
+    if learning_rate is not None:
+        training = replace(training, learning_rate=learning_rate)
+    return replace(config, data=data, training=training, init=str(start), reduce_init=True)
+
+
+def part_of(training: TrainingConfig, index: int, count: int) -> TrainingConfig:
+    """Part ``index`` of ``count`` equal parts of a training; their steps add up to its steps."""
+    if training.max_steps is None:
+        return replace(training, epochs=training.epochs / count)
+    ends = [round(training.max_steps * (index + k) / count) for k in (0, 1)]
+    return replace(training, max_steps=ends[1] - ends[0])
 
 
 def dev_rate(run: Path, config: RunConfig, tell: Tell) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from accelerate import Accelerator
 
 from omnisparse.config import RunConfig, config_to_dict
 from omnisparse.console import SWEEP, show_faults
-from omnisparse.methods import StagedConfig
+from omnisparse.methods import ProgressiveConfig, StagedConfig
 from omnisparse.pipeline.progressive import progressive_stages
+from omnisparse.pipeline.rank_stages import rank_stages
 from omnisparse.pipeline.splits import require_manifests
 from omnisparse.pipeline.starts import require_models
 from omnisparse.pipeline.training_data import TrainingData
@@ -43,6 +44,7 @@ def train(
     row: str | None = None,
     size: str | None = None,
     search_evaluations: int = 0,
+    needed: Sequence[Path] = (),
     is_helper: bool = False,
     accept_changes: bool = False,
     on_progress: StepProgress | None = None,
@@ -61,6 +63,7 @@ def train(
         row: Row of a comparison for which the run is trained; recorded.
         size: Size for which the run is trained; recorded.
         search_evaluations: Models that were evaluated to find the net; recorded.
+        needed: Runs whose cost belongs to that of this one, beside ``init`` and the teacher.
         is_helper: Whether the run is trained for another run, such as a teacher: ``runs/latest`` is
             not changed then, as in a sweep.
         accept_changes: Continue even if the training data, a teacher or ``init`` have changed since
@@ -81,7 +84,7 @@ def train(
         require_manifests(config.corpus)  # a run that has begun says more of what has changed
     with claimed_run(
         config, out, accelerator, stage, row=row, size=size,
-        search_evaluations=search_evaluations, accept_changes=accept_changes,
+        search_evaluations=search_evaluations, needed=needed, accept_changes=accept_changes,
     ) as (run, record):  # fmt: skip
         stage(f"run {run}: {summarize(run).describe()}")
         data = TrainingData(config, run, stage, accept_changes=accept_changes)
@@ -108,7 +111,8 @@ def _train_stages(
     **options: Any,
 ) -> TrainResult:
     """Train the stages of a method, each as a run of its own; the last one is the result."""
-    stages = progressive_stages(config, out, row=row, size=size, tell=tell)
+    plan = progressive_stages if isinstance(config.method, ProgressiveConfig) else rank_stages
+    stages = plan(config, out, row=row, size=size, tell=tell)
     send: Path | None = None
     while True:
         # What is decided between stages is measured by the main process; the others read it.
@@ -119,7 +123,7 @@ def _train_stages(
             chosen = replace(chosen, tracking=replace(chosen.tracking, wandb="off"))
         result = train(
             chosen, out=stage.out, row=stage.row, size=stage.size,
-            search_evaluations=stage.search_evaluations,
+            search_evaluations=stage.search_evaluations, needed=stage.needed,
             is_helper=is_helper or not stage.is_last, **options,
         )  # fmt: skip
         if stage.is_last:

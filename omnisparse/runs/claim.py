@@ -59,6 +59,7 @@ def claimed_run(
     row: str | None,
     size: str | None,
     search_evaluations: int = 0,
+    needed: Sequence[Path] = (),
     accept_changes: bool = False,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Find or make the run directory and lock it; the main process decides for all processes.
@@ -71,6 +72,7 @@ def claimed_run(
         row: As of :func:`omnisparse.runs.record.make_record`.
         size: As there.
         search_evaluations: As there.
+        needed: As there.
         accept_changes: Continue even if a net that the configuration names (``init``, a teacher) or
             a tokenizer differs from the one with which the run began.
 
@@ -85,7 +87,12 @@ def claimed_run(
     if accelerator.is_main_process:
         try:
             record = make_record(
-                config, row=row, size=size, commit=_commit(), search_evaluations=search_evaluations
+                config,
+                row=row,
+                size=size,
+                commit=_commit(),
+                search_evaluations=search_evaluations,
+                needed=needed,
             )
             run, lock = _hold_run(config, out, stage, may_wait=accelerator.num_processes == 1)
             check_starts(run, record, stage, accept_changes=accept_changes)

@@ -167,6 +167,7 @@ def make_record(
     size: str | None,
     commit: str | None,
     search_evaluations: int = 0,
+    needed: Iterable[Path] = (),
 ) -> dict[str, Any]:
     """The record that a training of ``config`` stores in every checkpoint.
 
@@ -182,6 +183,9 @@ def make_record(
         for training in _trainings_of(path):
             sources.setdefault(training.identity, training)
         starts[key] = identity_of(path)
+    for path in needed:
+        for training in _trainings_of(path):
+            sources.setdefault(training.identity, training)
     if config.data.tokenizer is not None:
         pieces = runs.load_tokenizer(Path(config.data.tokenizer)).to_bytes()
         starts["data.tokenizer"] = hashlib.sha256(pieces).hexdigest()[:8]

@@ -70,7 +70,7 @@ class ControllerConfig:
     exploration: Share = 0.15
     """Share of the choices that are drawn from all legal places alike, whatever the policy says:
     a policy that imitates its best episodes would soon repeat them."""
-    start_sharpness: NonNegativeFloat = 0.1
+    start_sharpness: NonNegativeFloat = 0.5
     """How closely the untrained policy follows the allocation it starts from, in nats per place."""
 
     def __post_init__(self) -> None:

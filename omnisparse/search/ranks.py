@@ -31,6 +31,7 @@ class RankSpace:
         names: The matrices, in the order in which they are decided.
         choices: Of each matrix, ranks from the smallest on; None, the last, keeps it whole.
         costs: Parameters of each choice.
+        limits: Largest rank of each matrix that is a product.
     """
 
     budget: RankBudget
@@ -38,10 +39,16 @@ class RankSpace:
     names: tuple[str, ...]
     choices: tuple[tuple[int | None, ...], ...]
     costs: tuple[tuple[int, ...], ...]
+    limits: tuple[int, ...]
 
     @classmethod
     def make(
-        cls, budget: RankBudget, total: int, allowed: Mapping[str, Iterable[int]] | None = None
+        cls,
+        budget: RankBudget,
+        total: int,
+        allowed: Mapping[str, Iterable[int]] | None = None,
+        *,
+        limits: Mapping[str, int] | None = None,
     ) -> RankSpace:
         """The space of a budget.
 
@@ -49,6 +56,7 @@ class RankSpace:
             budget: What ranks cost.
             total: Most parameters of the whole net.
             allowed: Places of the grid that a sensitivity test left, by matrix; all if None.
+            limits: Largest ranks of matrices that are products already; they do not become whole.
 
         Raises:
             ValueError: If not even the cheapest choices fit; names the reachable range.
@@ -58,12 +66,21 @@ class RankSpace:
             limit = break_even_rank(*shape)
             ranks = [max(1, round(share * limit)) for share in grid()] if limit else []
             options: list[int | None] = [*ranks, None]
+            most = (limits or {}).get(name)
+            if most is not None:
+                options = [min(option or most, most) for option in options]
             if allowed is not None and name in allowed:
                 kept = set(allowed[name])
                 options = [option for place, option in enumerate(options) if place in kept]
             choices.append(tuple(options))
             costs.append(tuple(budget.cost(name, option) for option in options))
-        space = cls(budget, total, tuple(budget.shapes), tuple(choices), tuple(costs))
+        largest = [
+            min(break_even_rank(*shape), (limits or {}).get(name, min(shape)))
+            for name, shape in budget.shapes.items()
+        ]
+        space = cls(
+            budget, total, tuple(budget.shapes), tuple(choices), tuple(costs), tuple(largest)
+        )
         least = budget.fixed + sum(min(costs) for costs in space.costs)
         if least > total:
             raise ValueError(
@@ -110,9 +127,11 @@ class RankSpace:
             if rank is not None:
                 chosen[name] = rank
 
+        limits = dict(zip(self.names, self.limits, strict=True))
+
         def grown(factor: float) -> dict[str, int]:
             return {
-                name: max(rank, min(int(factor * rank), break_even_rank(*self.budget.shapes[name])))
+                name: max(rank, min(int(factor * rank), limits[name]))
                 for name, rank in chosen.items()
             }
 

@@ -25,10 +25,13 @@ from omnisparse.methods import (
     GradualPruningConfig,
     ProgressiveConfig,
     SandwichConfig,
+    StagedConfig,
     build_method,
 )
 from omnisparse.methods.progressive import plan_models
 from omnisparse.models import SpeechModel, TransducerConfig, build_model
+from omnisparse.sparsity.decomposition import RankBudget
+from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.synthetic.corpus import SyntheticConfig
 
 ROOT = Path(__file__).parents[3]
@@ -120,6 +123,13 @@ def test_the_sizes_that_a_shipped_configuration_trains_can_be_reached(path: Path
         *_, last = plan_models(method, config.model, **dims)
         whole = sum(weight.numel() for weight in net.parameters())
         assert 0.39 * whole < last.size <= 0.4 * whole
+    elif isinstance(method, StagedConfig):
+        net = net_of(config)
+        names = set(find_prunable(net))
+        shapes = {n: (p.shape[0], p.shape[1]) for n, p in net.named_parameters() if n in names}
+        factorable = sum(rows * columns for rows, columns in shapes.values())
+        compression = float(str(method.size).removesuffix("x"))
+        assert RankBudget(shapes, 0).uniform(int(factorable / compression))
     elif not isinstance(method, DistillationConfig):
         build_method(method, seed=0).prepare(net_of(config), max_steps=10)
 

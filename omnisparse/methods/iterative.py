@@ -1,0 +1,109 @@
+"""Compression by low rank in several rounds: search, retrain, search again.
+
+Each round multiplies the factors out, searches ranks for its share of the compression with the
+policy of the round before, and retrains. So it goes on where one search in the dense net finds
+nothing acceptable any more. Its control is ``rank_search``: one round with as many evaluations and
+steps.
+
+In the style of Mehrotra et al. 2020 (arXiv:2008.02897), "Iterative Compression of End-to-End ASR
+using AutoML". Only the abstract was readable; ours, by choice:
+
+Deviation: sizes in equal ratios, on the weights that may be factored; equal evaluations and steps
+in every round; a rank never rises again; a round whose word error rate on the dev split is above
+the tolerance is thrown away, and the next aims at half its step (in the logarithm of the size).
+The last round always aims at the target, so the result has the size that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omnisparse.errors import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_ranges,
+)
+from omnisparse.methods.rank_search import check_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IterativeConfig:
+    """Size, rounds, and what a round may cost."""
+
+    kind: Literal["iterative"] = "iterative"
+    """Selects this method."""
+    size: str | int = "25%"
+    """Parameters of the last net: ``16M``, a share of the dense net's, or ``5x`` for a fifth of the
+    weights that may be factored."""
+    rounds: PositiveInt = 3
+    """Rounds that are planned. Each takes an equal part of the evaluations and of the steps."""
+    tolerance: NonNegativeFloat = 0.1
+    """A round is accepted up to a word error rate on the dev split that is above the dense net's by
+    this share of it."""
+    halvings: NonNegativeInt = 2
+    """Rounds more than planned, at most, after rounds that were not accepted."""
+    controller: Literal["rl", "random", "tpe", "nsga2", "uniform", "energy"] = "rl"
+    """What chooses the ranks: reinforcement learning; a control with as many evaluations; one ratio
+    for all matrices, or the same share of the squared singular values in each."""
+    evaluations: PositiveInt = 200
+    """Candidates that are measured, over the planned rounds."""
+    objective: Literal["loss", "wer"] = "loss"
+    """Error of a candidate: the label loss per token, or word errors per word (slower)."""
+    utterances: PositiveInt = 100
+    """Utterances of the dev split on which candidates are measured, about."""
+    teacher: str | None = None
+    """Run directory of the dense net; null trains it first, with the whole ``training``."""
+    distillation_weight: NonNegativeFloat = 0.0
+    """Weight of the divergence from the dense net while retraining; 0 learns from labels alone."""
+    label_weight: NonNegativeFloat = 1.0
+    """Weight of the loss on the transcript beside that."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate of every round; null takes that of ``training``."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; the size is checked against the model when it is trained."""
+        check_size(self.size)
+        check_ranges(self)
+
+
+@dataclass(slots=True)
+class Rounds:
+    """Sizes of the rounds of one compression, as shares of the weights that may be factored.
+
+    Attributes:
+        target: Share at the end, in (0, 1).
+        planned: Rounds if all are accepted.
+        spare: Rounds more, at most.
+        reached: Share of the last accepted round; 1 before the first.
+        begun: Rounds that were asked for.
+    """
+
+    target: float
+    planned: int
+    spare: int
+    reached: float = 1.0
+    begun: int = 0
+    step: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The first step: equal ratios."""
+        self.step = self.target ** (1 / self.planned)
+
+    def next(self) -> tuple[float, bool]:
+        """The share that the next round aims at, and whether it is the last."""
+        self.begun += 1
+        wanted = self.reached * self.step
+        last = wanted <= self.target * (1 + 1e-9) or self.begun == self.planned + self.spare
+        return (self.target, True) if last else (wanted, False)
+
+    def accept(self, share: float) -> None:
+        """The round that aimed at ``share`` is good."""
+        self.reached = share
+
+    def halve(self) -> None:
+        """It is not: the next step is half as long, in the logarithm."""
+        self.step = math.sqrt(self.step)
