@@ -52,16 +52,19 @@ def prepare_synthetic(
     return statistics
 
 
-@prepare.command("import")
-@click.argument("source", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Folder to write.")
-@click.option(
+FORMAT = click.option(
     "--format",
     "format_",
     type=click.Choice(["auto", "nemo", "lhotse", "kaldi", "librispeech", "shar"]),
     default="auto",
     show_default=True,
 )
+
+
+@prepare.command("import")
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
+@FORMAT
 @click.option(
     "--split",
     metavar="90/5/5",
@@ -148,13 +151,7 @@ def prepare_import(
     metavar="BINS",
     help="Also write log-mel frames of so many bins, for other tools.",
 )
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["auto", "nemo", "lhotse", "kaldi", "librispeech", "shar"]),
-    default="auto",
-    show_default=True,
-)
+@FORMAT
 @click.option(
     "--normalize",
     default="",

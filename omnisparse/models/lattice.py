@@ -20,7 +20,14 @@ from torch.nn import functional as F
 
 from omnisparse.models.bf16_kernels import kernels
 from omnisparse.models.lattice_bf16 import join_lattice_bf16
-from omnisparse.models.losses import EMIT_BLANK, LABEL, LOG_ZERO, REST, length_mask
+from omnisparse.models.losses import (
+    EMIT_BLANK,
+    LABEL,
+    LOG_ZERO,
+    REST,
+    gradient_before_norm,
+    length_mask,
+)
 from omnisparse.models.operations import count_product
 
 Activation = Literal["tanh", "relu"]
@@ -154,9 +161,7 @@ class _JoinLattice(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         encoded, predicted, weight, bias, labels, lattice = ctx.saved_tensors
-        # A clamped value is a constant, so it has no gradient.
-        grad = grad.masked_fill(lattice <= LOG_ZERO, 0.0)
-        scores_grad = grad - lattice.exp() * grad.sum(dim=-1, keepdim=True)
+        scores_grad = gradient_before_norm(grad, lattice)
         encoded_grad, predicted_grad = torch.zeros_like(encoded), torch.zeros_like(predicted)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         bias_grad = torch.zeros_like(bias, dtype=torch.float32)

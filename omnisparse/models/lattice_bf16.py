@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from omnisparse.models.losses import LOG_ZERO
+from omnisparse.models.losses import LOG_ZERO, gradient_before_norm
 
 _LANES = 16
 """Values that C sums side by side."""
@@ -95,9 +95,7 @@ class _JoinLattice(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         encoded, predicted, weight, bias, labels, lattice = ctx.saved_tensors
-        # A clamped value is a constant, so it has no gradient.
-        grad = grad.masked_fill(lattice <= LOG_ZERO, 0.0)
-        scores_grad = grad - lattice.exp() * grad.sum(dim=-1, keepdim=True)
+        scores_grad = gradient_before_norm(grad, lattice)
         left_grad, right_grad = (torch.zeros(side.shape) for side in (encoded, predicted))
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         bias_grad = torch.zeros_like(bias, dtype=torch.float32)

@@ -51,6 +51,17 @@ def label_smoothed_cross_entropy(
     return loss.masked_fill(~mask, 0.0).sum()
 
 
+def gradient_before_norm(grad: Tensor, lattice: Tensor) -> Tensor:
+    """Gradient of a node's three scores from that of its normalised, clamped log-probabilities.
+
+    Args:
+        grad: ``[..., 3]``.
+        lattice: ``[..., 3]``; a clamped value is a constant, so it has no gradient.
+    """
+    grad = grad.masked_fill(lattice <= LOG_ZERO, 0.0)
+    return grad - lattice.exp() * grad.sum(dim=-1, keepdim=True)
+
+
 class _TransducerLoss(torch.autograd.Function):
     """Loss and gradient are computed together, so both are stored."""
 
