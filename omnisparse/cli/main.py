@@ -52,7 +52,8 @@ def verbs(debug: bool) -> None:
     """Train one speech recogniser, extract a deployable model of any size in seconds.
 
     MODEL is a directory that `extract` wrote, or a run directory (its dense net). Results go to
-    stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage.
+    stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage; 130, 143 and 138
+    after SIGINT, SIGTERM and SIGUSR1, with what was trained in a checkpoint.
     """
 
 

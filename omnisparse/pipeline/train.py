@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +25,10 @@ from omnisparse.runs.claim import claimed_run, finished_metrics
 from omnisparse.runs.listing import summarize
 from omnisparse.training.checkpoint import Checkpoint, list_checkpoints
 from omnisparse.training.launch import make_accelerator, precision_of, wants_bf16
+from omnisparse.training.stop_signals import InterruptedTrainingError, StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
+from omnisparse.training.watchdog import Watchdog, job_store
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,50 @@ def train(
     Raises:
         OmnisparseError: If the data, the configuration or the run directory cannot be used.
     """
-    accelerator, stage = begin(config, on_stage)
-    if isinstance(config.method, StagedConfig):
-        return _train_stages(
-            config, out, accelerator, stage, row=row, size=size, is_helper=is_helper,
-            accept_changes=accept_changes, on_progress=on_progress, on_stage=on_stage,
-        )  # fmt: skip
+    stop = StopSignals()
+    with stop.caught(), stop.at_once():
+        accelerator, stage = begin(config, on_stage)
+        if isinstance(config.method, StagedConfig):
+            return _train_stages(
+                config, out, accelerator, stage, row=row, size=size, is_helper=is_helper,
+                accept_changes=accept_changes, on_progress=on_progress, on_stage=on_stage,
+            )  # fmt: skip
+        watch = Watchdog(
+            timeout=config.training.timeout,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            store=job_store(),
+            tell=stage,
+        )
+        with watch.running():
+            try:
+                return _train_one(
+                    config, out, accelerator, stop, watch, on_progress,
+                    row=row, size=size, search_evaluations=search_evaluations, needed=needed,
+                    is_helper=is_helper, accept_changes=accept_changes,
+                )  # fmt: skip
+            except RuntimeError as error:
+                watch.raise_if_lost(error)
+                raise
+
+
+def _train_one(
+    config: RunConfig,
+    out: Path | None,
+    accelerator: Accelerator,
+    stop: StopSignals,
+    watch: Watchdog,
+    on_progress: StepProgress | None,
+    *,
+    row: str | None,
+    size: str | None,
+    search_evaluations: int,
+    needed: Sequence[Path],
+    is_helper: bool,
+    accept_changes: bool,
+) -> TrainResult:
+    """Train one run in the directory that is found or made for it."""
+    stage = watch.stage
     if not list_checkpoints((out or Path("runs") / config.name) / "checkpoints"):
         require_manifests(config.corpus)  # a run that has begun says more of what has changed
     with claimed_run(
@@ -96,7 +137,9 @@ def train(
             if moves_latest:
                 runs.link_latest(run)
             return TrainResult(run, *finished)
-        return _train(config, run, record, accelerator, data, on_progress, moves_latest)
+        return _train(
+            config, run, record, accelerator, data, on_progress, moves_latest, stop, watch
+        )
 
 
 def _train_stages(
@@ -157,6 +200,8 @@ def _train(
     data: TrainingData,
     on_progress: StepProgress | None,
     moves_latest: bool,
+    stop: StopSignals,
+    watch: Watchdog,
 ) -> TrainResult:
     """Train in ``run``, which is locked for this training."""
     inputs = prepare_inputs(config, run, accelerator, data)
@@ -165,24 +210,38 @@ def _train(
     if accelerator.is_main_process:
         resumed = checkpoint.step if checkpoint else 0
         tracker = Tracker(
-            run, config.tracking, run_config=config_to_dict(config), resumed_step=resumed
-        )
+            run, config.tracking, run_config=config_to_dict(config), resumed_step=resumed,
+            is_line_open=checkpoint is not None and "owes_evaluation" in checkpoint.state,
+        )  # fmt: skip
     trainer = make_trainer(
         config, run, record, accelerator, inputs,
-        tracker=tracker, on_progress=on_progress, stage=data.stage,
+        tracker=tracker, on_progress=on_progress, stage=data.stage, stop=stop, watch=watch,
     )  # fmt: skip
     if checkpoint is not None:
         _load(trainer, checkpoint, data.stage)
         data.stage(f"continuing {run} at step {trainer.step} of {trainer.max_steps}")
     if moves_latest:
         runs.link_latest(run)
+    with stop.after_step():
+        return TrainResult(run, trainer.max_steps, _fit(trainer, tracker, watch))
+
+
+def _fit(trainer: Trainer, tracker: Tracker | None, watch: Watchdog) -> Metrics:
+    """Train; W&B learns how it ended."""
     metrics = None
     try:
         metrics = trainer.fit()
+    except InterruptedTrainingError as error:
+        if tracker is not None and error.number != signal.SIGINT:  # that was a person
+            tracker.preempted()
+        raise
+    except RuntimeError as error:
+        watch.raise_if_lost(error)
+        raise
     finally:
         if tracker is not None:
             tracker.close(metrics)
-    return TrainResult(run, trainer.step, metrics)
+    return metrics
 
 
 def _load(trainer: Trainer, checkpoint: Checkpoint, stage: Callable[[str], None]) -> None:

@@ -19,11 +19,10 @@ from omnisparse.data.batching import TrainingBatches
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.live_features import FrameSource
-from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
-from omnisparse.evaluation.evaluate import Decoder, evaluate
 from omnisparse.models import SpeechModel, build_model
+from omnisparse.pipeline.dev_evaluation import dev_evaluator, longest
 from omnisparse.pipeline.frames import frame_source
 from omnisparse.pipeline.splits import tell_unseen
 from omnisparse.pipeline.starts import (
@@ -38,9 +37,10 @@ from omnisparse.runs import directory as runs
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.launch import precision_of
-from omnisparse.training.sharing import shared_by
+from omnisparse.training.stop_signals import StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
 from omnisparse.training.trainer import Trainer
+from omnisparse.training.watchdog import Watchdog
 
 StepProgress = Callable[[int, int, Metrics], None]
 """Called with (step, max_steps, metrics)."""
@@ -73,7 +73,7 @@ def prepare_inputs(
         tell_unseen(splits, tokenizer, stage)
         stage(f"features of {len(splits.train):,} utterances")
         features = frame_source(config, splits.train, stage)
-    checkpoint = load_newest(run / "checkpoints")
+    checkpoint = load_newest(run / "checkpoints", stage)
     if accelerator.is_main_process and checkpoint is not None:
         before = checkpoint.state.get("record", {}).get("recordings", "")
         data.check_recordings(before, features.recordings())
@@ -91,6 +91,8 @@ def make_trainer(
     tracker: Tracker | None,
     on_progress: StepProgress | None,
     stage: Callable[[str], None],
+    stop: StopSignals | None = None,
+    watch: Watchdog | None = None,
 ) -> Trainer:
     """The net and the loop of a run, which is described in its directory."""
     features, extractor, tokenizer = inputs.features, inputs.extractor, inputs.tokenizer
@@ -134,10 +136,14 @@ def make_trainer(
         accelerator=accelerator,
         tracker=tracker,
         record=record,
-        evaluate=_evaluator(config, model, cuts, inputs.dev, extractor, tokenizer, accelerator),
+        evaluate=dev_evaluator(
+            config, model, cuts, inputs.dev, extractor, tokenizer, accelerator, stop
+        ),
         on_progress=on_progress,
         stage=stage,
         micro_batch_seconds=config.data.micro_batch_seconds,
+        stop=stop,
+        watch=watch,
     )
 
 
@@ -223,40 +229,6 @@ def _describe(
             parameters=[name for name, _ in model.named_parameters()],
             method=config.method.kind,
             block=getattr(config.method, "block", "1x1"),
-            trained_seconds=_longest(cuts),
+            trained_seconds=longest(cuts),
         ),
     )
-
-
-def _longest(cuts: CutSet) -> float:
-    """Seconds of the longest utterance."""
-    return max(float(cut.duration) for cut in cuts)
-
-
-def _evaluator(
-    config: RunConfig,
-    model: SpeechModel,
-    cuts: CutSet,
-    dev: CutSet,
-    extractor: Any,
-    tokenizer: Tokenizer,
-    accelerator: Accelerator,
-) -> Callable[[int], Metrics] | None:
-    if not config.training.evaluate_every or len(dev) == 0:
-        return None
-    # Evenly spread, so that every corpus of a joined dev split is represented.
-    count = min(len(dev), config.training.evaluate_utterances)
-    every = len(dev) / count
-    listed = list(dev)
-    subset = CutSet.from_cuts([listed[int(index * every)] for index in range(count)])
-
-    # As users of the trained model will have it: a net that cannot hear more is given pieces.
-    cut_above = cut_length(_longest(cuts), streams=model.streams)
-
-    decoder = Decoder(model, extractor, tokenizer, cut_above=cut_above)
-
-    def dev_wer(step: int) -> Metrics:
-        result = evaluate(decoder, subset, spread=shared_by(accelerator))
-        return {"dev/wer": result.wer, "dev/cer": result.cer}
-
-    return dev_wer

@@ -28,7 +28,7 @@ from omnisparse.runs import directory as runs
 from omnisparse.runs.listing import LOCK
 from omnisparse.runs.record import make_record
 from omnisparse.runs.trained_on import FILE as CORPUS_FILE
-from omnisparse.training.checkpoint import list_checkpoints, read_state
+from omnisparse.training.checkpoint import list_checkpoints, read_state, verify_checkpoint
 from omnisparse.training.tracking import Metrics, flatten
 
 try:
@@ -41,6 +41,10 @@ _EARLY_FILES = (
     "left_out.jsonl", CORPUS_FILE,
 )  # fmt: skip
 """Files that a training writes before its first checkpoint."""
+
+
+_CHANGE_NOTHING = ("training.threads", "training.timeout", "data.workers")
+"""Keys of cores, readers and patience, which do not change a run; nor does its tracking."""
 
 
 class RunDirectoryError(OmnisparseError):
@@ -208,14 +212,21 @@ def _make_run(run: Path, config: RunConfig) -> Path:
     if not list_checkpoints(run / "checkpoints"):
         for stale in _EARLY_FILES:
             (run / stale).unlink(missing_ok=True)
+    for partial in run.glob(".*.part*"):  # of a kill; the run is locked
+        partial.unlink(missing_ok=True)
     with replacing(run / "config.yaml") as partial:
         partial.write_text(config_to_yaml(config), encoding="utf-8")
     return run
 
 
+def _is_of_a_start(name: str) -> bool:
+    """Whether a file is what a training has written that was killed before its ``config.yaml``."""
+    return name == LOCK or (name.startswith(".config.") and ".part" in name)
+
+
 def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
     """The reason why ``run`` cannot be used for ``document``; None if there is none."""
-    if not run.exists() or (run.is_dir() and not any(p.name != LOCK for p in run.iterdir())):
+    if not run.exists() or (run.is_dir() and all(_is_of_a_start(p.name) for p in run.iterdir())):
         return None
     if (run / "config.yaml").is_file() and not list_checkpoints(run / "checkpoints"):
         if fcntl is None or (run / LOCK).exists():
@@ -231,8 +242,8 @@ def _differing_key(run: Path, document: dict[str, Any]) -> str | None:
         existing = config_to_dict(config_from_dict(existing))  # newer keys have their defaults
     old, new = flatten(existing), flatten(document)
     for key in [*new, *old]:
-        if key.startswith("tracking.") or key in ("training.threads", "data.workers"):
-            continue  # tracking and the numbers of cores and readers do not change a run
+        if key.startswith("tracking.") or key in _CHANGE_NOTHING:
+            continue
         if old.get(key) != new.get(key):
             return f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
     return None
@@ -244,11 +255,13 @@ def finished_metrics(run: Path) -> tuple[int, Metrics] | None:
     if not checkpoints or not (run / "model.json").exists():
         return None
     try:
-        document = read_state(checkpoints[-1])
+        document = verify_checkpoint(checkpoints[-1])
     except FormatError:
         return None  # loading falls back to an earlier checkpoint
     if document["step"] < document["state"].get("record", {}).get("max_steps", math.inf):
         return None
+    if document["state"].get("owes_evaluation"):
+        return None  # a signal cut it short
     records = run / "metrics.jsonl"  # a run without steps has none
     lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
     metrics: Metrics = {}

@@ -1,8 +1,9 @@
 """Checkpoints that survive a kill -9 and contain no pickle.
 
-A checkpoint is a folder ``step-00001234`` of safetensors files and one ``state.json``, which also
-holds the size and CRC-32 of every tensor file. It is written to a hidden folder beside it, fsynced
-and renamed, so a reader sees all of it or nothing. Older checkpoints are deleted only afterwards.
+A checkpoint is a folder ``step-00001234`` of safetensors files and one ``state.json``, which is its
+manifest, too: it holds the size and CRC-32 of every tensor file, and a CRC-32 of itself. It is
+written to a hidden folder beside it, fsynced and renamed, so a reader sees all of it or nothing.
+Older checkpoints are deleted only afterwards.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _STATE = "state.json"
 _FORMAT = 1
+_OWN_CHECKSUM = "crc32"
+"""Key of the checksum of ``state.json`` itself; checkpoints of earlier versions have none."""
+_KEYS = {"format", "step", "files", "state", _OWN_CHECKSUM}
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -63,24 +67,22 @@ def save_checkpoint(
     Raises:
         OSError: If it cannot be written (disk full); earlier checkpoints are untouched.
     """
-    from safetensors.torch import save_file
-
     root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".step-*.partial"):  # of a kill; on a full disk it is in the way
+        shutil.rmtree(leftover, ignore_errors=True)
     final = checkpoint_folder(root, step)
     partial = root / f".{final.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         files = {}
         for stem, named in tensors.items():
             path = partial / f"{stem}.safetensors"
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path
-            )
+            _save_tensors(named, path)
             files[path.name] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
             sync_path(path)
         document = {"format": _FORMAT, "step": step, "files": files, "state": dict(state)}
-        (partial / _STATE).write_text(json.dumps(document), encoding="utf-8")
+        text = json.dumps({**document, _OWN_CHECKSUM: _checksum_of(document)})
+        (partial / _STATE).write_text(text, encoding="utf-8")
         sync_path(partial / _STATE)
         sync_path(partial)
         _remove(final)
@@ -93,9 +95,33 @@ def save_checkpoint(
     done = found.index(final) + 1
     for other in (*found[done:], *found[: max(0, done - keep)]):
         _remove(other)  # a later one was skipped as damaged and would stay the newest
-    for leftover in root.glob(".step-*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
     return final
+
+
+def _save_tensors(named: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file.
+
+    Raises:
+        OSError: If that fails; safetensors' own error hides the system's number in its text.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def remove_after(root: Path, step: int) -> None:
+    """Delete the checkpoints of later steps than ``step``: a run that goes back takes them anew."""
+    for path in list_checkpoints(root):
+        if path.name > checkpoint_folder(root, step).name:
+            _remove(path)
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -130,30 +156,61 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         FormatError: If it is not a checkpoint, or damaged.
     """
+    document = verify_checkpoint(path)
+    tensors = {
+        file.stem: _load_tensors(file)
+        for file in (tensor_file(path, name, document) for name in document["files"])
+    }
+    return Checkpoint(path, document["step"], tensors, document["state"])
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the parsed ``state.json`` of a checkpoint whose every file has its CRC-32.
+
+    Raises:
+        FormatError: If it is not a checkpoint, or damaged.
+    """
     document = read_state(path)
-    tensors = {}
     for name, entry in document["files"].items():
         file = tensor_file(path, name, document)
         if _crc32(file) != entry["crc32"]:
             raise FormatError(f"{file}: content does not match its checksum")
-        tensors[file.stem] = _load_tensors(file)
-    return Checkpoint(path, document["step"], tensors, document["state"])
+    return document
 
 
-def load_newest(root: Path) -> Checkpoint | None:
+def load_newest(
+    root: Path,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    until: int | None = None,
+) -> Checkpoint | None:
     """Read the newest checkpoint below ``root`` that is intact, or None if there is none.
+
+    Args:
+        root: The run's ``checkpoints`` folder.
+        tell: Called with one line if damaged ones are passed over.
+        until: Latest step to take; None for any.
 
     Raises:
         FormatError: If there are checkpoints and all of them are damaged.
     """
-    damaged: FormatError | None = None
+    damaged: list[FormatError] = []
     for path in reversed(list_checkpoints(root)):
+        if until is not None and path.name > checkpoint_folder(root, until).name:
+            continue
         try:
-            return load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
         except FormatError as error:
-            damaged = damaged or error
-    if damaged is not None:
-        raise damaged
+            damaged.append(error)
+            continue
+        if damaged:
+            tell(
+                f"{len(damaged)} damaged checkpoint{'s' if len(damaged) > 1 else ''} passed over "
+                f"({damaged[0]}): {path.name} is the newest that is whole"
+            )
+        return checkpoint
+    if damaged:
+        raise damaged[0]
     return None
 
 
@@ -169,6 +226,10 @@ def read_state(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: not a checkpoint ({_STATE} is missing or not JSON)") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise FormatError(f"{path}: not a checkpoint of format {_FORMAT}")
+    unknown = set(document) - _KEYS
+    own = document.pop(_OWN_CHECKSUM, None)
+    if unknown or (own is not None and own != _checksum_of(document)):
+        raise FormatError(f"{path / _STATE}: content does not match its checksum")
     files, state = document.get("files", {}), document.get("state")
     sound = isinstance(files, dict) and isinstance(state, dict)
     if not sound or not isinstance(document.get("step"), int):
@@ -201,6 +262,12 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{file}: not a safetensors file ({error})") from error
+
+
+def _checksum_of(document: Mapping[str, Any]) -> int:
+    """CRC-32 of a document as JSON holds it: the same before it is written and after."""
+    plain = json.loads(json.dumps(document))
+    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 def _crc32(path: Path) -> int:

@@ -65,9 +65,22 @@ class TrainingConfig:
     rate are written to ``weights/best``."""
     evaluate_utterances: PositiveInt = 100
     """Utterances of the dev split that such an evaluation decodes."""
+    timeout: NonNegativeFloat = 600.0
+    """Seconds that a training step may take, its batch included, before the job is ended with a
+    line that names the process that stands still; 0 for no limit."""
+    rollback_factor: NonNegativeFloat = 0.0
+    """A loss of the dense net, averaged over ``log_every`` steps, that is above this multiple of
+    the median of the last averages is a spike, such as 1.5: the run goes back to its newest
+    checkpoint before it and leaves out the batches since. 0 for never; otherwise above 1."""
+    max_rollbacks: NonNegativeInt = 3
+    """Most spikes at which a run goes back; later ones are only told."""
     threads: PositiveInt | None = None
     """CPU threads per process; None leaves the environment's choice."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         check_ranges(self)
+        if 0 < self.rollback_factor <= 1:
+            raise ValueError(
+                f"rollback_factor is {self.rollback_factor:g}; it must be 0 (never) or above 1"
+            )

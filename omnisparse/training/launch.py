@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -21,6 +23,11 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import (  # a function hides the module of this name
+    _env_rendezvous_handler,
+    register_rendezvous_handler,
+)
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.training.precision import Precision, choose_precision, has_bf16
@@ -48,7 +55,7 @@ def make_accelerator(precision: Precision | None = None) -> Accelerator:
             precision than the configuration.
     """
     # One process may render a corpus and compute its features for hours while the others wait.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12), init_method=_meeting_place())
     on_cuda = torch.cuda.is_available()
     wanted = choose_precision(precision, launcher_says())
     if wanted == "bf16" and not has_bf16("cuda" if on_cuda else "cpu"):
@@ -66,6 +73,27 @@ def make_accelerator(precision: Precision | None = None) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = True  # for what stays float32
         torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def _meeting_place() -> str | None:
+    """The ``init_method`` of this job; None for the usual one.
+
+    torchrun keeps one store over all restarts (torch 2.11), and torch puts the addresses of the
+    processes under the same names each time: a process that is started again may read the address
+    of one that is dead, and never reach it. So each restart has names of its own.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+
+    def after_restart(url: str, **options: Any) -> Iterator[tuple[Any, int, int]]:
+        usual = _env_rendezvous_handler(url, **options)
+        for store, rank, world_size in usual:
+            yield PrefixStore(f"restart-{restart}", store), rank, world_size
+
+    with suppress(RuntimeError):  # of an earlier training of this process
+        register_rendezvous_handler("restart", after_restart)  # type: ignore[no-untyped-call]
+    return "restart://"
 
 
 def wants_bf16(precision: Precision | None) -> bool:

@@ -1,5 +1,9 @@
 """SIGINT (Ctrl-C), SIGTERM and SIGUSR1 as a request: the training ends after a complete step.
 
+While there is no step to complete (reading data, computing features, decoding hypotheses of a
+teacher) it ends at once: what is prepared so far is kept or left out as a whole. An evaluation on
+the dev split is given up, and done again by the run that continues.
+
 One stop may arrive as several signals: ``timeout -s INT`` signals its child and then the process
 group of both, and torchrun forwards to every process a signal that the terminal has already sent.
 So signals that follow the first one within a short time count as the same stop.
@@ -30,7 +34,7 @@ SAME_PRESS_SECONDS_LAUNCHED = 10.0
 
 
 class InterruptedTrainingError(OmnisparseError):
-    """A signal ended the training early; its checkpoint is written.
+    """A signal ended the training early; what was trained is in a checkpoint.
 
     Args:
         number: The signal.
@@ -43,11 +47,40 @@ class InterruptedTrainingError(OmnisparseError):
 
     def __init__(self, number: int, step: int, max_steps: int, checkpoint: Path) -> None:
         self.exit_code = 128 + number
-        launcher = "; what follows is the launcher's" if _is_launched() else ""
+        self.number = number
         super().__init__(
             f"stopped by {signal.Signals(number).name} at step {step} of {max_steps}: the "
-            f"checkpoint {checkpoint} is whole, the same command continues from there{launcher}"
+            f"checkpoint {checkpoint} is whole, the same command continues from there"
+            + _launchers_words()
         )
+
+
+class InterruptedPreparationError(InterruptedTrainingError):
+    """A signal ended the training before it took a step.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number, self.exit_code = number, 128 + number
+        OmnisparseError.__init__(
+            self,
+            f"stopped by {signal.Signals(number).name} while preparing: no trained step is lost, "
+            "the same command continues" + _launchers_words(),
+        )
+
+
+class EvaluationAbandonedError(OmnisparseError):
+    """A signal arrived during an evaluation, which is given up."""
+
+
+class _StopNow(KeyboardInterrupt):
+    """Raised by the handler.
+
+    No ``Exception``: a library that takes any of these for a bad recording must not take this for
+    one.
+    """
 
 
 class StopSignals:
@@ -59,6 +92,9 @@ class StopSignals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._since = 0.0
+        self._owner = os.getpid()
+        self._is_caught = False
+        self._is_at_once = False
 
     @property
     def flags(self) -> list[float]:
@@ -75,8 +111,12 @@ class StopSignals:
         """Handle the signals; outside the main thread, signal handlers are not changed.
 
         After a signal, the handlers of the caller are restored only when no repetition of that
-        signal is expected any more.
+        signal is expected any more. Within itself it changes nothing.
         """
+        if self._is_caught:
+            yield
+            return
+        self._is_caught = True
         try:
             previous = {number: signal.signal(number, self._remember) for number in STOPPING}
         except ValueError:  # not the main thread
@@ -84,15 +124,56 @@ class StopSignals:
         try:
             yield
         finally:
+            self._is_caught = False
             for number, handler in previous.items():
                 if isinstance(handler, _Echo):  # of a training that was stopped just before
                     handler = handler.previous
                 late = self.number is not None and self._is_echo()
                 signal.signal(number, _Echo(self, handler) if late else handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within :meth:`caught`: a signal ends the body where it is, but see :meth:`after_step`.
+
+        Raises:
+            InterruptedPreparationError: If one arrives.
+        """
+        self._is_at_once = True
+        try:
+            yield
+        except _StopNow:
+            assert self.number is not None
+            raise InterruptedPreparationError(self.number) from None
+        finally:
+            self._is_at_once = False
+
+    @contextmanager
+    def after_step(self) -> Iterator[None]:
+        """Within :meth:`at_once`: a signal is only recorded, and the body must ask for it."""
+        before, self._is_at_once = self._is_at_once, False
+        try:
+            yield
+        finally:
+            self._is_at_once = before
+
+    def abandon_evaluation(self) -> None:
+        """What an evaluation calls after every part of its work.
+
+        Raises:
+            EvaluationAbandonedError: If a signal has arrived.
+        """
+        if self.number is not None:
+            raise EvaluationAbandonedError("the evaluation is given up: a signal arrived")
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a worker that was forked: nothing here is its to save
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.number is None:
             self.number, self._since = number, time.monotonic()
+            if self._is_at_once:
+                raise _StopNow
             name = signal.Signals(number).name
             _say(
                 "saving; press again to abandon" if name == "SIGINT" else f"saving: {name} arrived"
@@ -133,6 +214,7 @@ def _say(text: str) -> None:
         os.write(2, f"{start}omnisparse: {text}\n".encode())
 
 
-def _is_launched() -> bool:
-    """Whether accelerate's launcher or torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+def _launchers_words() -> str:
+    """Where accelerate's launcher or torchrun started this process, whose the lines below are."""
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    return "; what follows is the launcher's" if launched else ""

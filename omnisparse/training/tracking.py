@@ -44,6 +44,7 @@ class Tracker:
         config: The tracking configuration.
         run_config: The whole resolved configuration, flattened with dots for W&B.
         resumed_step: Lines after this step are dropped: a resumed run repeats these steps.
+        is_line_open: Whether the line of that step is still to be completed by an evaluation.
 
     Raises:
         OmnisparseError: If W&B was requested explicitly and cannot be started.
@@ -56,6 +57,7 @@ class Tracker:
         *,
         run_config: Mapping[str, Any],
         resumed_step: int = 0,
+        is_line_open: bool = False,
     ) -> None:
         self.path = run / "metrics.jsonl"
         self._run = run
@@ -70,7 +72,7 @@ class Tracker:
         self._before = self._sent
         self._note()
         self._waiting += [(line.pop("step"), line) for line in self._lines()]
-        self.checkpointed(resumed_step)  # what a kill kept from going there
+        self.checkpointed(resumed_step - int(is_line_open))  # what a kill kept from going there
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record ``metrics`` of ``step`` (optimizer steps done)."""
@@ -91,6 +93,16 @@ class Tracker:
         self._note()
         for row_step, metrics in ready:
             self._wandb.log(metrics, step=row_step)
+
+    def go_back(self, step: int) -> None:
+        """Forget the rows after ``step``, which the run takes again."""
+        self._drop_after(step)
+        self._waiting = [row for row in self._waiting if row[0] <= step]
+
+    def preempted(self) -> None:
+        """Tell W&B that the run will be continued: a sweep's agent takes it up again."""
+        if self._wandb is not None:
+            self._wandb.mark_preempting()
 
     def close(self, summary: Mapping[str, float] | None = None) -> None:
         """Finish.

@@ -11,32 +11,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from omnisparse.data.batching import Batch, TrainingBatches
 from omnisparse.errors import OmnisparseError
-from omnisparse.methods.base import Loss, Method
+from omnisparse.methods.base import Method
 from omnisparse.models.base import SpeechModel
-from omnisparse.training.checkpoint import Checkpoint, checkpoint_folder, save_checkpoint
+from omnisparse.training.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    load_newest,
+    remove_after,
+    save_checkpoint,
+)
 from omnisparse.training.config import TrainingConfig
 from omnisparse.training.cost import TrainingCost
 from omnisparse.training.denormals import denormals_flushed
+from omnisparse.training.gradients import Gradients
 from omnisparse.training.heap import keep_freed_memory
 from omnisparse.training.launch import precision_of
-from omnisparse.training.micro_batches import micro_batches, raise_if_out_of_memory
+from omnisparse.training.micro_batches import raise_if_out_of_memory
 from omnisparse.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from omnisparse.training.precision import check_resumed
 from omnisparse.training.schedule import learning_rate
-from omnisparse.training.stop_signals import InterruptedTrainingError, StopSignals
+from omnisparse.training.seeds import mix
+from omnisparse.training.spikes import SpikeWatch
+from omnisparse.training.stop_signals import (
+    EvaluationAbandonedError,
+    InterruptedTrainingError,
+    StopSignals,
+)
 from omnisparse.training.tracking import Metrics, Tracker
-from omnisparse.training.variants import MovingAverage, mean_of_checkpoints, write_variant
-from omnisparse.training.window import Pending, Window
+from omnisparse.training.variants import MovingAverage, Weights, averages, write_variant
+from omnisparse.training.watchdog import OTHER, READING, STEPPING, WAITING, Watchdog
+from omnisparse.training.window import Window
 
 _AGREE_EVERY = 4
 """Steps after which several processes ask each other whether to stop."""
@@ -62,6 +76,8 @@ class Trainer:
         stage: Told what the user should know, a line at a time, on the main process.
         micro_batch_seconds: Most audio that a process computes on at once, padding included, in
             seconds; None computes its part of a batch at once (or in ``config.accumulate`` parts).
+        stop: Signals that are caught already; None catches them while the loop runs.
+        watch: Told where this process is.
     """
 
     def __init__(
@@ -81,13 +97,18 @@ class Trainer:
         on_progress: Callable[[int, int, Metrics], None] | None = None,
         stage: Callable[[str], None] = lambda line: None,
         micro_batch_seconds: float | None = None,
+        stop: StopSignals | None = None,
+        watch: Watchdog | None = None,
     ) -> None:
-        self.micro_batch_seconds = micro_batch_seconds
         self.config, self.max_steps, self.seed, self.run = config, max_steps, seed, run
         self.accelerator, self.tracker, self.record = accelerator, tracker, record or {}
         self.batches, self.method, self.model = batches, method, model
         self.evaluate, self.on_progress, self.stage = evaluate, on_progress, stage
         self.module = accelerator.prepare(method.prepare(model, max_steps=max_steps))
+        self.gradients = Gradients(
+            method, self.module, accelerator,
+            parts=config.accumulate, micro_batch_seconds=micro_batch_seconds,
+        )  # fmt: skip
         self.parameters = dict(model.named_parameters())
         self.optimizer = make_optimizer(
             self.parameters,
@@ -101,7 +122,10 @@ class Trainer:
         self.cost = TrainingCost()
         self._skipped_in_a_row = 0
         self._window = Window()
-        self._stop = StopSignals()
+        self._stop = stop or StopSignals()
+        self._watch = watch or Watchdog(timeout=0)
+        self._spikes = SpikeWatch(config.rollback_factor, config.max_rollbacks)
+        self._owes_evaluation = False
 
     # -- the loop ---------------------------------------------------------------------------
 
@@ -113,26 +137,34 @@ class Trainer:
             OmnisparseError: If the gradient stays non-finite.
         """
         metrics: Metrics = self.cost.own()
-        with self._stop.caught(), self.running():
-            stream = iter(self.batches) if self.step < self.max_steps else iter(())
-            for batch in stream:
+        with self._stop.caught(), self._stop.after_step(), self.running():
+            self._catch_up()
+            if self.step >= self.max_steps:
+                self.save()  # the untrained net, or one whose last evaluation was owed
+            for batch in self._batches():
                 self.train_step(batch.to(self.accelerator.device))
                 done = self.step >= self.max_steps
                 if self.step % self.config.log_every == 0 or done:
                     metrics = self._log()
+                    if self._spikes.is_spike(metrics) and self._go_back():
+                        continue
                 if self.accelerator.is_main_process and self.on_progress is not None:
                     self.on_progress(self.step, self.max_steps, metrics)
-                self._evaluate_if_due(done)
-                signal = self._stop_signal()
+                signal = self._stop_signal(now=self._evaluate_if_due(done))
                 if self.step % self.config.checkpoint_every == 0 or done or signal is not None:
                     path = self.save()
                 if signal is not None:
                     raise InterruptedTrainingError(signal, self.step, self.max_steps, path)
-                if done:
-                    break
-            else:
-                self.save()  # max_steps = 0: the untrained net
         return metrics
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches until all steps are taken."""
+        stream = iter(self.batches) if self.step < self.max_steps else iter(())
+        while self.step < self.max_steps:
+            self._watch.at(READING, self.step)
+            batch = next(stream)
+            self._watch.at(STEPPING, self.step)
+            yield batch
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -156,14 +188,14 @@ class Trainer:
         self.step += 1
 
     def _step(self, batch: Batch, step: int) -> None:
-        torch.manual_seed(_mix(self.seed, step, self.accelerator.process_index))
+        torch.manual_seed(mix(self.seed, step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config, self.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.set_step(step)
         try:
             with self.cost.of_passes(is_copy=batch.is_copy):
-                pending, passes = self._accumulate(batch, step)
+                pending, passes = self.gradients.accumulate(batch, step)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise_if_out_of_memory(error, batch)
             raise
@@ -178,66 +210,6 @@ class Trainer:
         self.method.on_step_end(step)
         self.cost.add_passes(passes)
         self._window.add(pending, {"gradient_norm": norm})
-
-    def _accumulate(self, batch: Batch, step: int) -> tuple[list[Pending], int]:
-        """Gradients of all losses of a batch, part by part; the losses and their passes."""
-        parts = micro_batches(batch, self.config.accumulate, self.micro_batch_seconds)
-        count = self.method.num_losses(step)
-        units = self._units_in_advance(batch, step) if self._accumulates else None
-        values: dict[int, Pending] = {}
-        passes = 0
-        for number, part in enumerate(parts, start=1):
-            losses = self.method.losses(self.module, part, step)
-            for index in range(count):
-                with self._synchronised(last=number == len(parts) and index == count - 1):
-                    loss = next(losses)
-                    if batch.is_copy:  # its utterances count where they are at home
-                        loss = loss._replace(
-                            value_sum=loss.value_sum * 0, num_units=loss.num_units * 0, utterances=0
-                        )
-                    total = self._sum(loss.num_units.float()) if units is None else units[index]
-                    value = self._backward(loss, total)
-                    before = values.get(index)
-                    values[index] = Pending(
-                        f"loss/{loss.name}",
-                        value if before is None else before.value + value,
-                        total,
-                    )
-                    passes += loss.utterances
-                    del loss
-            next(losses, None)  # lets the method tidy up behind its last loss
-        return list(values.values()), passes
-
-    @property
-    def _accumulates(self) -> bool:
-        return self.config.accumulate > 1 or self.micro_batch_seconds is not None
-
-    def _units_in_advance(self, batch: Batch, step: int) -> list[Tensor]:
-        """What each loss of a whole batch is divided by, over all processes."""
-        counts = [0.0 if batch.is_copy else n for n in self.method.units(batch, step)]
-        return list(self._sum(torch.tensor(counts, device=self.accelerator.device)))
-
-    def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
-        # Forward and backward must both be inside no_sync: DDP decides in the forward pass.
-        return nullcontext() if last else self.accelerator.no_sync(self.module)
-
-    def _backward(self, loss: Loss, num_units: Tensor) -> Tensor:
-        """Run a loss's backward, divided by the units of all processes; returns its sum.
-
-        With a small batch a subnet may have no utterance; then it has no loss, and None is
-        returned.
-        """
-        value_sum = loss.value_sum.float()
-        # DDP averages gradients over processes; the factor makes that the sum over all units.
-        factor = loss.weight * self.accelerator.num_processes
-        self.accelerator.backward(value_sum * factor / num_units.clamp(min=1.0))
-        return self._sum(value_sum.detach())
-
-    def _sum(self, value: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return value
-        summed: Tensor = self.accelerator.reduce(value.to(self.accelerator.device), reduction="sum")
-        return summed
 
     def _clip(self) -> float:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
@@ -267,18 +239,31 @@ class Trainer:
         metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         metrics["epoch"] = self.step / max(1, self.batches.steps_per_epoch)
         metrics |= self._summed_cost()
+        if self._spikes.is_on:
+            metrics["rollbacks"] = self._spikes.rollbacks
         if self.tracker is not None:
             self.tracker.log(self.step, metrics)
         return metrics
 
-    def _evaluate_if_due(self, done: bool) -> None:
+    def _evaluate_if_due(self, done: bool) -> bool:
+        """Evaluate after this step if it is time to; whether it was."""
         every = self.config.evaluate_every
         if not every or self.evaluate is None or (self.step % every and not done):
-            return
+            return False
+        self._evaluate(self.evaluate)
+        return True
+
+    def _evaluate(self, evaluate: Callable[[int], Metrics]) -> None:
+        """Evaluate on all processes together; a signal gives it up, and it is owed then."""
         self.model.eval()
-        metrics = self.evaluate(self.step)  # of all processes together, the same on each
+        try:
+            with self._watch.doing(OTHER):
+                metrics = evaluate(self.step)  # the same on each process
+        except EvaluationAbandonedError:
+            metrics = {}
+        self._owes_evaluation = not metrics
         self.model.train()
-        if self.tracker is not None:
+        if self.tracker is not None and metrics:
             self.tracker.log(self.step, metrics)
         rate = metrics.get("dev/wer", math.inf)
         if rate < (math.inf if self.best is None else self.best):
@@ -286,7 +271,39 @@ class Trainer:
             cost = self._summed_cost()
             if self.accelerator.is_main_process:
                 self._write_variant("best", self.model.state_dict(), {"cost": cost})
+        with self._watch.doing(WAITING):
+            self.accelerator.wait_for_everyone()
+
+    def _catch_up(self) -> None:
+        """Do the evaluation that a signal cut short in the run before, if one did."""
+        if not self._owes_evaluation or self.evaluate is None:
+            return
+        self._evaluate(self.evaluate)
+        signal, path = self._stop_signal(now=True), self.save()
+        if signal is not None:
+            raise InterruptedTrainingError(signal, self.step, self.max_steps, path)
+
+    def _go_back(self) -> bool:
+        """After a spike, go back to the newest checkpoint before it; whether there is one.
+
+        The batches since are left out. The steps since are paid for: the cost stays.
+        """
+        begin = (self.step - 1) // self.config.log_every * self.config.log_every
+        checkpoint = None
+        if self._spikes.rollbacks < self._spikes.most:
+            checkpoint = load_newest(self.run / "checkpoints", until=begin)
+        if checkpoint is None:
+            self.stage(f"the loss has a spike before step {self.step}; the run goes on with it")
+            return False
+        self.stage(self._spikes.go_back(self.step, checkpoint.step))
+        self._load_net(checkpoint)
+        self._spikes.forget_since(checkpoint.state.get("spikes", {}))
         self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            remove_after(self.run / "checkpoints", self.step)
+            if self.tracker is not None:
+                self.tracker.go_back(self.step)
+        return True
 
     # -- checkpoints ------------------------------------------------------------------------
 
@@ -300,40 +317,41 @@ class Trainer:
             "window": self._window.sums(),
             "precision": precision_of(self.accelerator),
             "best": self.best,
+            **({"owes_evaluation": True} if self._owes_evaluation else {}),
+            **({"spikes": self._spikes.state_dict()} if self._spikes.is_on else {}),
         }
         folder = checkpoint_folder(self.run / "checkpoints", self.step)
         if self.accelerator.is_main_process:
-            save_checkpoint(
-                folder.parent,
-                step=self.step,
-                tensors={
-                    "model": self.model.state_dict(),
-                    "optimizer": optimizer_tensors(self.optimizer, self.parameters),
-                    "method": self.method.state_dict(),
-                    **({} if self.average is None else {"ema": self.average.averages}),
-                },
-                state=state,
-                keep=max(self.config.keep_checkpoints, self.config.average_checkpoints),
-            )
-            if self.step >= self.max_steps:
-                self._write_averages(state)
-            if self.tracker is not None:
-                self.tracker.checkpointed(self.step)
-        self.accelerator.wait_for_everyone()
+            with self._watch.doing(OTHER):
+                self._write(folder, state)
+        with self._watch.doing(WAITING):
+            self.accelerator.wait_for_everyone()
         return folder
 
-    def _write_averages(self, state: dict[str, Any]) -> None:
-        """Weights that need the whole run; buffers are those of the net."""
-        whole = self.model.state_dict()
-        if self.average is not None:
-            self._write_variant("ema", {**whole, **self.average.averages}, state)
-        if self.config.average_checkpoints > 1:
-            mean = mean_of_checkpoints(self.run / "checkpoints", self.config.average_checkpoints)
-            self._write_variant("average", mean, state)
+    def _write(self, folder: Path, state: dict[str, Any]) -> None:
+        tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.parameters),
+            "method": self.method.state_dict(),
+            **({} if self.average is None else {"ema": self.average.averages}),
+        }
+        keep = max(self.config.keep_checkpoints, self.config.average_checkpoints)
+        try:
+            save_checkpoint(folder.parent, step=self.step, tensors=tensors, state=state, keep=keep)
+        except OSError as error:
+            raise OmnisparseError(
+                f"{folder}: cannot be written ({error.strerror or error}); the checkpoints before "
+                "it are whole, and the same command continues from the newest"
+            ) from error
+        if self.step >= self.max_steps:
+            for name, weights in averages(
+                self.run, self.model.state_dict(), self.average, self.config.average_checkpoints
+            ):
+                self._write_variant(name, weights, state)
+        if self.tracker is not None:  # a row is given away once, with its evaluation
+            self.tracker.checkpointed(self.step - int(self._owes_evaluation))
 
-    def _write_variant(
-        self, name: str, weights: Mapping[str, Tensor], state: Mapping[str, Any]
-    ) -> None:
+    def _write_variant(self, name: str, weights: Weights, state: Mapping[str, Any]) -> None:
         state = {"record": self.record, "processes": self.accelerator.num_processes, **state}
         last = self.model.state_dict()
         write_variant(self.run, name, weights, last=last, step=self.step, state=state)
@@ -345,45 +363,36 @@ class Trainer:
             OmnisparseError: If it was trained in bf16, and this process trains in fp32.
         """
         check_resumed(checkpoint.state.get("precision"), precision_of(self.accelerator))
+        self._load_net(checkpoint)
+        self.batches.load_state_dict(checkpoint.state["batches"])
+        self.best = checkpoint.state.get("best")
+        self._owes_evaluation = bool(checkpoint.state.get("owes_evaluation"))
+        self._spikes.load_state_dict(checkpoint.state.get("spikes", {}))
+        self.cost.restore(checkpoint.state["cost"], self.accelerator.num_processes)
+
+    def _load_net(self, checkpoint: Checkpoint) -> None:
+        """Weights, optimizer, method and step."""
         self.model.load_state_dict(checkpoint.tensors["model"])
         load_optimizer(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.method.load_state_dict(checkpoint.tensors["method"])
-        self.batches.load_state_dict(checkpoint.state["batches"])
         if self.average is not None:
             self.average.load(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
-        self.best = checkpoint.state.get("best")
         self.step = checkpoint.step
         # Absent in checkpoints of before: then the first line averages the steps since.
         self._window.restore(checkpoint.state.get("window", {}))
-        self.cost.restore(checkpoint.state["cost"], self.accelerator.num_processes)
 
     def _summed_cost(self) -> Metrics:
         """Cost of all processes together."""
-        device = self.accelerator.device
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        return self.cost.summed(self.gradients.sum_numbers)
 
-        def add(own: list[float]) -> list[float]:
-            total: list[float] = self._sum(torch.tensor(own, dtype=dtype, device=device)).tolist()
-            return total
+    def _stop_signal(self, *, now: bool) -> int | None:
+        """The signal that told any process to stop, if one did.
 
-        return self.cost.summed(add)
-
-    def _stop_signal(self) -> int | None:
-        """The signal that told any process to stop, if one did; several ask every few steps."""
+        Several processes ask each other every few steps, or ``now``.
+        """
         if self.accelerator.num_processes == 1:
             return self._stop.number
-        if self.step % _AGREE_EVERY and self.step < self.max_steps:
+        if self.step % _AGREE_EVERY and self.step < self.max_steps and not now:
             return None
         flags = torch.tensor(self._stop.flags, device=self.accelerator.device)
-        return self._stop.first_of(self._sum(flags).tolist())
-
-
-def _mix(*numbers: int) -> int:
-    """Mix small integers to one 63-bit seed (splitmix64's finaliser)."""
-    state = 0
-    for number in numbers:
-        state = (state + 0x9E3779B97F4A7C15 + number) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
+        return self._stop.first_of(self.gradients.sum(flags).tolist())

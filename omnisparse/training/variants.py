@@ -7,7 +7,7 @@ Each is written beside the run as a run directory of its own, `weights/ema`, `we
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from omnisparse.training.checkpoint import list_checkpoints, load_checkpoint, sa
 
 _FOLDER = "weights"
 _DESCRIBED_BY = ("config.yaml", "model.json", "tokenizer.model", "tokens.txt")
+
+
+Weights = Mapping[str, Tensor]
+"""Weights by name."""
 
 
 class MovingAverage:
@@ -66,6 +70,23 @@ def mean_of_checkpoints(root: Path, number: int) -> dict[str, Tensor]:
             dtypes[name] = tensor.dtype
             sums[name] = sums[name] + tensor if name in sums else tensor.double()
     return {name: (total / len(paths)).to(dtypes[name]) for name, total in sums.items()}
+
+
+def averages(
+    run: Path, whole: Weights, average: MovingAverage | None, number: int
+) -> Iterator[tuple[str, Weights]]:
+    """Names and weights of the averages of a run that has taken all its steps.
+
+    Args:
+        run: The run; its checkpoints are read.
+        whole: Weights and buffers of the net; the buffers are taken from here.
+        average: The moving average, if there is one.
+        number: Newest checkpoints to take the mean of; below 2 for none.
+    """
+    if average is not None:
+        yield "ema", {**whole, **average.averages}
+    if number > 1:
+        yield "average", mean_of_checkpoints(run / "checkpoints", number)
 
 
 def write_variant(

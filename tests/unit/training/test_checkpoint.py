@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from omnisparse.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_newest,
+    read_state,
     save_checkpoint,
 )
 
@@ -92,6 +94,42 @@ def test_a_failing_write_leaves_the_earlier_one(
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_disk_that_takes_no_more_leaves_the_earlier_one(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".step-00000009.77.partial").mkdir()  # of a kill: its room is needed
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    newest = load_newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 1
+
+
+def test_every_bit_of_the_state_is_guarded_and_older_checkpoints_are_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 1) / "state.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in (1, 4, 32):
+            damaged = bytearray(content)
+            damaged[place] ^= bit
+            path.write_bytes(damaged)
+            try:
+                document = read_state(path.parent)
+            except FormatError:
+                continue
+            assert document == json.loads(content) | document  # space for another space
+            assert chr(content[place]).isspace()
+    document = json.loads(content)
+    del document["crc32"]  # as of an earlier version
+    path.write_text(json.dumps(document))
+    assert load_checkpoint(path.parent).step == 1
 
 
 @pytest.mark.multiprocess

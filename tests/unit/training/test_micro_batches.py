@@ -70,7 +70,7 @@ def gradients(
         tracker=None,
     )
     trainer.model.set_step(3)
-    losses, passes = trainer._accumulate(make_batch(), 3)
+    losses, passes = trainer.gradients.accumulate(make_batch(), 3)
     values = {loss.name: float(loss.value / loss.num_units.clamp(min=1)) for loss in losses}
     return {n: p.grad for n, p in trainer.parameters.items()}, {**values, "passes": passes}
 

@@ -17,7 +17,7 @@ from wandb_rows import history_of
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.training.tracking import Tracker, TrackingConfig, log_comparison
-from omnisparse.training.wandb_file import read_history
+from omnisparse.training.wandb_file import _records, read_history
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +173,18 @@ def test_wandb_that_fails_is_an_error_only_where_it_was_asked_for(
     assert capsys.readouterr().err.startswith("continuing without W&B")
     with pytest.raises(OmnisparseError, match=r"tracking\.wandb=online: W&B says no route"):
         log_comparison(TrackingConfig(wandb="online"), **options)
+
+
+def test_wandb_is_told_of_a_preemption_and_that_the_run_did_not_end_well(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, TrackingConfig(wandb="offline"), run_config={})
+    tracker.log(1, {"loss": 1.0})
+    tracker.checkpointed(1)
+    tracker.preempted()
+    tracker.close(None)
+    assert history_of(tmp_path)  # waits for the end of the file
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    records = list(_records(file))
+    assert "preempting" in {record.WhichOneof("record_type") for record in records}
+    (end,) = [one.exit for one in records if one.WhichOneof("record_type") == "exit"]
+    assert end.exit_code == 1  # a sweep's agent takes up only what ended with another code than 0
+    Tracker(tmp_path / "..", TrackingConfig(wandb="off"), run_config={}).preempted()

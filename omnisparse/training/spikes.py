@@ -1,0 +1,69 @@
+"""Spikes of the loss: when a run goes back to a checkpoint, and how often it may.
+
+Source: Chowdhery et al. 2022 (PaLM), section 5.1: restart from a checkpoint before the spike and
+skip the batches since; the same batches with other weights make none.
+Deviation: a spike is found by a rule instead of by eye.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_REMEMBERED = 5
+_NEEDED = 3
+
+
+class SpikeWatch:
+    """Judges the mean of the first loss over each line of metrics.
+
+    All processes see the same means, so they decide alike.
+
+    Args:
+        factor: A mean above this multiple of the median of the last five is a spike; 0 for never.
+        most: Spikes at which the run goes back.
+    """
+
+    def __init__(self, factor: float, most: int) -> None:
+        self.factor, self.most = factor, most
+        self.rollbacks = 0
+        self._recent: list[float] = []
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it judges at all."""
+        return self.factor > 0
+
+    def is_spike(self, metrics: Mapping[str, float]) -> bool:
+        """Judge one line of metrics; a mean that is none is remembered."""
+        loss = next((value for name, value in metrics.items() if name.startswith("loss/")), None)
+        if not self.is_on or loss is None:
+            return False
+        known = self._recent
+        if len(known) >= _NEEDED and loss > self.factor * statistics.median(known):
+            return True
+        self._recent = [*known, loss][-_REMEMBERED:]
+        return False
+
+    def go_back(self, step: int, to: int) -> str:
+        """Count one more; the line to tell."""
+        self.rollbacks += 1
+        return (
+            f"the loss has a spike before step {step}: back to step {to}, without the batches "
+            f"since ({self.rollbacks} of at most {self.most} times)"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; empty where it does not judge."""
+        return {"rollbacks": self.rollbacks, "recent": self._recent} if self.is_on else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what a checkpoint holds."""
+        self.rollbacks = int(state.get("rollbacks", 0))
+        self.forget_since(state)
+
+    def forget_since(self, state: Mapping[str, Any]) -> None:
+        """Put back the means that a checkpoint holds, but not its count."""
+        recent: Sequence[float] = state.get("recent", [])
+        self._recent = [float(value) for value in recent]
