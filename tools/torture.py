@@ -279,6 +279,8 @@ class Torture:
                 continue
             reached = self._last_line()
             job.kill(victim)
+            if not job.log.exists() or not job.log.stat().st_size:
+                job.kill()  # they have not met yet: only a launcher can end the others
             self.counts["kills"] += 1
             self.counts["kills in saving" if is_saving else "kills in training"] += 1
             try:

@@ -16,6 +16,7 @@ from test_resume import assert_same_run, newest
 
 from omnisparse.config import RunConfig
 from omnisparse.evaluation.evaluate import Decoder
+from omnisparse.pipeline import dev_evaluation
 from omnisparse.pipeline.train import train
 from omnisparse.training.checkpoint import list_checkpoints
 from omnisparse.training.stop_signals import InterruptedTrainingError
@@ -30,14 +31,21 @@ def test_a_signal_while_evaluating_gives_the_evaluation_up_and_the_next_run_make
 ) -> None:
     config = tiny_config(max_steps=6, evaluate_every=3, evaluate_utterances=6)
     train(config, out=tmp_path / "straight")
-    run_task = Decoder.run
+    run_task, evaluate = Decoder.run, dev_evaluation.evaluate
     stops = [True, False, True, False]  # by evaluation: step 3, again, step 6, again
 
+    def evaluate_once(*arguments: Any, **options: Any) -> Any:
+        try:
+            return evaluate(*arguments, **options)
+        finally:
+            stops.pop(0)
+
     def maybe_stopped(self: Decoder, *arguments: Any) -> Any:
-        if stops.pop(0):
+        if stops[0]:
             os.kill(os.getpid(), signal.SIGUSR1)
         return run_task(self, *arguments)
 
+    monkeypatch.setattr(dev_evaluation, "evaluate", evaluate_once)
     monkeypatch.setattr(Decoder, "run", maybe_stopped)
     for step in (3, 6):
         with pytest.raises(InterruptedTrainingError, match=f"SIGUSR1 at step {step} of 6") as told:
