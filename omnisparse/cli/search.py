@@ -64,12 +64,17 @@ if TYPE_CHECKING:
     "--reward", type=click.Choice(["walled", "weighted", "thresholded", "amc"]), default="walled",
     show_default=True, help="With --ranks: what a candidate is paid for.",
 )  # fmt: skip
+@click.option(
+    "--budget", type=click.Choice(["parameters", "latency"]), default="parameters",
+    show_default=True,
+    help="With --ranks: a size limits parameters, or the time of the products on this machine.",
+)  # fmt: skip
 @reports
 @takes_weights("run")
 @takes_workers
 def search(
     report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
-    ranks: bool, method: str, reward: str, workers: Workers, **options: Any,
+    ranks: bool, method: str, reward: str, budget: str, workers: Workers, **options: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Find the best sparsity of each layer for each size, without retraining.
 
@@ -78,9 +83,10 @@ def search(
     --ranks, `extract --rank-spec OUT/ranks-S-rl-0.json` does.
     """
     if ranks:
-        return _search_ranks(report, run, sizes, manifest, out, method, reward, workers, **options)
-    if (method, reward) != ("rl", "walled"):
-        raise click.UsageError("--method and --reward go with --ranks")
+        choices = {"method": method, "reward": reward, "budget": budget}
+        return _search_ranks(report, run, sizes, manifest, out, choices, workers, **options)
+    if (method, reward, budget) != ("rl", "walled", "parameters"):
+        raise click.UsageError("--method, --reward and --budget go with --ranks")
     if any(re.fullmatch(r"\s*[\d.]+x\s*", size) for size in sizes.split(",")):
         raise click.UsageError(f"sizes {sizes}: compressions such as 3x go with --ranks")
     from omnisparse.pipeline.search import search_run
@@ -121,7 +127,7 @@ def search(
 
 def _search_ranks(
     report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
-    method: Any, reward: Any, workers: Workers, *, layer_groups: tuple[str, ...], spread: float,
+    choices: Mapping[str, Any], workers: Workers, *, layer_groups: tuple[str, ...], spread: float,
     **options: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Looks for ranks, and shows what was found."""
@@ -131,7 +137,8 @@ def _search_ranks(
     if layer_groups or spread != 3.0:
         raise click.UsageError("--group and --spread do not go with --ranks")
     wanted = [size for size in (part.strip() for part in sizes.split(",")) if size]
-    config = RankSearchConfig(method=method, reward=Reward(kind=reward), **options)
+    reward = Reward(kind=choices["reward"])
+    config = RankSearchConfig(**{**choices, "reward": reward}, **options)
     with report.progress("searching") as progress:
         result = search_ranks(
             run, wanted, config, manifest=manifest, out=out, on_progress=progress,

@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omnisparse.artifact import as_tensor, write_artifact
+from omnisparse.artifact import as_tensor, planned_bytes, write_artifact
 from omnisparse.errors import UsageError
 from omnisparse.models.factored import factor_names
 from omnisparse.pipeline.extract import contents_of
@@ -26,9 +27,12 @@ from omnisparse.sparsity.decomposition import (
     decompose,
     ranks_from_json,
 )
-from omnisparse.sparsity.sizes import parse_count
+from omnisparse.sparsity.sizes import parse_size
 
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
+
+_DIGITS = 16
+"""Bytes by which the header of a file may differ for each matrix, with the digits of its rank."""
 
 FOLDER = "svd"
 """Where a run keeps the decompositions of its matrices."""
@@ -122,27 +126,75 @@ class DenseRun:
         return state
 
 
-def rank_total(dense: DenseRun, size: str) -> int:
+def rank_total(dense: DenseRun, size: str, *, precision: str = "fp32") -> int:
     """Parameters of the whole net that a size means.
 
     Args:
         dense: The net.
         size: ``16M`` parameters, ``25%`` of the dense net's, or ``3x``: a third of the weights that
-            may be factored, and all of the others.
+            may be factored, and all of the others; ``2MB`` of the files written.
+        precision: Of these files.
 
     Raises:
         UsageError: If it is none of these; names the legal forms.
     """
-    match = _TIMES.fullmatch(size.strip())
-    if match and float(match[1]) >= 1:
+    if _TIMES.fullmatch(size.strip()):
         budget = dense.budget
-        return budget.fixed + int((budget.dense - budget.fixed) / float(match[1]))
-    if match:
-        raise UsageError(f"size {size!r} is no compression; legal: 1x or more, such as 3x")
+        return budget.fixed + int((budget.dense - budget.fixed) / parse_times(size))
+    parsed = parse_size(size)
+    if parsed.kind == "bytes":
+        return _total_of_bytes(dense, int(parsed.value), precision)
     # The accountant knows what 16M and 25% are of this net.
     shapes = {name: tuple(dense.weights[name].shape) for name in dense.description.parameters}
     accountant = Budget(shapes, list(dense.budget.shapes))
-    return accountant.unprunable + accountant.solve(parse_count(size))
+    return accountant.unprunable + accountant.solve(parsed)
+
+
+def parse_times(size: str) -> float:
+    """The number of ``3x``.
+
+    Raises:
+        UsageError: If it is anything else, or below 1.
+    """
+    match = _TIMES.fullmatch(size.strip())
+    if not match or float(match[1]) < 1:
+        raise UsageError(f"size {size!r} is no compression; legal: 1x or more, such as 3x")
+    return float(match[1])
+
+
+def _total_of_bytes(dense: DenseRun, limit: int, precision: str) -> int:
+    """The most parameters whose file is within so many bytes, whatever the ranks.
+
+    Raises:
+        UsageError: If no ranks, or the dense net, have so few; names the range.
+    """
+    budget = dense.budget
+    least = sum(min(rows * cols, rows + cols) for rows, cols in budget.shapes.values())
+    low, high = budget.fixed + least, budget.dense
+    # The header of another allocation may have a few more digits.
+    room = limit - _DIGITS * len(budget.shapes)
+
+    width = 4 if precision == "fp32" else 2  # of int8 one and its scales
+
+    def size_of(total: int) -> int:
+        # Uniform ranks are whole numbers and leave some parameters unused; others may use them.
+        ranks = budget.uniform(total)
+        unused = width * (total - budget.parameters(ranks))
+        return planned_size(dense, ranks, precision=precision) + unused
+
+    smallest, largest = size_of(low), size_of(high)
+    if not smallest <= room or limit >= largest:
+        raise UsageError(
+            f"{limit:,} bytes cannot be reached by low rank; legal: "
+            f"{smallest + _DIGITS * len(budget.shapes):,} to {largest:,} bytes"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        if size_of(middle) <= room:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def extract_low_rank(
@@ -176,7 +228,7 @@ def extract_low_rank(
     run = runs.latest_run() if run is None else run
     dense = DenseRun.open(run)
     if size is not None:
-        ranks = dense.budget.uniform(rank_total(dense, size))
+        ranks = dense.budget.uniform(rank_total(dense, size, precision=precision))
         name = f"{size.strip().replace('%', 'pct')}-low-rank"
     else:
         assert rank_spec is not None
@@ -210,6 +262,28 @@ def write_factored(
     """
     with torch.no_grad():
         state = dense.factored_state(ranks)
+    info = write_artifact(out, state=state, **_contents(dense, ranks, state, precision))
+    return {**info.to_dict(), "ranks": dict(ranks), "warnings": []}
+
+
+def planned_size(dense: DenseRun, ranks: Mapping[str, int], *, precision: str = "fp32") -> int:
+    """Bytes of the files that :func:`write_factored` would write; nothing is decomposed."""
+    state: dict[str, Tensor] = {}
+    for name, weight in dense.weights.items():
+        empty = partial(torch.empty, dtype=weight.dtype, device="meta")
+        if name not in ranks:
+            state[name] = empty(weight.shape)
+            continue
+        left, right = factor_names(name)
+        state[left] = empty(weight.shape[0], ranks[name])
+        state[right] = empty(ranks[name], weight.shape[1])
+    return planned_bytes(state, {}, **_contents(dense, ranks, state, precision))
+
+
+def _contents(
+    dense: DenseRun, ranks: Mapping[str, int], state: Mapping[str, Tensor], precision: str
+) -> dict[str, Any]:
+    """All of the artifact of a factored net but its tensors."""
     buffers = set(dense.weights) - set(dense.description.parameters)
     contents = replace(
         contents_of(dense.run, dense.stored, dense.record, block=(1, 1), precision=precision),
@@ -218,5 +292,4 @@ def write_factored(
         buffers=[name for name in state if name in buffers],
         prunable=[],
     )
-    info = write_artifact(out, state=state, **vars(contents))
-    return {**info.to_dict(), "ranks": dict(ranks), "warnings": []}
+    return vars(contents)

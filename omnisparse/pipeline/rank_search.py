@@ -15,8 +15,10 @@ import numpy as np
 from omnisparse.durable import replacing
 from omnisparse.errors import NonNegativeFloat, PositiveInt, Range, UsageError, check_ranges
 from omnisparse.evaluation.dev_set import DevSet
+from omnisparse.evaluation.reward_plot import Curve, plot_rewards
 from omnisparse.evaluation.workers import Workers
-from omnisparse.pipeline.low_rank import DenseRun, rank_total
+from omnisparse.pipeline.low_rank import DenseRun, parse_times, rank_total
+from omnisparse.pipeline.rank_latency import timed_budget
 from omnisparse.pipeline.rank_scores import Objective, RankScores
 from omnisparse.pipeline.search import dev_cuts
 from omnisparse.runs import directory as runs
@@ -26,9 +28,10 @@ from omnisparse.search.rank_controls import optuna_search, random_search
 from omnisparse.search.ranks import RankSpace
 from omnisparse.search.rewards import Reward
 from omnisparse.search.sensitivity import Sensitivity, measure_sensitivity
-from omnisparse.sparsity.decomposition import ranks_to_json
+from omnisparse.sparsity.decomposition import RankBudget, ranks_to_json
 
 FOLDER = "rank_search"
+_FRONT = "front"
 Method = Literal["rl", "random", "tpe", "nsga2"]
 _NUM_PROBES = 4
 
@@ -41,6 +44,9 @@ class RankSearchConfig:
     """``rl``: a policy by reinforcement; ``random``, ``tpe`` and ``nsga2`` are its controls."""
     evaluations: PositiveInt = 200
     """Candidates evaluated for each size; those of the sensitivity test are among them."""
+    budget: Literal["parameters", "latency"] = "parameters"
+    """What a size limits: parameters of the net, or the measured time of its factorable products on
+    this machine, of which ``2x`` is the half. Both factors of a product are multiplied in turn."""
     sensitivity: bool = True
     """Whether a part of the evaluations, a third at most, first tries every matrix alone. The
     search, whatever its method, then starts at the ranks that would be best if what single
@@ -66,7 +72,11 @@ class RankSearchConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         check_ranges(self, UsageError)
-        for name, legal in (("method", get_args(Method)), ("objective", ("loss", "wer"))):
+        for name, legal in (
+            ("method", get_args(Method)),
+            ("objective", get_args(Objective)),
+            ("budget", ("parameters", "latency")),
+        ):
             if getattr(self, name) not in legal:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(legal)}"
@@ -110,10 +120,12 @@ class RankSearch:
             raise UsageError("sizes names no size; one or more, such as 50%,3x")
         self.dense = dense = DenseRun.open(run)
         self.limits: Mapping[str, int] = dict(dense.description.model.get("ranks") or {})
-        self.spaces = {
-            size: RankSpace.make(dense.budget, rank_total(dense, size), limits=self.limits)
-            for size in dict.fromkeys(sizes)
-        }
+        sizes = list(dict.fromkeys(sizes))
+        if config.budget == "parameters":
+            totals = {size: rank_total(dense, size) for size in sizes}
+            self._make_spaces(dense.budget, totals)
+        else:
+            speedups = {size: parse_times(size) for size in sizes}
         on_stage("features of the dev set")
         loaded = runs.load_model(run)
         rate = loaded.extractor.sampling_rate
@@ -132,8 +144,19 @@ class RankSearch:
             dense, self.dev, self.out, workers or Workers(), objective=config.objective,
             utterances_per_item=config.utterances_per_item,
         )  # fmt: skip
+        if config.budget == "latency":
+            on_stage("times of the products on this machine")
+            timed = timed_budget(dense.budget, self.scores.journal)
+            totals = {size: int(timed.dense / times) for size, times in speedups.items()}
+            self._make_spaces(timed, totals)
         self.subset = self._subset()
         self.items = self.subset.items
+
+    def _make_spaces(self, budget: RankBudget, totals: Mapping[str, int]) -> None:
+        self.spaces = {
+            size: RankSpace.make(budget, total, limits=self.limits)
+            for size, total in totals.items()
+        }
 
     def _subset(self) -> Subset:
         """Measure a few candidates of each size on everything; choose what ranks them alike."""
@@ -242,6 +265,9 @@ class RankSearch:
             "ranks": finalists[best],
             "rewards": [episode.reward for episode in episodes],
         }
+        if self.config.budget == "latency":
+            entry["product_ms"] = space.budget.parameters(finalists[best]) / 1e6
+            entry["dense_product_ms"] = space.budget.dense / 1e6
         for name, ranks in controls.items():
             entry[f"{name}_wer"] = self.scores.recognised(ranks)[0]
             entry[f"{name}_score"] = self._error(ranks)
@@ -299,11 +325,13 @@ def search_ranks(
     )  # fmt: skip
     front = [search.find(size)[0] for size in search.spaces]
     subset = search.subset
+    path = search.out / f"{_FRONT}-{config.method}-{config.seed}.json"
     facts = {
         "run": run.name,
         "method": config.method,
         "reward": config.reward.kind,
         "objective": config.objective,
+        "budget": config.budget,
         "evaluations": config.evaluations * len(search.spaces),
         "evaluated_now": search.scores.num_measured,
         "seed": config.seed,
@@ -317,15 +345,41 @@ def search_ranks(
         "seconds": search.scores.journal.seconds,
         "seconds_now": time.perf_counter() - started,
     }
-    path = search.out / f"front-{config.method}-{config.seed}.json"
     for entry in front:
         with replacing(search.out / _spec_name(entry, config)) as partial:
             partial.write_text(ranks_to_json(entry["ranks"]) + "\n", encoding="utf-8")
     with replacing(path) as partial:
         partial.write_text(json.dumps({**facts, "front": front}, indent=1) + "\n", encoding="utf-8")
-    return {"path": str(path), **facts, "front": front}
+    plots = _plot(search, front)
+    return {"path": str(path), "plots": plots, **facts, "front": front}
+
+
+def _plot(search: RankSearch, front: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Draw the searches of each size that this folder has, over methods and seeds."""
+    config = search.config
+    alike = {"run": search.dense.run.name, "reward": config.reward.kind, "budget": config.budget}
+    plots = []
+    for size in [entry["size"] for entry in front]:
+        curves: dict[str, list[Curve]] = {}
+        for method in get_args(Method):
+            for path in sorted(search.out.glob(f"{_FRONT}-{method}-*.json")):
+                known = json.loads(path.read_text(encoding="utf-8"))
+                if any(known.get(key, "parameters") != value for key, value in alike.items()):
+                    continue
+                for entry in known["front"]:
+                    if entry["size"] == size and entry["evaluations"] == config.evaluations:
+                        tried = entry.get("sensitivity_evaluations", 0)
+                        curves.setdefault(method, []).append((tried, entry["rewards"]))
+        place = search.out / f"rewards-{_plain(size)}.png"
+        plot_rewards(curves, place, title=f"{search.dense.run.name}: {size}")
+        plots.append(str(place))
+    return plots
 
 
 def _spec_name(entry: Mapping[str, Any], config: RankSearchConfig) -> str:
-    size = re.sub(r"[^\w.]", "", str(entry["size"]).replace("%", "pct"))
-    return f"ranks-{size}-{config.method}-{config.seed}.json"
+    return f"ranks-{_plain(entry['size'])}-{config.method}-{config.seed}.json"
+
+
+def _plain(size: str) -> str:
+    """A size as a part of a file name."""
+    return re.sub(r"[^\w.]", "", size.replace("%", "pct"))

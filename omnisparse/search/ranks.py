@@ -84,7 +84,7 @@ class RankSpace:
         least = budget.fixed + sum(min(costs) for costs in space.costs)
         if least > total:
             raise ValueError(
-                f"{total:,} parameters cannot be reached with these ranks; legal: {least:,} to "
+                f"{total:,} {budget.unit} cannot be reached with these ranks; legal: {least:,} to "
                 f"{budget.dense:,}"
             )
         return space

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -154,6 +155,7 @@ class RankBudget:
 
     shapes: Mapping[str, tuple[int, int]]
     fixed: int
+    unit: ClassVar[str] = "parameters"
 
     @property
     def dense(self) -> int:
@@ -186,7 +188,7 @@ class RankBudget:
         least = self.parameters({name: 1 for name in self._factorable()})
         if total < least:
             raise ValueError(
-                f"{total:,} parameters cannot be reached by low rank; legal: {least:,} (rank 1 "
+                f"{total:,} {self.unit} cannot be reached by low rank; legal: {least:,} (rank 1 "
                 f"in every matrix) to {self.dense:,}"
             )
         low, high = 0.0, 1.0  # share of the break-even rank: the first fits, the second does not

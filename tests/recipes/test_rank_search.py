@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from omnisparse.cli.main import verbs
+from omnisparse.pipeline import rank_search
 
 TRAINED = Path(__file__).parents[1] / "fixtures" / "f1feb7c" / "run"
 
@@ -66,12 +67,65 @@ def test_a_search_that_was_killed_has_the_same_episodes(
     assert search(trained, speech, tmp_path, "--sizes", "2x")["evaluated_now"] == 0
 
 
+def extracted(run: Path, out: Path, *request: object) -> dict[str, Any]:
+    result = invoke("extract", "--run", run, *request, "--out", out, "--json")
+    return dict(json.loads(result.stdout))
+
+
+def test_a_size_in_bytes_is_that_of_the_files(trained: Path, speech: Path, tmp_path: Path) -> None:
+    whole = extracted(trained, tmp_path / "whole", "--size", "100%")["bytes"]
+    size = f"{int(0.7 * whole)}B"
+    (entry,) = search(trained, speech, tmp_path, "--sizes", size)["front"]
+    spec = tmp_path / f"ranks-{size}-rl-0.json"
+    searched = extracted(trained, tmp_path / "searched", "--rank-spec", spec)
+    uniform = extracted(trained, tmp_path / "uniform", "--low-rank", "--size", size)
+    for answer in (searched, uniform):
+        assert 0.6 * whole < answer["bytes"] <= 0.7 * whole
+    assert searched["parameters"] == entry["nonzero"]
+
+
+def test_a_budget_in_time_is_measured_once_and_held(
+    trained: Path, speech: Path, tmp_path: Path
+) -> None:
+    options = ("--sizes", "1x", "--budget", "latency", "--method", "random")
+    found = search(trained, speech, tmp_path, *options)
+    (entry,) = found["front"]
+    assert entry["product_ms"] <= entry["dense_product_ms"]
+    again = search(trained, speech, tmp_path, *options)
+    assert again["front"] == found["front"]
+    assert again["evaluated_now"] == 0
+
+
+def test_all_searches_of_a_folder_are_in_one_plot(
+    trained: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    real = rank_search.plot_rewards
+
+    def watch(curves: dict[str, Any], path: Path, *, title: str) -> None:
+        drawn.append(dict(curves))
+        real(curves, path, title=title)
+
+    monkeypatch.setattr(rank_search, "plot_rewards", watch)
+    for method, seed in (("rl", 0), ("random", 0), ("random", 1)):
+        found = search(
+            trained, speech, tmp_path, "--sizes", "2x", "--method", method, "--seed", seed
+        )
+    (place,) = map(Path, found["plots"])
+    assert place.read_bytes().startswith(b"\x89PNG")
+    assert {method: len(searches) for method, searches in drawn[-1].items()} == {
+        "rl": 1, "random": 2,
+    }  # fmt: skip
+    assert all(len(rewards) == 8 for searches in drawn[-1].values() for _, rewards in searches)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--sizes", "0.5x"], "size '0.5x' is no compression; legal: 1x or more"),
         (["--sizes", "500x"], "cannot be reached"),
-        (["--sizes", "20MB"], "is in bytes"),
+        (["--sizes", "20MB"], "bytes cannot be reached by low rank; legal: "),
+        (["--sizes", "50%", "--budget", "latency"], "size '50%' is no compression; legal: 1x"),
         (["--sizes", ","], "sizes names no size"),
         (["--sizes", "2x", "--group", "a"], "do not go with --ranks"),
     ],

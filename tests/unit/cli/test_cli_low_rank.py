@@ -87,7 +87,7 @@ def test_wrong_specs_are_one_line(
         (["--low-rank"], "one size or one rank spec"),
         (["--low-rank", "--size", "50%", "--block", "8x1"], "--block does not go with --low-rank"),
         (["--low-rank", "--size", "50%", "--nested"], "--nested does not go with --low-rank"),
-        (["--low-rank", "--size", "20MB"], "is in bytes"),
+        (["--low-rank", "--size", "20MB"], "bytes cannot be reached by low rank; legal: "),
         (["--low-rank", "--size", "0.01%"], "legal"),
     ],
 )
