@@ -229,6 +229,7 @@ class RankSearch:
             nonlocal done
             ranks = space.ranks(places)
             cost = space.budget.parameters(ranks)
+            assert cost <= space.total, "a candidate beyond the budget"
             reward = config.reward(self._error(ranks), cost, space.budget.dense)
             done += 1
             if self.on_progress is not None:

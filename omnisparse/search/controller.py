@@ -176,7 +176,8 @@ def reinforce(
         start: Places that the untrained policy prefers; evaluated first.
         config: How it learns.
         seed: Of the policy's weights and its draws.
-        policy: One to go on with, as of an earlier round; None for a fresh one.
+        policy: One to go on with, as of an earlier round with the same grid and another budget;
+            None for a fresh one.
         on_episode: Told of every episode.
 
     Returns:
@@ -192,6 +193,9 @@ def reinforce(
             policy = Policy(
                 space, hidden_dim=config.hidden_dim, start=start, sharpness=config.start_sharpness
             )
+    if [len(options) for options in policy.space.choices] != [len(o) for o in space.choices]:
+        raise ValueError("the policy is of another grid of ranks")
+    policy.space = space  # its wall is that of this budget
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     found: list[Episode] = []
     baseline: float | None = None

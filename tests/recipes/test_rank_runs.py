@@ -128,6 +128,9 @@ def test_rounds_share_steps_and_evaluations_and_ranks_only_fall(
     assert all(after[name] <= rank for name, rank in before.items())
     sizes = [runs.inspect(run)["parameters"] for run in (dense, first, last)]
     assert sizes == sorted(sizes, reverse=True)
+    asked = records[1].size
+    assert asked is not None
+    assert 0.8 * int(asked) < sizes[-1] <= int(asked)
     assert any("accepted" in line for line in lines)
     assert train(config, out=tmp_path / "end").run == last
 

@@ -85,6 +85,19 @@ def test_the_controller_finds_a_planted_optimum_and_beats_random() -> None:
     assert ours / 3 > -0.35
 
 
+def test_a_policy_of_an_earlier_round_stays_inside_the_next_budget() -> None:
+    wide, narrow = space(0.9), space(0.4)
+    starts = [within.places(BUDGET.uniform(within.total)) for within in (wide, narrow)]
+    _, policy = reinforce(wide, planted, episodes=30, start=starts[0])
+    found, again = reinforce(narrow, planted, episodes=30, start=starts[1], policy=policy)
+    assert again is policy
+    for episode in found:
+        assert BUDGET.parameters(narrow.ranks(episode.places)) <= narrow.total
+    other = RankSpace.make(BUDGET, narrow.total, {"a": [0, 3]})
+    with pytest.raises(ValueError, match="another grid"):
+        reinforce(other, planted, episodes=2, start=[0] * len(SHAPES), policy=policy)
+
+
 def test_a_search_is_a_function_of_its_seed() -> None:
     within = space(0.6)
     start = within.places(BUDGET.uniform(within.total))
