@@ -16,6 +16,7 @@ from omnisparse.cli.evaluate import compare, evaluate
 from omnisparse.cli.export import export
 from omnisparse.cli.extract import extract, grow
 from omnisparse.cli.group import Verbs
+from omnisparse.cli.report import report
 from omnisparse.cli.runs import runs
 from omnisparse.cli.search import search
 from omnisparse.cli.serve import serve
@@ -30,7 +31,7 @@ SECTIONS = {
     "Start here": ("demo",),
     "Data": ("prepare",),
     "Train once, extract every size": ("train", "search", "extract", "grow"),
-    "Measure and use": ("runs", "evaluate", "inspect", "transcribe", "export", "serve"),
+    "Measure and use": ("runs", "report", "evaluate", "inspect", "transcribe", "export", "serve"),
     "Compare methods": ("sweep", "compare"),
     "Compare runtimes": ("bench",),
 }
@@ -65,6 +66,7 @@ for _verb in (
     grow,
     search,
     runs,
+    report,
     evaluate,
     bench,
     inspect,

@@ -12,6 +12,7 @@ from omnisparse.config import RunConfig
 from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.evaluation.evaluate import Decoder, Found, Task, evaluate
+from omnisparse.methods import Method, Sandwich
 from omnisparse.models import SpeechModel
 from omnisparse.training.sharing import shared_by
 from omnisparse.training.stop_signals import StopSignals
@@ -23,6 +24,22 @@ def longest(cuts: CutSet) -> float:
     return max(float(cut.duration) for cut in cuts)
 
 
+def check_evaluate_sizes(sizes: Sequence[str], method: Method) -> None:
+    """Refuse sizes that a training cannot measure, before it takes a step.
+
+    Raises:
+        ValueError: Naming the size and the legal range, or the method that has no subnets.
+    """
+    if sizes and not isinstance(method, Sandwich):
+        raise ValueError(
+            f"training.evaluate_sizes is {', '.join(sizes)}; this method has no subnets: legal is "
+            "none, or method.kind=sandwich"
+        )
+    for size in sizes:
+        assert isinstance(method, Sandwich)
+        method.supernet.spec_for(size)
+
+
 def dev_evaluator(
     config: RunConfig,
     model: SpeechModel,
@@ -32,6 +49,7 @@ def dev_evaluator(
     tokenizer: Tokenizer,
     accelerator: Accelerator,
     stop: StopSignals | None,
+    method: Method,
 ) -> Callable[[int], Metrics] | None:
     """What measures the net in training on part of its dev split; None if it shall not.
 
@@ -44,9 +62,10 @@ def dev_evaluator(
         tokenizer: The net's tokens.
         accelerator: The processes, which share the work.
         stop: A signal that any process meets gives the measurement up.
+        method: The training method; a supernet has subnets to measure, once it has ranked weights.
 
     Returns:
-        Called with a step, it gives ``dev/wer`` and ``dev/cer`` in percent.
+        Called with a step, it gives ``dev/wer`` and ``dev/cer`` in percent, and ``dev/wer@SIZE``.
     """
     if not config.training.evaluate_every or len(dev) == 0:
         return None
@@ -74,6 +93,11 @@ def dev_evaluator(
 
     def dev_wer(step: int) -> Metrics:
         result = evaluate(decoder, subset, spread=spread)
-        return {"dev/wer": result.wer, "dev/cer": result.cer}
+        found = {"dev/wer": result.wer, "dev/cer": result.cer}
+        if isinstance(method, Sandwich) and method.supernet.has_ranking:
+            for size in config.training.evaluate_sizes:
+                with method.supernet.squashed(method.supernet.spec_for(size)):
+                    found[f"dev/wer@{size}"] = evaluate(decoder, subset, spread=spread).wer
+        return found
 
     return dev_wer

@@ -22,7 +22,7 @@ from omnisparse.data.live_features import FrameSource
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
 from omnisparse.models import SpeechModel, build_model
-from omnisparse.pipeline.dev_evaluation import dev_evaluator, longest
+from omnisparse.pipeline.dev_evaluation import check_evaluate_sizes, dev_evaluator, longest
 from omnisparse.pipeline.frames import frame_source
 from omnisparse.pipeline.splits import tell_unseen
 from omnisparse.pipeline.starts import (
@@ -125,7 +125,7 @@ def make_trainer(
     }
     if decoding is not None:
         record["decoding"] = decoding._asdict()
-    return Trainer(
+    trainer = Trainer(
         model,
         method,
         batches,
@@ -137,7 +137,7 @@ def make_trainer(
         tracker=tracker,
         record=record,
         evaluate=dev_evaluator(
-            config, model, cuts, inputs.dev, extractor, tokenizer, accelerator, stop
+            config, model, cuts, inputs.dev, extractor, tokenizer, accelerator, stop, method
         ),
         on_progress=on_progress,
         stage=stage,
@@ -145,6 +145,8 @@ def make_trainer(
         stop=stop,
         watch=watch,
     )
+    check_evaluate_sizes(config.training.evaluate_sizes, method)
+    return trainer
 
 
 def _tokenizer(

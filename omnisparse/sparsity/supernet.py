@@ -95,6 +95,11 @@ class Supernet(nn.Module):
         """The active subnet; None is the dense net."""
         return self._spec
 
+    @property
+    def has_ranking(self) -> bool:
+        """Whether there are masks yet."""
+        return bool(self._positions)
+
     def weights(self) -> dict[str, Tensor]:
         """The prunable matrices by name, detached, sharing memory with the model."""
         return {fqn: self.model.get_parameter(fqn).detach() for fqn in self.budget.prunable}

@@ -63,6 +63,9 @@ class TrainingConfig:
     evaluate_every: NonNegativeInt = 0
     """Steps between two evaluations on the dev split; 0 for none. The weights of the lowest error
     rate are written to ``weights/best``."""
+    evaluate_sizes: tuple[str, ...] = ()
+    """Sizes of subnets, such as ``[25%, 50%]``, whose word error rates such an evaluation measures,
+    too, as ``dev/wer@25%``; of a supernet only, and no part of its ``weights/best``."""
     evaluate_utterances: PositiveInt = 100
     """Utterances of the dev split that such an evaluation decodes."""
     timeout: NonNegativeFloat = 600.0

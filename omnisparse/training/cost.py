@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 from omnisparse.models.operations import counted_operations
 
-SUMMED = ("utterance_passes", "flops", "device_seconds", "cpu_seconds")
+SUMMED = ("utterance_passes", "flops", "audio_seconds", "device_seconds", "cpu_seconds")
 """Costs that each process counts for itself; records hold the sum over processes."""
+
+
+_YOUNGER = ("flops", "audio_seconds")
 
 
 class TrainingCost:
@@ -17,8 +20,9 @@ class TrainingCost:
 
     ``utterance_passes`` (an utterance forward and backward through any net), ``flops``
     (:mod:`omnisparse.models.operations`, the forward passes of a fixed teacher included),
-    ``device_seconds`` and ``cpu_seconds`` of the steps, ``skipped_steps``. A run that was begun
-    when operations were not counted has no ``flops``.
+    ``audio_seconds`` (of each batch once, padding excluded), ``device_seconds`` and ``cpu_seconds``
+    of the steps, ``skipped_steps``. A run that was begun when operations were not counted has no
+    ``flops``, and in the same way no ``audio_seconds``.
     """
 
     def __init__(self) -> None:
@@ -45,9 +49,11 @@ class TrainingCost:
         if "flops" in self._values and not is_copy:
             self._values["flops"] += count.total
 
-    def add_passes(self, utterances: int) -> None:
-        """Add passes of utterances."""
+    def add_passes(self, utterances: int, audio_seconds: float) -> None:
+        """Add passes of utterances, and the audio of their batch, 0 where it counts elsewhere."""
         self._values["utterance_passes"] += utterances
+        if "audio_seconds" in self._values:
+            self._values["audio_seconds"] += audio_seconds
 
     def summed(self, add: Callable[[list[float]], list[float]]) -> dict[str, float]:
         """The cost of all processes.
@@ -69,6 +75,6 @@ class TrainingCost:
 
     def restore(self, document: Mapping[str, float], num_processes: int) -> None:
         """Go on from the cost of all processes in a checkpoint."""
-        known = [name for name in SUMMED if name in document or name != "flops"]
+        known = [name for name in SUMMED if name in document or name not in _YOUNGER]
         self._values = {name: document[name] / num_processes for name in known}
         self.skipped_steps = int(document["skipped_steps"])

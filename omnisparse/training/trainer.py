@@ -208,7 +208,7 @@ class Trainer:
         else:
             self._skip(batch)
         self.method.on_step_end(step)
-        self.cost.add_passes(passes)
+        self.cost.add_passes(passes, 0.0 if batch.is_copy else batch.audio_seconds)
         self._window.add(pending, {"gradient_norm": norm})
 
     def _clip(self) -> float:

@@ -112,6 +112,7 @@ class Watchdog:
         self._seen: dict[int, tuple[Beat, float]] = {}
         self._line, self._line_at = "", time.monotonic()
         self._stop = threading.Event()
+        self._began = time.monotonic()
 
     # -- what the training tells it ----------------------------------------------------------
 
@@ -137,6 +138,9 @@ class Watchdog:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Watch within the body."""
+        self._began = time.monotonic()
+        with contextlib.suppress(Exception):  # where this process is, should it end at once
+            self._say()
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         thread.start()
         try:
@@ -160,7 +164,7 @@ class Watchdog:
         time.sleep(min(_SECONDS_TO_NAME, 4 * self._every) if self._store is not None else 0)
         now = time.monotonic()
         peers = [rank for rank in range(self.world_size) if rank != self.rank]
-        lost = [r for r in peers if r in self._seen and now - self._seen[r][1] > 2.5 * self._every]
+        lost = self._silent(now, 2.5 * self._every)
         who = self._names(lost or peers)
         gone = "has gone" if len(lost) == 1 or self.world_size == 2 else "have gone, or one of them"
         raise LostProcessError(
@@ -179,6 +183,7 @@ class Watchdog:
                 phase, step, since = self._now
                 self._now = (phase, step, since + late)
                 self._seen = {rank: (beat, at + late) for rank, (beat, at) in self._seen.items()}
+                self._began += late
             self._show_preparation(now)
             try:
                 self._say()
@@ -216,24 +221,37 @@ class Watchdog:
                     self._seen[rank] = (beat, now)
 
     def _judge(self, now: float) -> None:
-        silent = [
-            rank
-            for rank, (beat, at) in self._seen.items()
-            if beat.phase != ENDED and rank != self.rank and now - at > self.timeout
-        ]
-        if silent:
-            self._end_job(
-                f"{self._names(silent)} {_have(silent)} not answered for {self.timeout:g} s "
-                f"(step {self._now[1]})"
-            )
         beats = {rank: beat for rank, (beat, _) in self._seen.items()}
         guilty = stalled(beats, self.timeout)
-        if guilty:
+        # Who does not answer is why the others wait, also if that began a little later.
+        silent = []
+        if guilty or self._silent(now, self.timeout):
+            silent = self._silent(now, min(3 * self._every, self.timeout))
+        if silent:
+            self._end_job(
+                f"{self._names(silent)} {_have(silent)} not answered for "
+                f"{now - min(self._heard(rank) for rank in silent):.0f} s (step {self._now[1]})"
+            )
+        elif guilty:
             beat = beats[guilty[0]]
             self._end_job(
                 f"{self._names(guilty)} {_have(guilty)} been {beat.phase} for {self.timeout:g} s "
                 f"after step {beat.step}"
             )
+
+    def _silent(self, now: float, seconds: float) -> list[int]:
+        """The other processes that have said nothing for more than some seconds."""
+        return [
+            rank
+            for rank in range(self.world_size)
+            if rank != self.rank
+            and now - self._heard(rank) > seconds
+            and (rank not in self._seen or self._seen[rank][0].phase != ENDED)
+        ]
+
+    def _heard(self, rank: int) -> float:
+        """When a process said something last, or when this began to listen."""
+        return self._seen[rank][1] if rank in self._seen else self._began
 
     def _end_job(self, what: str) -> None:
         is_first = True

@@ -16,7 +16,7 @@ def trained(cost: TrainingCost, *, is_copy: bool = False) -> None:
     with cost.of_step():
         with cost.of_passes(is_copy=is_copy):
             layer(torch.randn(8, 4)).sum().backward()
-        cost.add_passes(8)
+        cost.add_passes(8, 0.0 if is_copy else 20.0)
 
 
 def test_a_resumed_run_has_the_bill_of_an_uninterrupted_one() -> None:
@@ -30,7 +30,7 @@ def test_a_resumed_run_has_the_bill_of_an_uninterrupted_one() -> None:
     second.restore(document, 1)
     for _ in range(3):
         trained(second)
-    for name in ("flops", "utterance_passes", "skipped_steps"):
+    for name in ("flops", "utterance_passes", "audio_seconds", "skipped_steps"):
         assert second.own()[name] == whole.own()[name]
     assert second.own()["device_seconds"] > document["device_seconds"] > 0
 
@@ -46,6 +46,7 @@ def test_processes_share_the_bill_of_their_checkpoint() -> None:
     lists = [list(half.own().values()) for half in halves]
     total = halves[0].summed(lambda own: [a + b for a, b in zip(*lists, strict=False)][: len(own)])
     assert total["flops"] == pytest.approx(2 * 2 * PASS)
+    assert total["audio_seconds"] == 40.0
 
 
 def test_a_run_that_began_without_counting_shows_nothing() -> None:
@@ -55,6 +56,6 @@ def test_a_run_that_began_without_counting_shows_nothing() -> None:
         1,
     )
     trained(cost)
-    assert "flops" not in cost.own()
+    assert not {"flops", "audio_seconds"} & set(cost.own())
     assert cost.own()["utterance_passes"] == 17.0
     assert cost.own()["skipped_steps"] == 1.0

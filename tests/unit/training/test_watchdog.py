@@ -98,10 +98,27 @@ def test_a_process_that_does_not_answer_is_named_even_while_data_is_prepared(
             time.sleep(0.02)
     assert codes == [1]
     assert "process 1 of 2 (pid" in (line := capfd.readouterr().err)
-    assert "has not answered for 0.3 s" in line
+    assert "has not answered for 0 s (step 0)" in line
     with pytest.raises(LostProcessError, match=r"process 1 of 2 \(pid .*\) has gone at step 0"):
         alive.raise_if_lost(RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"))
     alive.raise_if_lost(RuntimeError("shapes differ"))
+
+
+def test_a_process_that_stops_while_others_wait_in_a_step_is_named_and_not_they(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    store, codes = Store(), []
+    Watchdog(timeout=9.0, rank=1, world_size=2, store=store)._say()
+    alive = Watchdog(timeout=1.0, rank=0, world_size=3, store=store, every=0.05, end=codes.append)
+    alive.at(STEPPING, 4)
+    with alive.running():
+        deadline = time.monotonic() + 20
+        while not codes and time.monotonic() < deadline:
+            time.sleep(0.02)
+    line = capfd.readouterr().err
+    # The third was never heard of.
+    assert "processes 1 of 3 (pid" in line
+    assert "2 of 3 have not answered for 1 s (step 4)" in line
 
 
 def test_preparing_has_no_limit_and_tells_that_it_goes_on() -> None:
