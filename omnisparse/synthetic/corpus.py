@@ -50,6 +50,14 @@ MIN_UTTERANCES = 12
 NUM_BACKGROUND = 48
 """Utterances of the training split that are used as background speech."""
 
+_EASY = Acoustics(
+    snr_db=(15.0, 35.0),
+    rate_wpm=(150, 200),
+    pitch=(35, 65),
+    pitch_range=(35, 65),
+    babble_share=0.0,
+)
+
 _ACOUSTICS = {
     "assistant": Acoustics(
         snr_db=(5.0, 25.0),
@@ -58,13 +66,8 @@ _ACOUSTICS = {
         pitch_range=(25, 80),
         babble_share=0.25,
     ),
-    "assistant-easy": Acoustics(
-        snr_db=(15.0, 35.0),
-        rate_wpm=(150, 200),
-        pitch=(35, 65),
-        pitch_range=(35, 65),
-        babble_share=0.0,
-    ),
+    "assistant-easy": _EASY,
+    "assistant-voices": _EASY,
 }
 
 
@@ -72,9 +75,11 @@ _ACOUSTICS = {
 class SyntheticConfig:
     """What to speak, how many hours, and how much noise to add."""
 
-    preset: Literal["assistant", "assistant-easy"] = "assistant"
+    preset: Literal["assistant", "assistant-easy", "assistant-voices"] = "assistant"
     """Grammar, voices and conditions: ``assistant`` has every accent and variant;
-    ``assistant-easy`` has 24 training voices of two accents, 8 sentence templates, little noise."""
+    ``assistant-easy`` has 24 training voices of two accents, 8 sentence templates, little noise;
+    ``assistant-voices`` the same templates and noise, 40 training voices, and 16 different people
+    in the test, so that intervals over speakers are sound."""
     hours: Annotated[float, Range(above=0, maximum=1000)] = 2.0
     """Hours of the training split. The other splits are added to it: test has a tenth of it but
     at most 1 h, dev has half of test."""

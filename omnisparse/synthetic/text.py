@@ -242,7 +242,11 @@ ASSISTANT_EASY: Grammar = {
     "food": ASSISTANT["food"][:20],
 }
 
-GRAMMARS: Mapping[str, Grammar] = {"assistant": ASSISTANT, "assistant-easy": ASSISTANT_EASY}
+GRAMMARS: Mapping[str, Grammar] = {
+    "assistant": ASSISTANT,
+    "assistant-easy": ASSISTANT_EASY,
+    "assistant-voices": ASSISTANT_EASY,
+}
 
 _SLOT = re.compile(r"\{(\w+)\}")
 

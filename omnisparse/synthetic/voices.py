@@ -42,6 +42,16 @@ EASY_VARIANTS = {
 }
 """Plain, clearly spoken variants for the easy preset."""
 
+VOICES_VARIANTS = {
+    "female": (*EASY_VARIANTS["female"], "Alicia", "Andrea", "anika", "shelby"),
+    "male": (
+        *EASY_VARIANTS["male"],
+        *("Denis", "Lee", "Michael", "adam", "antonio", "benjamin", "david", "ed", "ian", "john"),
+        *("m5", "m8", "max", "michel", "pablo", "paul", "pedro", "quincy", "rob", "robert"),
+    ),
+}
+"""More plain variants, for the preset with many test voices."""
+
 FEMALE_VARIANTS = frozenset(
     (
         *("f1", "f2", "f3", "f4", "f5", "steph", "steph2", "steph3"),
@@ -67,6 +77,13 @@ FAMILIES = {
 }
 
 
+_PLAIN: dict[str, tuple[dict[str, tuple[str, ...]], list[dict[str, int]]]] = {
+    "assistant-easy": (EASY_VARIANTS, [{"test": 2, "dev": 1}, {"test": 2, "dev": 1}]),
+    "assistant-voices": (VOICES_VARIANTS, [{"test": 5, "dev": 2}, {"test": 11, "dev": 4}]),
+}
+"""Presets of plain voices: their variants, and how many female and male ones are held out."""
+
+
 def list_voices(variants: tuple[str, ...], accents: tuple[str, ...] = ACCENTS) -> tuple[str, ...]:
     """Every pair of accent and variant, as espeak-ng voice names."""
     return tuple(f"{accent}+{variant}" for variant in variants for accent in accents)
@@ -81,14 +98,15 @@ def split_voices(preset: str, seed: int) -> dict[str, tuple[str, ...]]:
     """Voices of every split. No two splits share a variant or a near copy of one.
 
     All splits have the same accents. Female and male variants are held out in proportion. A voice
-    is a pair of accent and variant such as ``en-us+f3``.
+    is a pair of accent and variant such as ``en-us+f3``. The held-out voices of
+    ``assistant-voices`` have one accent each, so that they are as many different people.
     """
     rng = np.random.default_rng([seed, 4])
-    easy = preset == "assistant-easy"
-    accents = ("en-us", "en-gb-x-rp") if easy else ACCENTS
-    if easy:
-        groups = [list(EASY_VARIANTS["female"]), list(EASY_VARIANTS["male"])]
-        num_held_out = [{"test": 2, "dev": 1}, {"test": 2, "dev": 1}]
+    plain = _PLAIN.get(preset)
+    accents = ACCENTS if plain is None else ("en-us", "en-gb-x-rp")
+    if plain is not None:
+        variants_of, num_held_out = plain
+        groups = [list(variants_of["female"]), list(variants_of["male"])]
     else:
         variants = usable_variants()
         groups = [
@@ -105,4 +123,11 @@ def split_voices(preset: str, seed: int) -> dict[str, tuple[str, ...]]:
         for split, num_variants in wanted.items():
             chosen[split] += [order.pop() for _ in range(num_variants)]
         chosen["train"] += [name for name in group if name in order or name not in single]
-    return {split: list_voices(tuple(sorted(chosen[split])), accents) for split in SPLITS}
+    voices = {split: list_voices(tuple(sorted(chosen[split])), accents) for split in SPLITS}
+    if preset == "assistant-voices":
+        for split in ("dev", "test"):
+            names = sorted(chosen[split])
+            voices[split] = tuple(
+                f"{accents[place % len(accents)]}+{name}" for place, name in enumerate(names)
+            )
+    return voices

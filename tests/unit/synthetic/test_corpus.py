@@ -136,7 +136,10 @@ def test_progress_ends_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"preset": "hard"}, "preset must be one of assistant, assistant-easy, got 'hard'"),
+        (
+            {"preset": "hard"},
+            "preset must be one of assistant, assistant-easy, assistant-voices, got 'hard'",
+        ),
         ({"hours": 0.0}, "hours is .*; it must be above 0 and at most 1000"),
         ({"hours": float("nan")}, "hours is .*; it must be above 0 and at most 1000"),
         ({"hours": 1001.0}, "at most 1000"),

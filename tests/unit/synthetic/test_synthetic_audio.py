@@ -20,7 +20,7 @@ from omnisparse.synthetic.audio import (
     resample,
     trim_silence,
 )
-from omnisparse.synthetic.text import SPLITS
+from omnisparse.synthetic.text import GRAMMARS, SPLITS
 from omnisparse.synthetic.voices import ACCENTS, FAMILIES, split_voices, usable_variants
 
 CLEAN = Acoustics(
@@ -75,7 +75,7 @@ def test_at_least_sixty_variants_and_all_accents_in_training() -> None:
     assert {voice.partition("+")[0] for voice in voices} == set(ACCENTS)
 
 
-@pytest.mark.parametrize("preset", ["assistant", "assistant-easy"])
+@pytest.mark.parametrize("preset", ["assistant", "assistant-easy", "assistant-voices"])
 @pytest.mark.parametrize("seed", range(5))
 def test_no_person_is_heard_in_two_splits(preset: str, seed: int) -> None:
     voices = split_voices(preset, seed)
@@ -94,6 +94,19 @@ def test_easy_preset_has_the_pilot_sizes() -> None:
         "dev": 4,
         "test": 8,
     }
+
+
+def test_many_test_voices_are_as_many_people() -> None:
+    for seed in range(5):
+        voices = split_voices("assistant-voices", seed)
+        assert {split: len(names) for split, names in voices.items()} == {
+            "train": 40, "dev": 6, "test": 16,
+        }  # fmt: skip
+        variants = {voice.partition("+")[2] for voice in voices["test"]}
+        assert len(variants) == 16
+        assert {voice.partition("+")[0] for voice in voices["test"]} == {"en-us", "en-gb-x-rp"}
+        assert variants <= set(usable_variants())
+    assert GRAMMARS["assistant-voices"] is GRAMMARS["assistant-easy"]
 
 
 @pytest.mark.parametrize("frequency", [100.0, 1000.0, 6500.0])
