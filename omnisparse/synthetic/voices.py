@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -77,7 +78,7 @@ FAMILIES = {
 }
 
 
-_PLAIN: dict[str, tuple[dict[str, tuple[str, ...]], list[dict[str, int]]]] = {
+_PLAIN: Mapping[str, tuple[Mapping[str, tuple[str, ...]], Sequence[Mapping[str, int]]]] = {
     "assistant-easy": (EASY_VARIANTS, [{"test": 2, "dev": 1}, {"test": 2, "dev": 1}]),
     "assistant-voices": (VOICES_VARIANTS, [{"test": 5, "dev": 2}, {"test": 11, "dev": 4}]),
 }
