@@ -45,6 +45,10 @@ CONFIGS: dict[str, Any] = {
         encoder_layers=2, encoder_dim=24, encoder_projection=10, attention_dim=16, decoder_layers=3,
         decoder_dim=20, decoder_projection=12, embedding_dim=8, layer_norm=False,
     ),
+    "las-paper": LasConfig(
+        encoder_layers=2, encoder_dim=24, attention_dim=16, decoder_dim=20, decoder_projection=12,
+        embedding_dim=8, attention="additive", context_input="first_layer",
+    ),
 }  # fmt: skip
 
 

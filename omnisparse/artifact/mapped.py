@@ -21,17 +21,22 @@ class MappedState(Mapping[str, Array]):
         path: The file.
         order: Names that come first in iteration; other names follow in sorted order. The order of
             the model decides which of two matrices gets an odd weight.
+        without: Names that are left out, if they are there.
 
     Raises:
         FormatError: If it is not a valid safetensors file, or lacks a name of ``order``.
     """
 
-    def __init__(self, path: Path, order: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, order: Sequence[str] = (), *, without: Sequence[str] = ()
+    ) -> None:
         self._file = TensorFile(path)
         missing = [name for name in order if name not in self._file.fields]
         if missing:
             raise FormatError(f"{path}: it has no tensor {missing[0]!r}")
-        self._names = tuple(dict.fromkeys([*order, *self._file.fields]))
+        hidden = set(without)
+        names = dict.fromkeys([*order, *self._file.fields])
+        self._names = tuple(name for name in names if name not in hidden)
         self._before = threading.local()
 
     def __getitem__(self, name: str) -> Array:

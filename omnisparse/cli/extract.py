@@ -79,6 +79,10 @@ PREFIX_SIZE_HELP = (
     show_default=True, help="Store kept weights and a bit mask, or every weight.",
 )  # fmt: skip
 @click.option(
+    "--times", is_flag=True,
+    help="Keep the CTC layer, which only training needs and which tells the word times of a LAS.",
+)  # fmt: skip
+@click.option(
     "--low-rank", is_flag=True,
     help="With --size: products of two factors in place of masks, by truncated SVD.",
 )  # fmt: skip
@@ -97,6 +101,8 @@ def extract(
     elif latency is not None or rtf is not None:
         result = _extract_in_time(report, latency, rtf, **options)
     else:
+        if options["times"] and (options["nested"] or options["place"] or options["front"]):
+            raise click.UsageError("--times does not go with --nested, --from and --front")
         _check_extract_usage(**options)
         result = _extract(report, **options)
     show_model(report, result)
@@ -159,6 +165,7 @@ def _check_extract_usage(
     *, size: str | None, sparsity: float | None, spec: Path | None, run: Path | None,
     front: Path | None, place: str | None, prefix: Path | None, nested: bool, out: Path | None,
     precision: str | None, block: str | None, norm: str, scope: str, floor: float, format_: str,
+    **_: Any,
 ) -> None:  # fmt: skip
     """Refuses options of `extract` that contradict each other."""
     chosen = sum(choice is not None for choice in (size, sparsity, spec))
@@ -195,7 +202,7 @@ def _extract(
     report: Report, *, size: str | None, sparsity: float | None, spec: Path | None,
     run: Path | None, front: Path | None, place: str | None, prefix: Path | None, nested: bool,
     out: Path | None, precision: str | None, block: str | None, norm: Norm, scope: Scope,
-    floor: float, format_: str,
+    floor: float, format_: str, times: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Calls the function that the options of `extract` select."""
     from omnisparse.pipeline import extract as runs_extract
@@ -222,7 +229,7 @@ def _extract(
     return runs_extract.extract(
         run, size=size, sparsity=sparsity, spec=spec, front=front, out=out,
         precision=precision or "fp32", block=block, norm=norm, scope=scope, floor=floor,
-        format=format_, warn=report.warn,
+        format=format_, times=times, warn=report.warn,
     )  # fmt: skip
 
 

@@ -4,11 +4,19 @@ A row is a method and a size. Everything else (corpus, features, batches, optimi
 from the base configuration, so that rows differ only in the compression.
 
 The order of combined methods is the paper's: the net is factored, the factored net is distilled,
-and then it is pruned while it still learns from the teacher.
+and then it is pruned while it still learns from the teacher. It is one training: labels alone for
+``label_fraction`` of the steps, then the teacher, and pruning from half of the run on.
 
 Every row takes as many utterance passes (one utterance, forward and backward, through any net) as
 the dense net. A supernet makes fewer steps, because its subnets see utterances, too.
-``supernet_double`` is a supernet with twice these passes; it is still one training for all sizes.
+``supernet_double`` is a supernet with twice these passes; it is still one training for all sizes,
+and ``pruned_double`` gives each pruned net twice, too.
+
+Two rows have models of all sizes for one budget without a supernet. ``pruned_once`` is one gradual
+pruning that rests at each size and keeps a model there. ``cut`` trains the dense net for a share of
+the budget, and divides the rest among sizes: the net is cut to a size at once and fine-tuned, with
+a schedule of its own (Renda et al. 2020, arXiv:2003.02389; Le & Hua 2021, arXiv:2105.03193).
+``supernet_labels`` is a supernet without distillation, ``supernet_single`` without the sandwich.
 
 Choice: the paper does not state the size of the net that F+D+S prunes. Here its number of
 parameters is the geometric mean of the dense net's and the target's, so that factorization and
@@ -22,7 +30,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnisparse.comparison.rows import BUILT_IN, PLANS, REGISTERED, ROWS, SUPERNETS
+from omnisparse.comparison.rows import (
+    BUILT_IN,
+    CUT,
+    PLANS,
+    PRUNED,
+    PRUNED_ONCE,
+    REGISTERED,
+    ROWS,
+    SUPERNETS,
+)
 from omnisparse.config import RunConfig
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods import (
@@ -37,7 +54,12 @@ from omnisparse.methods import (
     passes_of,
 )
 from omnisparse.methods.progressive import plan_models
-from omnisparse.methods.widths import count_parameters, solve_model, with_projections
+from omnisparse.methods.widths import (
+    PROJECTION_SHARE,
+    count_parameters,
+    solve_model,
+    with_projections,
+)
 from omnisparse.models import ModelConfig, TransducerConfig
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.layer_limit import parse_layer_limit
@@ -45,6 +67,21 @@ from omnisparse.sparsity.sizes import parse_count
 
 SUPERNET_BUDGETS = {row: 2.0 if row == "supernet_double" else 1.0 for row in SUPERNETS}
 """Rows with models of every size, and their utterance passes relative to the dense net."""
+
+BUDGETS = {**SUPERNET_BUDGETS, "pruned_double": 2.0}
+"""Utterance passes of rows relative to the dense net, if they are not equal."""
+
+LABEL_FRACTION = 0.2
+"""Share of the steps in which a student learns from labels alone, unless it starts from a net."""
+
+CONTROL_SIZES = ("50%", "25%", "12.5%")
+"""Sizes of ``pruned_once`` and ``cut`` where no others are given."""
+
+CUT_DENSE_SHARE = 0.7
+"""Share of the budget of ``cut`` in which the dense net trains."""
+
+FACTORED_DISTILLED_PRUNED = (0.5, 0.8)
+"""Where F + D + S begins and ends to prune, as shares of the run: it prunes an F + D net."""
 
 
 def baseline_config(
@@ -55,13 +92,17 @@ def baseline_config(
     teacher: Path | None,
     init: Path | None,
     max_layer_parameters: str | None = None,
+    label_fraction: float | None = None,
+    sizes: tuple[str, ...] = CONTROL_SIZES,
+    projection_share: float = PROJECTION_SHARE,
+    decoder_share: float = 1.0,
 ) -> RunConfig:
     """Return the run that trains one row at one size.
 
     Args:
         base: The dense net (its ``model`` is the net of 100 %) and everything that all rows share.
-            If its ``method`` is of the kind that the row trains, its settings are kept. Pruned
-            rows prune the same matrices as a supernet in ``base``.
+            If its ``method`` is of the kind that the row trains, its settings are kept. All rows
+            prune the same matrices: those that ``base`` names, or those of its model.
         method: One of ``ROWS``. For a registered method, the settings of ``base`` are used if they
             are of this kind.
         size: ``25%`` (of the dense net) or ``16M``, in the syntax of ``--size``; None keeps the
@@ -76,6 +117,11 @@ def baseline_config(
             ``size=None``, the widths are the largest within this limit, and factored rows project
             encoder and decoder, as in table 4 (other factored rows, as in table 2: the encoder
             only).
+        label_fraction: Of rows with a teacher, the share of the steps on labels alone, in [0, 1];
+            None for that of ``base``.
+        sizes: Sizes of ``pruned_once``, whose ``size`` is None; others do not read it.
+        projection_share: Of factored rows; see :func:`with_projections`.
+        decoder_share: Of factored rows; see :func:`with_projections`.
 
     Returns:
         The configuration, named ``<base name>-<method>-<size>``, with computed widths and sizes.
@@ -84,24 +130,34 @@ def baseline_config(
         OmnisparseError: If the method is unknown, a teacher is missing or not used, or the size is
             not legal for this net or above the teacher's; one line that names the legal values.
     """
-    _check_arguments(method, size, teacher, max_layer_parameters)
+    _check_arguments(method, size, teacher, init, max_layer_parameters)
+    name = _name(base.name, method, size, max_layer_parameters)
     dimensions = {
         "input_dim": base.data.features.num_bins * base.data.features.stack,
         "vocab_size": base.data.vocab_size,
     }
     dense = count_parameters(base.model, **dimensions)
+    kept: tuple[str, ...] = ()
+    if method == PRUNED_ONCE:
+        *kept_list, size = sorted(sizes, key=lambda text: -_parameters(text, dense))
+        kept = tuple(kept_list)
     target = None if size is None else _parameters(size, dense)
     try:
         limit = None if max_layer_parameters is None else parse_layer_limit(max_layer_parameters)
         family = base.model
         if method in BUILT_IN and method.startswith("factored"):
             decoder = limit is not None and not isinstance(family, TransducerConfig)
-            family = with_projections(family, decoder=decoder)
+            family = with_projections(
+                family,
+                decoder=decoder,
+                projection_share=projection_share,
+                decoder_share=decoder_share,
+            )
         widest = _widest(method, target, dense)
         model: ModelConfig = family
         if (widest is not None or limit is not None) and method not in SUPERNET_BUDGETS:
             model = solve_model(family, parameters=widest, layer_limit=limit, **dimensions)
-        trained_by = _method(base.method, method, size, target, teacher)
+        trained_by = _method(base.method, method, size, target, teacher, label_fraction)
         if isinstance(trained_by, ProgressiveConfig):
             plan_models(trained_by, model, **dimensions)  # raises before a teacher is trained
     except ValueError as error:
@@ -109,12 +165,15 @@ def baseline_config(
     if teacher is not None:
         trained = count_parameters(model, **dimensions)
         _check_teacher(teacher, trained if target is None else target)
-    share = SUPERNET_BUDGETS.get(method, 1.0) / passes_of(trained_by)
+    if kept:
+        assert isinstance(trained_by, GradualPruningConfig)
+        trained_by = replace(trained_by, sizes=kept)
+    share = BUDGETS.get(method, 1.0) / passes_of(trained_by)
     if share != 1:
         base = scale_length(base, share)
     return replace(
         base,
-        name=_name(base.name, method, size, max_layer_parameters),
+        name=name,
         model=model,
         method=trained_by,
         init=None if init is None else str(init),
@@ -130,38 +189,6 @@ def scale_length(base: RunConfig, share: float) -> RunConfig:
     return replace(base, training=training)
 
 
-def layer_limit_configs(base: RunConfig, limit: str, *, teacher: Path) -> dict[str, RunConfig]:
-    """The experiments of table 4 that a limit per layer defines, E1 to E5 and E8.
-
-    Args:
-        base: The dense net with the depth of E1 to E4; the deep nets have twice as many layers.
-        limit: Most parameters of a recurrent layer, such as 4M.
-        teacher: Teacher of E2 and E4.
-
-    Returns:
-        Configurations named ``base``, ``distilled``, ``factored``, ``factored_distilled``,
-        ``deep`` and ``deep_factored``.
-
-    Raises:
-        OmnisparseError: As :func:`baseline_config`.
-    """
-    deep = replace(base, name=f"{base.name}-deep", model=_twice_as_deep(base.model))
-    rows = {
-        "base": (base, "base", None),
-        "distilled": (base, "distilled", teacher),
-        "factored": (base, "factored", None),
-        "factored_distilled": (base, "factored_distilled", teacher),
-        "deep": (deep, "base", None),
-        "deep_factored": (deep, "factored", None),
-    }
-    return {
-        row: baseline_config(
-            start, method=method, size=None, teacher=taught, init=None, max_layer_parameters=limit
-        )
-        for row, (start, method, taught) in rows.items()
-    }
-
-
 def kind_of(method: str) -> str | None:
     """Kind of the method that trains a row; None if other settings also define the row."""
     if method in REGISTERED:
@@ -171,11 +198,15 @@ def kind_of(method: str) -> str | None:
     return SandwichConfig().kind if method in SUPERNETS else None
 
 
+PRUNED_ROWS = (PRUNED, "pruned_double", PRUNED_ONCE, CUT, "factored_distilled_pruned")
+"""Built-in rows that prune."""
+
+
 def _is_pruned(method: str) -> bool:
     """Whether a row compresses the net of the configuration to its size."""
-    if method in PLANS:
-        return True
-    return has_key(method, "size") if method in REGISTERED else method.endswith("pruned")
+    if method in REGISTERED:
+        return has_key(method, "size")
+    return method in PLANS or method in PRUNED_ROWS
 
 
 def _takes_teacher(method: str) -> bool:
@@ -184,17 +215,27 @@ def _takes_teacher(method: str) -> bool:
         return method != "progressive_scratch"
     if method in REGISTERED:
         return has_key(method, "distillation")
-    return "distilled" in method or method == "pruned"
+    return "distilled" in method or method in (PRUNED, "pruned_double", PRUNED_ONCE)
 
 
 def _check_arguments(
-    method: str, size: str | None, teacher: Path | None, max_layer_parameters: str | None
+    method: str,
+    size: str | None,
+    teacher: Path | None,
+    init: Path | None,
+    max_layer_parameters: str | None,
 ) -> None:
     if method not in ROWS:
         raise OmnisparseError(f"method {method!r} is unknown; legal: {', '.join(ROWS)}")
     if method in SUPERNET_BUDGETS and size is not None:
         raise OmnisparseError(f"a supernet has every size; give size {size} to its extraction")
-    if _is_pruned(method) and size is None:
+    if method == PRUNED_ONCE and size is not None:
+        raise OmnisparseError(
+            f"{method} has all its sizes in one training, so size={size} is not legal; sizes=[...]"
+        )
+    if method == CUT and init is None:
+        raise OmnisparseError(f"method {method} needs init: the dense net that it cuts")
+    if _is_pruned(method) and method != PRUNED_ONCE and size is None:
         raise OmnisparseError(f"method {method} needs a size to prune to, such as 25% or 16M")
     if method in BUILT_IN and "distilled" in method and teacher is None:
         raise OmnisparseError(f"method {method} needs a teacher: a run or artifact directory")
@@ -238,7 +279,12 @@ def _widest(method: str, target: int | None, dense: int) -> int | None:
 
 
 def _method(
-    given: MethodConfig, method: str, size: str | None, target: int | None, teacher: Path | None
+    given: MethodConfig,
+    method: str,
+    size: str | None,
+    target: int | None,
+    teacher: Path | None,
+    label_fraction: float | None,
 ) -> MethodConfig:
     """The training method of a row, with the settings of ``given`` if the kinds agree."""
     if method in REGISTERED:
@@ -250,7 +296,7 @@ def _method(
         several: MethodConfig = replace(stages, **decided, size=str(target), teacher=taught)
         return several
     if method in SUPERNET_BUDGETS:
-        return given if isinstance(given, SandwichConfig) else SandwichConfig()
+        return _supernet(given, method)
     distillation = None
     if teacher is not None:
         inner = given.distillation if isinstance(given, GradualPruningConfig) else given
@@ -259,15 +305,50 @@ def _method(
             if isinstance(inner, DistillationConfig)
             else DistillationConfig(teacher=str(teacher))
         )
-    if method.endswith("pruned"):
-        assert size is not None
+        if label_fraction is not None:
+            distillation = replace(distillation, label_fraction=label_fraction)
+    if method in PRUNED_ROWS:
         assert target is not None
-        pruning = given if isinstance(given, GradualPruningConfig) else GradualPruningConfig()
-        if isinstance(given, SandwichConfig) and given.prunable:
-            pruning = replace(pruning, prunable=given.prunable)
-        # As a number of parameters, because a share would refer to the net that is pruned.
-        return replace(pruning, size=str(target), distillation=distillation)
+        return _pruning(given, method, target, distillation)
     return distillation or DenseConfig()
+
+
+def _supernet(given: MethodConfig, method: str) -> SandwichConfig:
+    """A supernet with the settings of ``given``, or without one of its parts."""
+    config = given
+    if not isinstance(config, SandwichConfig):
+        config = SandwichConfig(prunable=_prunable(given))
+    if method == "supernet_labels":
+        return replace(config, label_weight=1.0, distillation_weight=0.0, distill="posteriors")
+    return replace(config, rule="single") if method == "supernet_single" else config
+
+
+def _pruning(
+    given: MethodConfig, method: str, target: int, distillation: DistillationConfig | None
+) -> GradualPruningConfig:
+    """Pruning with the settings of ``given``.
+
+    The size is a number of parameters, because a share would refer to the net that is pruned.
+    """
+    pruning = given if isinstance(given, GradualPruningConfig) else GradualPruningConfig()
+    begin, end = pruning.begin, pruning.end
+    if method == "factored_distilled_pruned" and pruning is not given:
+        begin, end = FACTORED_DISTILLED_PRUNED  # after F and D
+    elif method == CUT:
+        begin = end = 0
+    return replace(
+        pruning,
+        size=str(target),
+        begin=begin,
+        end=end,
+        prunable=_prunable(given),
+        distillation=distillation,
+    )
+
+
+def _prunable(given: MethodConfig) -> tuple[str, ...]:
+    """The matrices that a configuration names; all rows prune these, or those of the model."""
+    return tuple(getattr(given, "prunable", ()))
 
 
 def _registered(
@@ -276,24 +357,14 @@ def _registered(
     """The configuration of a registered method, which is a row of its own."""
     config: Any = given if given.kind == method else KINDS[method]()
     choices: dict[str, Any] = {}
+    if has_key(method, "prunable") and _prunable(given):
+        choices["prunable"] = _prunable(given)
     if target is not None and has_key(method, "size"):
         choices["size"] = str(target)
     if teacher is not None:
         choices["distillation"] = DistillationConfig(teacher=str(teacher))
     chosen: MethodConfig = replace(config, **choices)
     return chosen
-
-
-def _twice_as_deep(model: ModelConfig) -> ModelConfig:
-    if isinstance(model, TransducerConfig):
-        return replace(
-            model,
-            encoder_layers=2 * model.encoder_layers,
-            predictor_layers=2 * model.predictor_layers,
-        )
-    return replace(
-        model, encoder_layers=2 * model.encoder_layers, decoder_layers=2 * model.decoder_layers
-    )
 
 
 def _name(base: str, method: str, size: str | None, limit: str | None) -> str:

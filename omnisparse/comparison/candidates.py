@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from omnisparse.comparison.rows import (
     METHODS,
+    PRUNED_ONCE,
     REGISTERED,
     ROWS,
     SUPERNET,
@@ -22,6 +23,7 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.methods import has_every_size, passes_of
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import PART, SOURCE_KEYS, RunRecord, read_record
+from omnisparse.runs.weights import kept_sizes
 from omnisparse.sparsity.budget import num_nonzero, num_parameters
 from omnisparse.training.tracking import flatten
 
@@ -74,7 +76,9 @@ def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], 
     if not found:
         raise OmnisparseError("all runs are only the first steps of other runs; name these")
     if by == "method":
-        return [_read(path, row=None) for path in found], METHODS
+        candidates = [_read(path, row=None) for path in found]
+        kept = [other for candidate in candidates for other in _kept_on_the_way(candidate)]
+        return candidates + kept, METHODS
     configs = [read_config(path) for path in found]
     names, rows = configuration_rows(configs, name=found[0].name)
     return [_read(path, row=row) for path, row in zip(found, names, strict=True)], rows
@@ -102,6 +106,16 @@ def _read(path: Path, *, row: str | None) -> Candidate:
     )
 
 
+def _kept_on_the_way(candidate: Candidate) -> list[Candidate]:
+    """The models that one pruning kept at other sizes; its training is theirs, too."""
+    found = []
+    for size, path in kept_sizes(candidate.path).items():
+        own = _read(path, row=candidate.row)
+        record = replace(candidate.record, size=size)
+        found.append(replace(own, record=record, is_supernet=False))
+    return found
+
+
 def read_config(run: Path) -> RunConfig:
     """The configuration of a run.
 
@@ -120,6 +134,8 @@ def derive_row(config: RunConfig) -> str:
         return SUPERNET
     shape = config.model
     factored = any(getattr(shape, f"{part}_projection", 0) for part in ("encoder", "decoder"))
+    if getattr(config.method, "sizes", ()):
+        return PRUNED_ONCE
     pruned = "pruning" in kind
     distilled = kind == "distillation" or bool(getattr(config.method, "distillation", None))
     words = [

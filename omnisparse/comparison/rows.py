@@ -13,6 +13,9 @@ BUILT_IN = {
     "factored": "Factorization (F)",
     "distilled": "Distillation (D)",
     "pruned": "Sparsity (S)",
+    "pruned_double": "Sparsity (S), twice the budget",
+    "pruned_once": "One pruning, a model at each size",
+    "cut": "Dense, then cut and fine-tuned",
     "factored_distilled": "F + D",
     "factored_distilled_pruned": "F + D + S",
     "progressive": "Progressive distillation",
@@ -25,9 +28,11 @@ BUILT_IN = {
     "iterative": "Iterative rank search",
     "supernet": "Supernet",
     "supernet_double": "Supernet, twice the budget",
+    "supernet_labels": "Supernet without distillation",
+    "supernet_single": "Supernet, one random net a step",
 }
-"""The rows of Pang et al. 2018, compressions over several stages with their rivals, and the
-supernets, in order, with their displayed names."""
+"""The rows of Pang et al. 2018, compressions over several stages with their rivals, the supernets
+and their controls, in order, with their displayed names."""
 
 PLANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "progressive": ("progressive", {"plan": "progressive"}),
@@ -54,7 +59,16 @@ ROWS = {**BUILT_IN, **REGISTERED}
 """All rows of methods in order, with their displayed names."""
 
 SUPERNET, PRUNED = "supernet", "pruned"
-SUPERNETS = (SUPERNET, "supernet_double", *filter(has_every_size, REGISTERED))
+PRUNED_ONCE, CUT = "pruned_once", "cut"
+"""Rows whose models of all sizes share one budget, without a supernet: one pruning that keeps a
+model at each size, and one dense net that is cut and fine-tuned to each."""
+SUPERNETS = (
+    SUPERNET,
+    "supernet_double",
+    "supernet_labels",
+    "supernet_single",
+    *filter(has_every_size, REGISTERED),
+)
 """Rows whose models of all sizes come from one training."""
 
 ROWS_OF_PARTS: frozenset[str] = frozenset({"cut"})
@@ -97,7 +111,7 @@ METHODS = TableRows(
     heading="method",
     labels=ROWS,
     rival=PRUNED,
-    compared=frozenset((*SUPERNETS, *PLANS, *REGISTERED)),
+    compared=frozenset((*SUPERNETS, PRUNED_ONCE, CUT, "pruned_double", *PLANS, *REGISTERED)),
     picture="sizes",
 )
 """All methods; those whose kind has no row in Pang et al. are compared with gradual pruning."""

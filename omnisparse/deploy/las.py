@@ -32,10 +32,25 @@ class _Memory(NamedTuple):
     """The projected encoder frames."""
 
     keys: FloatArray
-    """``[S, A / S, T']``, scaled by ``sqrt(S / A)``."""
+    """``[S, A / S, T']``, for dot products scaled by ``sqrt(S / A)``."""
 
     values: FloatArray
     """``[S, T', A / S]``."""
+
+
+class _Spelling(NamedTuple):
+    """State of K hypotheses."""
+
+    layers: list[State]
+    """One for each layer of the decoder."""
+
+    context: FloatArray
+    """``[K, A]`` context of the last step, 0 where no layer reads it."""
+
+    def select(self, rows: npt.NDArray[np.int64]) -> _Spelling:
+        """The states of some hypotheses."""
+        layers = [(hidden[rows], cell[rows]) for hidden, cell in self.layers]
+        return _Spelling(layers, self.context[rows])
 
 
 class Las:
@@ -66,14 +81,21 @@ class Las:
         width, vocab_size = int(projection or dim), int(model["vocab_size"])
         embedding = int(model["embedding_dim"])
         self._embedding = reader.table("decoder.embedding.weight", vocab_size, embedding)
+        # Files of before these keys have a first layer that reads labels alone, and dot products.
+        self._feeds_context = model.get("context_input", "upper_layers") == "first_layer"
+        reads_context = 0 if self._feeds_context else 1
         self._layers = []
         for index in range(int(model["decoder_layers"])):
-            inputs = (embedding, width + self._dim)[index] if index < 2 else width
+            inputs = (width if index else embedding) + (self._dim if index == reads_context else 0)
             self._layers.append(Lstm(reader, f"decoder.layers.{index}", inputs, dim, projection))
         encoded = self.encoder.output_dim
         self._query = Linear(reader, "attention.query", width, self._dim, bias=True)
         self._key = Linear(reader, "attention.key", encoded, self._dim, bias=False)
         self._value = Linear(reader, "attention.value", encoded, self._dim, bias=True)
+        self._score = None
+        if model.get("attention", "dot") == "additive":
+            score = reader.vector("attention.score", self._dim)
+            self._score = score.reshape(self._heads, 1, -1, 1)
         self._output = Linear(reader, "output", width + self._dim, vocab_size, bias=True)
         self._ctc = None
         if reader.has("ctc_output.weight"):
@@ -88,9 +110,8 @@ class Las:
         encoded, _ = self.encoder.advance(features, self.encoder.initial_memory(), final=True)
         if not len(encoded):
             return []
-        keys = self._split(self._key(encoded)).transpose(0, 2, 1) * np.float32(
-            (self._heads / self._dim) ** 0.5
-        )
+        scale = 1.0 if self._score is not None else (self._heads / self._dim) ** 0.5
+        keys = self._split(self._key(encoded)).transpose(0, 2, 1) * np.float32(scale)
         memory = _Memory(np.ascontiguousarray(keys), self._split(self._value(encoded)))
         limit = len(encoded) + LENGTH_MARGIN
         found = self._greedy(memory, limit) if beam == 1 else self._beam(memory, limit, beam)
@@ -120,39 +141,60 @@ class Las:
             projected.reshape(len(projected), self._heads, -1).transpose(1, 0, 2)
         )
 
+    def _begin(self) -> _Spelling:
+        """The state before the first token."""
+        context = np.zeros((1, self._dim), np.float32)
+        return _Spelling([layer.zero_state(1) for layer in self._layers], context)
+
+    def _attend(self, output: FloatArray, memory: _Memory) -> tuple[FloatArray, FloatArray]:
+        """``[K, A]`` contexts of ``[K, D]`` outputs, and ``[S, K, T']`` weights of the frames."""
+        queries = self._split(self._query(output))
+        if self._score is None:
+            scores = np.matmul(queries, memory.keys)
+        else:
+            sums = np.tanh(queries[:, :, :, None] + memory.keys[:, None])
+            scores = (sums * self._score).sum(axis=2)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        context = np.matmul(weights, memory.values).transpose(1, 0, 2).reshape(len(output), -1)
+        return context, weights
+
     def _step(
-        self, tokens: npt.NDArray[np.int64], states: list[State], memory: _Memory
-    ) -> tuple[FloatArray, list[State], FloatArray]:
+        self, tokens: npt.NDArray[np.int64], state: _Spelling, memory: _Memory
+    ) -> tuple[FloatArray, _Spelling, FloatArray]:
         """One token of K hypotheses.
 
         Returns:
             ``[K, V]`` log-probabilities of the next, the states, and ``[K]`` encoder frames that
             the attention looked at on average.
         """
-        first, *others = self._layers
-        output, state = first.step(self._embedding(tokens), states[0])
-        after = [state]
-        scores = np.matmul(self._split(self._query(output)), memory.keys)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        context = np.matmul(weights, memory.values).transpose(1, 0, 2).reshape(len(tokens), -1)
-        inputs = np.concatenate([output, context], axis=1)
-        for layer, before in zip(others, states[1:], strict=True):
-            output, state = layer.step(inputs, before)
+        context = state.context
+        inputs = self._embedding(tokens)
+        after: list[State] = []
+        weights: FloatArray | None = None
+        for index, layer in enumerate(self._layers):
+            if index == 0 and self._feeds_context:
+                inputs = np.concatenate([inputs, context], axis=1)
+            output, hidden = layer.step(inputs, state.layers[index])
+            after.append(hidden)
             inputs = output
-            after.append(state)
+            if index == 0 and not self._feeds_context:
+                context, weights = self._attend(output, memory)
+                inputs = np.concatenate([output, context], axis=1)
+        if weights is None:
+            context, weights = self._attend(output, memory)
         logits = self._output(np.concatenate([output, context], axis=1))
         frames = weights.mean(axis=0) @ np.arange(weights.shape[-1], dtype=np.float32)
         log_probs = log_softmax(logits)
         log_probs[:, BLANK] = -np.inf
-        return log_probs, after, frames
+        return log_probs, _Spelling(after, context), frames
 
     def _greedy(self, memory: _Memory, limit: int) -> list[FoundToken]:
-        states = [layer.zero_state(1) for layer in self._layers]
+        state = self._begin()
         found: list[FoundToken] = []
         token = SOS_EOS
         for _ in range(limit):
-            log_probs, states, frames = self._step(np.array([token]), states, memory)
+            log_probs, state, frames = self._step(np.array([token]), state, memory)
             token = int(log_probs[0].argmax())
             best = float(log_probs[0, token])
             if best != best:
@@ -163,12 +205,12 @@ class Las:
         return found
 
     def _beam(self, memory: _Memory, limit: int, beam: int) -> list[FoundToken]:
-        states = [layer.zero_state(1) for layer in self._layers]
+        state = self._begin()
         previous, scores = np.array([SOS_EOS]), np.zeros(1, np.float32)
         histories: list[tuple[FoundToken, ...]] = [()]
         ended = _Ended(beam)
         for step in range(limit):
-            log_probs, states, frames = self._step(previous, states, memory)
+            log_probs, state, frames = self._step(previous, state, memory)
             totals = (scores[:, None] + log_probs).reshape(-1)
             count = min(2 * beam, totals.size)
             ranked = np.argsort(-totals, kind="stable")[:count]
@@ -186,7 +228,7 @@ class Las:
                 )
                 for parent, token in zip(parents, previous, strict=True)
             ]
-            states = [(hidden[parents], cell[parents]) for hidden, cell in states]
+            state = state.select(parents)
             if ended.is_complete(float(scores[0])):
                 break
             if step + 1 == limit and not ended.found:

@@ -224,9 +224,10 @@ class LasGraphs:
         encoded, ends, _ = writer.write(graph, stacked, states, lengths)
         assert ends is not None
         heads, dim = self.model.attention.heads, self.model.attention.dim
-        scale = graph.scalar(float((heads / dim) ** 0.5))
         keys = layers.linear("attention.key", encoded, bias=False)
-        keys = self._by_head(graph, graph.op("Mul", keys, scale), [0, 2, 3, 1])
+        if self.model.attention.score is None:
+            keys = graph.op("Mul", keys, graph.scalar(float((heads / dim) ** 0.5)))
+        keys = self._by_head(graph, keys, [0, 2, 3, 1])
         values = self._by_head(graph, layers.linear("attention.value", encoded), [0, 2, 1, 3])
         graph.output("keys", keys, np.float32, ["N", heads, dim // heads, "S"])
         graph.output("values", values, np.float32, ["N", heads, "S", dim // heads])
@@ -234,12 +235,15 @@ class LasGraphs:
         return graph.model(metadata)
 
     @property
-    def decoder_states(self) -> tuple[State, State]:
-        """Outputs and cells of the speller's layers."""
+    def decoder_states(self) -> tuple[State, ...]:
+        """Outputs and cells of the speller's layers, and its last context if a layer reads it."""
         layers = Layers(GraphBuilder("unused"), self.weights)
         depth = len(self.model.decoder.layers)
         width, cells = layers.width("decoder.layers.0"), layers.cells("decoder.layers.0")
-        return State("h", (depth, "N", width)), State("c", (depth, "N", cells))
+        states = (State("h", (depth, "N", width)), State("c", (depth, "N", cells)))
+        if not self.model.decoder.feeds_context:
+            return states
+        return (*states, State("context", ("N", self.model.attention.dim)))
 
     def decoder(self, metadata: Mapping[str, str]) -> bytes:
         """One token of M hypotheses in, log-probabilities of the next out.
@@ -262,21 +266,28 @@ class LasGraphs:
         values = graph.input("values", np.float32, ["N", heads, "S", dim // heads])
         lengths = graph.input("encoder_out_lens", np.int64, ["N"])
         inputs = layers.embedding("decoder.embedding", tokens)
-        output, hiddens, cells = self._layer(layers, 0, inputs, states)
-        context = self._context(layers, output, keys, values, lengths)
-        inputs = graph.op("Concat", output, context, axis=1)
-        for index in range(1, len(self.model.decoder.layers)):
+        feeds_context = self.model.decoder.feeds_context
+        if feeds_context:
+            inputs = graph.op("Concat", inputs, states["context"], axis=1)
+        hiddens: list[str] = []
+        cells: list[str] = []
+        depth = len(self.model.decoder.layers)
+        for index in range(depth):
             output, hidden, cell = self._layer(layers, index, inputs, states)
             inputs = output
             hiddens, cells = hiddens + hidden, cells + cell
+            if index == (depth - 1 if feeds_context else 0):
+                context = self._context(layers, output, keys, values, lengths)
+                inputs = graph.op("Concat", output, context, axis=1)
         logits = layers.linear("output", graph.op("Concat", output, context, axis=1))
         never = np.zeros(self.model.vocab_size, np.float32)
         never[BLANK] = -np.inf
         scores = graph.op("LogSoftmax", logits, axis=1)
         scores = graph.op("Add", scores, graph.constant(never))
         graph.output("log_probs", scores, np.float32, ["M", self.model.vocab_size])
-        for state, new in zip(self.decoder_states, (hiddens, cells), strict=True):
-            joined = graph.op("Concat", *new, axis=0)
+        news = {"h": hiddens, "c": cells, "context": [context]}
+        for state in self.decoder_states:
+            joined = graph.op("Concat", *news[state.name], axis=0)
             shape = ["M" if item == "N" else item for item in state.shape]
             graph.output(f"new_{state.name}", joined, np.float32, shape)
         return graph.model(metadata)
@@ -295,8 +306,17 @@ class LasGraphs:
         """``[M, A]`` contexts of ``[M, P]`` queries."""
         graph = layers.graph
         query = layers.linear("attention.query", output)
-        query = graph.op("Reshape", query, graph.ints(0, self.model.attention.heads, 1, -1))
-        scores = graph.op("MatMul", query, keys)
+        heads, additive = self.model.attention.heads, self.model.attention.score is not None
+        if additive:
+            query = graph.op("Reshape", query, graph.ints(0, heads, -1, 1))
+            sums = graph.op("Tanh", graph.op("Add", query, keys))
+            vector = self.weights.vector(graph, "attention.score")
+            vector = graph.op("Reshape", vector, graph.ints(1, heads, -1, 1))
+            sums = graph.op("Mul", sums, vector)
+            scores = graph.op("ReduceSum", sums, graph.ints(2), keepdims=1)
+        else:
+            query = graph.op("Reshape", query, graph.ints(0, heads, 1, -1))
+            scores = graph.op("MatMul", query, keys)
         frames = graph.op("Squeeze", graph.op("Shape", keys, start=3, end=4), graph.ints(0))
         places = graph.op("Range", graph.scalar(0), frames, graph.scalar(1))
         valid = graph.op(

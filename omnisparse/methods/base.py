@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
-from omnisparse.models.base import ModelOutput
+from omnisparse.models.base import ModelOutput, SpeechModel
 from omnisparse.models.divergence import adaptive_alpha_divergence, kl_divergence
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor], ModelOutput]
@@ -42,7 +42,12 @@ class Loss(NamedTuple):
 
 
 class Method(Protocol):
-    """A way of training; ``CONTRIBUTING.md`` describes this protocol."""
+    """A way of training; ``CONTRIBUTING.md`` describes this protocol.
+
+    A method may have more, each optional: ``notes()``, lines for the user after ``prepare``;
+    ``described()``, what the run's record says of it; ``model_to_keep(done)``, the name under which
+    the run keeps the net as it is after ``done`` steps (None mostly).
+    """
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
         """Return the module to train (the model itself, or a wrapper of it)."""
@@ -78,6 +83,28 @@ class Method(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the tensors of :meth:`state_dict`."""
         ...
+
+
+def first_step(model: nn.Module, names: Sequence[str]) -> int:
+    """The first optimizer step, from 0, at which all parameters of ``names`` learn."""
+    if not isinstance(model, SpeechModel):
+        return 0
+    return max(model.learns_from(name) for name in names)
+
+
+def notes_of(method: Method) -> Sequence[str]:
+    """What the user should know of a method that is prepared."""
+    return tuple(method.notes()) if hasattr(method, "notes") else ()
+
+
+def described_by(method: Method) -> Mapping[str, Any]:
+    """What the run's record says of a method that is prepared."""
+    return dict(method.described()) if hasattr(method, "described") else {}
+
+
+def model_to_keep(method: Method, done: int) -> str | None:
+    """Name of the model that the run keeps after ``done`` steps; None for none."""
+    return method.model_to_keep(done) if hasattr(method, "model_to_keep") else None
 
 
 def forward_batch(forward: Forward, batch: Batch) -> ModelOutput:

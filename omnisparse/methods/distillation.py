@@ -5,10 +5,17 @@ teacher's best hypothesis (TOP), or all hypotheses of its beam, weighted by prob
 every token the student learns the teacher's posteriors. For a transducer these are the posteriors
 of every node of the lattice, collapsed to label, blank and the rest.
 
+For a first share of the run (``label_fraction``) the student learns from labels alone: the paper
+starts every distillation from a net trained on labels. It is one training, so that epochs,
+optimizer and schedule go on. A CTC layer of the student learns from the labels throughout, with the
+weight that it has in any other training.
+
 Source: Pang et al. 2018, eqs. 2-5; for the lattice Panchapagesan et al. 2020, arXiv:2011.06110.
 Deviation: as printed, eq. 5 has a second minus sign and so maximises the cross-entropy; here it is
 minimised. The value is the divergence: the cross-entropy of eqs. 2 and 3 minus the teacher's
-entropy. The entropy does not depend on the student, and the divergence is 0 if the two agree.
+entropy. The entropy does not depend on the student, and the divergence is 0 if the two agree. TOP
+takes the most probable hypothesis of the beam, as the paper does; the search itself ranks by
+length-normalised score.
 """
 
 from __future__ import annotations
@@ -24,9 +31,16 @@ from torch import Tensor, nn
 from omnisparse.data.batching import Batch
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.errors import NonNegativeFloat, OmnisparseError, PositiveInt, check_ranges
+from omnisparse.errors import (
+    NonNegativeFloat,
+    OmnisparseError,
+    PositiveInt,
+    Share,
+    check_ranges,
+)
 from omnisparse.methods.base import Forward, Loss, distillation_sum, forward_batch, label_units
 from omnisparse.models import Hypothesis, SpeechModel
+from omnisparse.models.base import ModelOutput
 
 Hypotheses = Mapping[str, Sequence[Hypothesis]]
 """The teacher's hypotheses by utterance id, best first."""
@@ -50,7 +64,10 @@ class DistillationConfig:
     """Weight of the divergence from the teacher."""
     label_weight: NonNegativeFloat | None = None
     """Weight of the loss on the transcript. null takes the published choice: 0 for LAS (a student
-    that starts from trained weights needs no such loss), 1 for the transducer's lattice."""
+    that starts from trained weights needs no such loss), 1 for the transducer's lattice. CTC on the
+    transcript keeps its own weight (``model.ctc_weight``) in any case."""
+    label_fraction: Share = 0.0
+    """Share of the run's steps, at its start, that train on the transcript alone."""
 
     def __post_init__(self) -> None:
         """Check ranges; the teacher is checked when it is loaded."""
@@ -117,48 +134,65 @@ class Distillation:
         self.config = config
         self.teacher = teacher
         self.label_weight = 0.0
+        self.label_steps = 0
+        self._has_ctc = False
 
     def prepare(self, model: nn.Module, *, max_steps: int) -> nn.Module:
         """Return ``model`` unchanged."""
         published = 1.0 if getattr(model, "kind", "") == "transducer" else 0.0
         given = self.config.label_weight
         self.label_weight = published if given is None else given
+        self.label_steps = round(self.config.label_fraction * max_steps)
+        self._has_ctc = getattr(model, "ctc_output", None) is not None
         return model
+
+    @property
+    def _forces_labels(self) -> bool:
+        """Whether hypotheses need a further pass on the transcript."""
+        return self.label_weight > 0 or self._has_ctc
 
     def num_losses(self, step: int) -> int:
         """One for the transcript; else one per hypothesis, plus one if labels have a weight."""
-        hypotheses = self.config.num_hypotheses
-        return hypotheses + (self.label_weight > 0) if hypotheses else 1
+        hypotheses = 0 if step < self.label_steps else self.config.num_hypotheses
+        return hypotheses + self._forces_labels if hypotheses else 1
 
     def units(self, batch: Batch, step: int) -> Sequence[float]:
         """Label units on the transcript; on hypotheses their expected tokens, for each rank."""
         labels = label_units(batch)
-        if not self.config.num_hypotheses:
+        if step < self.label_steps or not self.config.num_hypotheses:
             return (labels,)
         _, _, total = self._ranked(batch)
         ranks = (total,) * self.config.num_hypotheses
-        return (*ranks, labels) if self.label_weight > 0 else ranks
+        return (*ranks, labels) if self._forces_labels else ranks
 
     def losses(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         """Yield the divergence from the teacher on the transcript or on each hypothesis."""
+        if step < self.label_steps:
+            output = forward_batch(forward, batch)
+            yield Loss("dense", output.label_loss_sum, output.num_units, 1.0, len(batch))
+            return
         if not self.config.num_hypotheses:
             yield self._truth(forward, batch)
             return
         yield from self._hypotheses(forward, batch)
-        if self.label_weight:
+        if self._forces_labels:
             output = forward_batch(forward, batch)
-            yield Loss(
-                "labels", output.label_loss_sum, output.num_units, self.label_weight, len(batch)
-            )
+            yield Loss("labels", self._label_sum(output), output.num_units, 1.0, len(batch))
 
     def _truth(self, forward: Forward, batch: Batch) -> Loss:
         """Eq. 2, and the labels' loss from the same pass."""
         teacher = self.teacher.log_posteriors(batch)
         output = forward_batch(forward, batch)
-        # Also with weight 0: distributed training needs a gradient of every parameter (CTC layer).
         value = self.config.distillation_weight * distillation_sum(teacher, output)
-        value = value + self.label_weight * output.label_loss_sum
+        value = value + self._label_sum(output)
         return Loss("truth", value, output.num_units, 1.0, len(batch))
+
+    def _label_sum(self, output: ModelOutput) -> Tensor:
+        """The labels' loss with its weight, but CTC with at least its own."""
+        value = self.label_weight * output.label_loss_sum
+        if output.ctc_loss_sum is not None and self.label_weight < 1:
+            value = value + (1 - self.label_weight) * output.ctc_loss_sum
+        return value
 
     def _hypotheses(self, forward: Forward, batch: Batch) -> Iterator[Loss]:
         """Eq. 4 or 5: one pass per rank in the beam, all divided by the same number of tokens."""
@@ -179,14 +213,17 @@ class Distillation:
             weighted = output._replace(
                 posterior_weights=output.posterior_weights * shares.view(shape)
             )
-            value = distillation_sum(teacher, weighted) + 0.0 * output.label_loss_sum
+            value = distillation_sum(teacher, weighted)
             name = self.config.objective if count == 1 else f"beam_{rank}"
             yield Loss(name, value, num_units, self.config.distillation_weight, len(batch))
 
     def _ranked(self, batch: Batch) -> tuple[list[Sequence[Hypothesis]], list[list[float]], float]:
         """Hypotheses of each utterance, their weights, and the tokens expected of all."""
         count = self.config.num_hypotheses
-        beams = [self._beam(utterance)[:count] for utterance in batch.ids]
+        beams: list[Sequence[Hypothesis]] = [
+            sorted(self._beam(utterance), key=lambda found: -found.log_probability)[:count]
+            for utterance in batch.ids
+        ]
         weights = [beam_weights(beam) for beam in beams]
         total = sum(
             weight * (len(hypothesis.tokens) + 1)

@@ -83,8 +83,9 @@ def _decoder_layers(model: LasModel) -> list[RecurrentLayer]:
     for index in range(count):
         last = index + 1 == count
         following = "output.weight" if last else f"decoder.layers.{index + 1}.weight_ih_l0"
-        # The first layer also makes the query; in its readers, columns of the context come last.
-        asks = [Reader(weight="attention.query.weight")] if index == 0 else []
+        # One layer also makes the query; in its readers, columns of the context come last.
+        makes_query = last if model.decoder.feeds_context else index == 0
+        asks = [Reader(weight="attention.query.weight")] if makes_query else []
         found.append(
             RecurrentLayer(
                 name=f"decoder.layers.{index}",

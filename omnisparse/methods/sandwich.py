@@ -33,7 +33,7 @@ from omnisparse.errors import (
     Share,
     check_ranges,
 )
-from omnisparse.methods.base import Forward, Loss, forward_batch, label_units
+from omnisparse.methods.base import Forward, Loss, first_step, forward_batch, label_units
 from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
 from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.keys import parse_block
@@ -53,6 +53,10 @@ class SandwichConfig:
     """One training gives models of all sizes."""
     kind: Literal["sandwich"] = "sandwich"
     """Selects this method."""
+    rule: Literal["sandwich", "single"] = "sandwich"
+    """``single``: a step trains one net on the labels of the whole batch, of a size drawn at random
+    (dense and ``min_size`` as often as each level); without a dense net of the same step there is
+    nothing to distil. The control of the sandwich."""
     min_size: str | int = "6%"
     """Smallest subnet trained, as ``--size`` takes it (non-zeros or share of the dense net)."""
     num_random_subnets: NonNegativeInt = 1
@@ -131,6 +135,8 @@ class SandwichConfig:
     @property
     def mean_passes(self) -> float:
         """Passes (forward and backward) per utterance: mean over a run, at least 1."""
+        if self.rule == "single":
+            return 1.0
         seen = (1 + self.num_random_subnets) * (1.0 if self.full_batch else 1 / self.member_period)
         return 1 + (1 - self.warmup_fraction - self.core_fraction) * seen
 
@@ -203,6 +209,17 @@ class Sandwich:
         )
         return self.supernet
 
+    def notes(self) -> Sequence[str]:
+        """Whether a subnet is chosen before all its parts have begun to learn."""
+        begins = first_step(self.supernet.model, self.supernet.prunable)
+        if self.schedule.warmup_steps >= min(begins, self.schedule.max_steps):
+            return ()
+        return (
+            f"subnets are chosen from step {self.schedule.warmup_steps} (method.warmup_fraction), "
+            f"and a part that is pruned begins to learn only at step {begins} "
+            "(model.predictor_warmup)",
+        )
+
     @property
     def num_subnets(self) -> int:
         """Subnets per step when all nets train, without the dense net."""
@@ -210,11 +227,15 @@ class Sandwich:
 
     def num_losses(self, step: int) -> int:
         """Return 1 while one net trains alone, then 1 + the number of subnets."""
-        return 1 if step < self.schedule.core_steps else 1 + self.num_subnets
+        return 1 if self._trains_one(step) else 1 + self.num_subnets
+
+    def _trains_one(self, step: int) -> bool:
+        """Whether a step trains one net: in the phases before the sandwich, or always."""
+        return step < self.schedule.core_steps or self.config.rule == "single"
 
     def units(self, batch: Batch, step: int) -> Sequence[float]:
         """Label units of the whole batch, then of each subnet's part of it."""
-        if step < self.schedule.core_steps:
+        if self._trains_one(step):
             return (label_units(batch),)
         counts = batch.token_lengths.tolist()
         shares = []
@@ -231,6 +252,9 @@ class Sandwich:
             if step >= self.schedule.warmup_steps:
                 name, spec = "smallest", self.schedule.smallest(step)
             yield _label_loss(name, self._forward(forward, batch, spec), batch)
+        elif self._trains_one(step):
+            spec = self.schedule.alone(step)
+            yield _label_loss("single", self._forward(forward, batch, spec), batch)
         else:
             yield from self._sandwich(forward, batch, step)
         self.supernet.activate(None)

@@ -43,27 +43,53 @@ PROJECTION_SHARE = 4
 def parameter_shapes(
     config: ModelConfig, *, input_dim: int, vocab_size: int
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of the net that ``config`` describes, in model order."""
+    """Shape of every parameter of the net that ``config`` describes, in model order.
+
+    Without heads that only training uses.
+    """
     with torch.device("meta"):
         model = build_model(config, input_dim=input_dim, vocab_size=vocab_size)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in model.shipped_parameters().items()}
 
 
 def count_parameters(config: ModelConfig, *, input_dim: int, vocab_size: int) -> int:
-    """Number of parameters of the net that ``config`` describes."""
+    """Number of parameters of the net that ``config`` describes, as it is shipped."""
     with torch.device("meta"):
         model = build_model(config, input_dim=input_dim, vocab_size=vocab_size)
-    return num_parameters(model.named_parameters())
+    return num_parameters(model.shipped_parameters())
 
 
 def with_projections(
-    config: ModelConfig, *, encoder: bool = True, decoder: bool = False
+    config: ModelConfig,
+    *,
+    encoder: bool = True,
+    decoder: bool = False,
+    projection_share: float = PROJECTION_SHARE,
+    decoder_share: float = 1.0,
 ) -> ModelConfig:
     """The factored family of a dense net; existing projections are not changed.
 
+    Args:
+        config: The dense net.
+        encoder: Whether its encoder gets projections.
+        decoder: Whether its decoder does.
+        projection_share: Ratio of cells to projection width, at least 1.
+        decoder_share: Cells of the decoder (of a transducer: the predictor) relative to the dense
+            net's, above 0, while the encoder keeps its own. Pang et al. vary this and the
+            projection, at an equal number of parameters (section 5.2, table 2).
+
     Raises:
-        ValueError: If the decoder of a transducer is to be factored.
+        ValueError: If the decoder of a transducer is to be factored, or a share is out of range.
     """
+    if projection_share <= 1 or decoder_share <= 0:
+        raise ValueError(
+            f"projection_share is {projection_share:g}, decoder_share {decoder_share:g}; legal: "
+            "above 1, and above 0"
+        )
+    if decoder_share != 1:
+        name = "decoder_dim" if hasattr(config, "decoder_dim") else "predictor_dim"
+        narrowed = max(1, round(decoder_share * getattr(config, name)))
+        config = replace(config, **{name: narrowed})
     changes = {}
     for part, wanted in (("encoder", encoder), ("decoder", decoder)):
         if not wanted:
@@ -72,7 +98,7 @@ def with_projections(
             raise ValueError(f"a {config.kind} has no {part}_projection")
         if getattr(config, f"{part}_projection") is None:
             cells = getattr(config, f"{part}_dim")
-            changes[f"{part}_projection"] = max(1, cells // PROJECTION_SHARE)
+            changes[f"{part}_projection"] = max(1, min(cells - 1, int(cells // projection_share)))
     return replace(config, **changes)
 
 

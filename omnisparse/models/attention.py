@@ -19,7 +19,7 @@ class AttentionMemory(NamedTuple):
     """The projected encoder frames, computed once and used for every token."""
 
     keys: Tensor
-    """``[B * H, A / H, T']``, already scaled by ``sqrt(H / A)``."""
+    """``[B * H, A / H, T']``; for dot products already scaled by ``sqrt(H / A)``."""
 
     values: Tensor
     """``[B * H, T', A / H]``."""
@@ -29,20 +29,26 @@ class AttentionMemory(NamedTuple):
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention with several heads; contexts are concatenated.
+    """Attention with several heads; contexts are concatenated.
+
+    The score of a frame is a scaled dot product of query and key, or additive: ``v tanh(query +
+    key)`` with a vector of weights for each head.
 
     Args:
         query_dim: Width of the decoder state that makes the query.
         memory_dim: Width of the encoder frames.
         dim: Width A of all heads together, a multiple of ``heads``.
         heads: Number of heads H.
+        additive: Additive scores instead of scaled dot products.
 
-    Source: Pang et al. 2018, section 4 (4 heads, from Chiu et al. 2018, arXiv:1712.01769).
-    Deviation: the score is a scaled dot product, not the additive score; it is one matrix
-    product for all tokens.
+    Source: Pang et al. 2018, section 4 (4 heads, from Chiu et al. 2018, arXiv:1712.01769); additive
+    scores Bahdanau et al. 2015, arXiv:1409.0473, section A.1.2. Deviation: without ``additive`` the
+    score is a scaled dot product, one matrix product for all tokens.
     """
 
-    def __init__(self, *, query_dim: int, memory_dim: int, dim: int, heads: int) -> None:
+    def __init__(
+        self, *, query_dim: int, memory_dim: int, dim: int, heads: int, additive: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.dim = dim
@@ -53,6 +59,10 @@ class MultiHeadAttention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
         for biased in (self.query, self.value):
             nn.init.zeros_(biased.bias)
+        self.score: nn.Parameter | None = None
+        if additive:
+            bound = (heads / dim) ** 0.5
+            self.score = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
 
     def memory(self, encoded: Tensor, lengths: Tensor) -> AttentionMemory:
         """Project the encoder frames once for all tokens.
@@ -64,7 +74,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             The memory that :meth:`forward` attends to.
         """
-        scale = (self.heads / self.dim) ** 0.5
+        scale = 1.0 if self.score is not None else (self.heads / self.dim) ** 0.5
         keys = (self._split(self.key(encoded)) * scale).transpose(1, 2)
         values = self._split(self.value(encoded))
         padding = ~length_mask(lengths, encoded.size(1)).repeat_interleave(self.heads, dim=0)
@@ -82,7 +92,15 @@ class MultiHeadAttention(nn.Module):
         """``[B * H, U, T']`` logits of the attention weights, minus infinity on padding."""
         split = self._split(self.query(queries))
         count_product(split.size(1) * memory.keys.numel(), split, memory.keys)
-        return torch.baddbmm(memory.bias, split, memory.keys)
+        if self.score is None:
+            return torch.baddbmm(memory.bias, split, memory.keys)
+        weights = self.score.view(self.heads, -1).repeat(memory.keys.size(0) // self.heads, 1)
+        # One token at a time: all of them at once are [B * H, U, A / H, T'] values.
+        rows = [
+            (torch.tanh(query[:, :, None] + memory.keys) * weights[:, :, None]).sum(1)
+            for query in split.unbind(1)
+        ]
+        return torch.stack(rows, dim=1) + memory.bias
 
     def _split(self, projected: Tensor) -> Tensor:
         """``[B, N, A]`` to ``[B * H, N, A / H]``."""

@@ -46,6 +46,10 @@ class ModelOutput(NamedTuple):
     encoder_lengths: Tensor | None = None
     """``[B]`` int64 lengths of ``encoder_outputs``."""
 
+    ctc_loss_sum: Tensor | None = None
+    """Scalar float32: the part of ``label_loss_sum`` that is CTC on the encoder, weighted as in it;
+    None without a CTC layer."""
+
     occupancy: Tensor | None = None
     """``[B, T', U + 1]`` float32, detached: how often the alignments of the labels pass each node
     of a transducer's lattice, in expectation; None where there is no lattice."""
@@ -70,7 +74,11 @@ class SpeechModel(nn.Module, ABC):
     kind: ClassVar[str]
     streams: ClassVar[bool] = False
     """Whether it recognises audio while it arrives, so that audio may be of any length."""
+    ships_heads: bool = False
+    """Whether heads that only training uses count as parts of the net, as in files of earlier
+    versions."""
     encoder: Encoder
+    ctc_output: nn.Linear | None
     vocab_size: int
     input_dim: int
     has_label_loss: bool = True
@@ -99,6 +107,35 @@ class SpeechModel(nn.Module, ABC):
         The training loop calls this before every step. A model whose training has phases overrides
         it. Without any call, a model trains as in its last phase.
         """
+
+    def training_only(self) -> tuple[str, ...]:
+        """Names of the parameters that no recogniser needs: the CTC layer. No budget counts them.
+
+        Artifacts leave them out.
+        """
+        if self.ctc_output is None or self.ships_heads:
+            return ()
+        return tuple(f"ctc_output.{name}" for name, _ in self.ctc_output.named_parameters())
+
+    def new_ctc_output(self) -> nn.Linear:
+        """A new CTC layer for this net's encoder."""
+        return nn.Linear(self.encoder.output_dim, self.vocab_size)
+
+    def shipped_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the net as it is shipped, by name, in model order."""
+        left_out = set(self.training_only())
+        return {name: p for name, p in self.named_parameters() if name not in left_out}
+
+    def learns_from(self, parameter: str) -> int:
+        """The optimizer step, counted from 0, that gives a parameter its first gradient.
+
+        Above 0 only where training has phases that leave out a part of the net. Nothing may judge
+        a weight by its magnitude before.
+
+        Args:
+            parameter: Its name.
+        """
+        return 0
 
     def skip_phases(self) -> None:
         """Train as in the last phase from the first step on: the weights are trained already."""

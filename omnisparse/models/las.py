@@ -48,6 +48,16 @@ class LasConfig:
     attention_dim: PositiveInt = 256
     """Width of all heads together, a multiple of ``attention_heads``."""
 
+    attention: Literal["dot", "additive"] = "dot"
+    """Score of a frame: a scaled dot product, or additive (Bahdanau). Additive scores take
+    ``attention_dim`` times the memory in training."""
+
+    context_input: Literal["upper_layers", "first_layer"] = "upper_layers"
+    """What reads the attention's context. ``first_layer``, as in the paper: the first decoder
+    layer, with the embedding, at the next step; the last layer makes the query. Training is slower,
+    a step for each token. ``upper_layers``: the second layer, at the same step; the first layer
+    reads labels alone and makes the query."""
+
     decoder_layers: PositiveInt = 2
     """LSTM layers of the decoder."""
 
@@ -98,6 +108,8 @@ class LasModel(SpeechModel):
         time_reduction: Feature frames per encoder frame.
         attention_heads: Heads.
         attention_dim: Width of all heads together.
+        attention: Kind of score.
+        context_input: What reads the context.
         decoder_layers: Decoder layers.
         decoder_dim: Cells per decoder layer.
         decoder_projection: LSTMP width or None.
@@ -107,7 +119,8 @@ class LasModel(SpeechModel):
         layer_norm: Normalise encoder layers.
         ctc_weight: Share in [0, 1).
 
-    Source: Pang et al. 2018, section 2, after Chan et al. 2016, arXiv:1508.01211.
+    Source: Pang et al. 2018, section 2, after Chan et al. 2016, arXiv:1508.01211: with
+    ``context_input="first_layer"`` and ``attention="additive"``.
     """
 
     kind: ClassVar[str] = "las"
@@ -123,6 +136,8 @@ class LasModel(SpeechModel):
         time_reduction: int = 2,
         attention_heads: int = 4,
         attention_dim: int = 256,
+        attention: Literal["dot", "additive"] = "dot",
+        context_input: Literal["upper_layers", "first_layer"] = "upper_layers",
         decoder_layers: int = 2,
         decoder_dim: int = 256,
         decoder_projection: int | None = None,
@@ -153,16 +168,18 @@ class LasModel(SpeechModel):
             projection=decoder_projection,
             context_dim=attention_dim,
             dropout=dropout,
+            feeds_context=context_input == "first_layer",
         )
         self.attention = MultiHeadAttention(
             query_dim=self.decoder.output_dim,
             memory_dim=self.encoder.output_dim,
             dim=attention_dim,
             heads=attention_heads,
+            additive=attention == "additive",
         )
         self.output = nn.Linear(self.decoder.output_dim + attention_dim, vocab_size)
         self.ctc_weight = ctc_weight
-        self.ctc_output = nn.Linear(self.encoder.output_dim, vocab_size) if ctc_weight else None
+        self.ctc_output = self.new_ctc_output() if ctc_weight else None
 
     def forward(
         self, features: Tensor, feature_lengths: Tensor, tokens: Tensor, token_lengths: Tensor
@@ -191,9 +208,11 @@ class LasModel(SpeechModel):
             loss = label_smoothed_cross_entropy(
                 log_probs, targets, mask, smoothing=self.label_smoothing
             )
+        weighted_ctc = None
         if self.has_label_loss and self.ctc_output is not None:
             ctc = ctc_loss(self.ctc_output(encoded), tokens, lengths, token_lengths)
-            loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
+            weighted_ctc = self.ctc_weight * ctc
+            loss = (1 - self.ctc_weight) * loss + weighted_ctc
         return ModelOutput(
             label_loss_sum=loss,
             num_units=num_units,
@@ -201,6 +220,7 @@ class LasModel(SpeechModel):
             posterior_weights=mask.float(),
             encoder_outputs=encoded,
             encoder_lengths=lengths,
+            ctc_loss_sum=weighted_ctc,
         )
 
     def next_log_probs(

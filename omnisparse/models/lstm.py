@@ -159,15 +159,17 @@ def lstm_step(layer: nn.LSTM, inputs: Tensor, state: LstmState) -> tuple[Tensor,
     _count(
         inputs, (weight_ih, weight_hh, *tensors(layer, *("weight_hr_l0",) * bool(layer.proj_size)))
     )
-    if not layer.proj_size:
+    if not layer.proj_size and autocast_dtype(inputs.device.type) is None:
         hidden, cell = torch.lstm_cell(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
         return hidden, (hidden, cell)
-    # torch has no LSTMP cell.
-    (weight_hr,) = tensors(layer, "weight_hr_l0")
+    # torch has no LSTMP cell, and none whose cell stays float32 under autocast.
     gates = F.linear(inputs, weight_ih, bias_ih) + F.linear(state[0], weight_hh, bias_hh)
-    admit, forget, candidate, emit = gates.chunk(4, dim=-1)
+    admit, forget, candidate, emit = gates.to(state[1].dtype).chunk(4, dim=-1)
     cell = forget.sigmoid() * state[1] + admit.sigmoid() * candidate.tanh()
-    hidden = F.linear(emit.sigmoid() * cell.tanh(), weight_hr)
+    hidden = emit.sigmoid() * cell.tanh()
+    if layer.proj_size:
+        (weight_hr,) = tensors(layer, "weight_hr_l0")
+        hidden = F.linear(hidden, weight_hr)
     return hidden, (hidden, cell)
 
 

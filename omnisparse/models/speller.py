@@ -1,4 +1,4 @@
-"""The LAS decoder: an LSTM makes the query, attention the context, LSTM layers read the context.
+"""The LAS decoder: an LSTM that attends to the encoder's frames.
 
 Legend: B batch, U tokens, K hypotheses, D model, A attention dimension.
 """
@@ -22,13 +22,24 @@ class DecoderState(NamedTuple):
     layers: tuple[LstmState, ...]
     """One state per decoder layer, with a row per hypothesis."""
 
+    context: Tensor | None = None
+    """``[N, A]``: where the attention looked for the last token, if the first layer reads it."""
+
     def select(self, rows: Tensor) -> DecoderState:
         """The states of the given ``[N]`` int64 rows."""
-        return DecoderState(tuple((hidden[rows], cell[rows]) for hidden, cell in self.layers))
+        layers = tuple((hidden[rows], cell[rows]) for hidden, cell in self.layers)
+        return DecoderState(layers, None if self.context is None else self.context[rows])
 
 
 class LasDecoder(nn.Module):
-    """The speller: embedding, an LSTM that makes the query, and LSTM layers that read the context.
+    """The speller: embedding, LSTM layers, and where they read the attention's context.
+
+    With ``feeds_context`` the first layer reads the embedding of the last token and the context of
+    the last step; the last layer makes the query, whose context goes with it to the output. So the
+    query knows where the attention has been. Training takes a step for each token.
+
+    Otherwise the first layer reads labels alone and makes the query, and the second layer reads its
+    output and the context. So training runs all tokens at once, in fused kernels.
 
     Args:
         vocab_size: Tokens V.
@@ -38,10 +49,10 @@ class LasDecoder(nn.Module):
         projection: LSTMP width, None for plain LSTM layers.
         context_dim: Width of the attention's context.
         dropout: Probability, on the embedding and on the output of every layer.
+        feeds_context: Whether the first layer reads the context of the last step.
 
-    Deviation: Pang et al. 2018 feed the context back into the next step. Here the first layer
-    reads only labels and makes the query, and the layers above read ``[output, context]``. So
-    teacher forcing runs all tokens at once in fused kernels instead of a loop over U.
+    Source: Chan et al. 2016, arXiv:1508.01211, eqs. 6 to 8; Pang et al. 2018, section 2.
+    Deviation: without ``feeds_context`` the context reaches no later step.
     """
 
     def __init__(
@@ -54,19 +65,26 @@ class LasDecoder(nn.Module):
         projection: int | None,
         context_dim: int,
         dropout: float,
+        feeds_context: bool = False,
     ) -> None:
         super().__init__()
         self.output_dim = projection or dim
+        self.context_dim = context_dim
+        self.feeds_context = feeds_context
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
-        widths = [embedding_dim, self.output_dim + context_dim]
-        widths += [self.output_dim] * max(0, num_layers - 2)
-        self.layers = nn.ModuleList(make_lstm(w, dim, projection) for w in widths[:num_layers])
+        widths = [embedding_dim, *[self.output_dim] * (num_layers - 1)]
+        reads_context = 0 if feeds_context else 1
+        if reads_context < num_layers:
+            widths[reads_context] += context_dim
+        self.layers = nn.ModuleList(make_lstm(w, dim, projection) for w in widths)
         self.dropout = Dropout(dropout)
 
     def forward(
         self, tokens: Tensor, attention: MultiHeadAttention, memory: AttentionMemory
     ) -> Tensor:
         """Decode ``[B, U]`` int64 previous tokens: ``[B, U, D + A]`` states with contexts."""
+        if self.feeds_context:
+            return self._forward_by_steps(tokens, attention, memory)
         first, *others = self.layers
         assert isinstance(first, nn.LSTM)
         states, _ = run_lstm(first, self.dropout(self.embedding(tokens.transpose(0, 1))))
@@ -79,11 +97,58 @@ class LasDecoder(nn.Module):
             inputs = states = self.dropout(states)
         return torch.cat([states, context], dim=-1).transpose(0, 1)
 
+    def _forward_by_steps(
+        self, tokens: Tensor, attention: MultiHeadAttention, memory: AttentionMemory
+    ) -> Tensor:
+        """The same, where each step reads the context of the one before."""
+        embedded = self.dropout(self.embedding(tokens.transpose(0, 1)))
+        state = self.initial_state(tokens.size(0))
+        outputs = []
+        for inputs in embedded.unbind(0):
+            output, state = self._feed(inputs, state, attention, memory)
+            outputs.append(output)
+        return torch.stack(outputs, dim=1)
+
+    def _feed(
+        self,
+        embedded: Tensor,
+        state: DecoderState,
+        attention: MultiHeadAttention,
+        memory: AttentionMemory,
+    ) -> tuple[Tensor, DecoderState]:
+        """One step of ``feeds_context``: ``[N, D + A]`` of ``[N, E]`` embeddings, and the state."""
+        assert state.context is not None
+        output = torch.cat([embedded, state.context.to(embedded.dtype)], dim=-1)
+        states = []
+        for layer, before in zip(self.layers, state.layers, strict=True):
+            assert isinstance(layer, nn.LSTM)
+            output, after = lstm_step(layer, output, before)
+            output = self.dropout(output)
+            states.append(after)
+        context = self._attend(output, attention, memory)
+        return torch.cat([output, context], dim=-1), DecoderState(tuple(states), context)
+
+    def _attend(
+        self, output: Tensor, attention: MultiHeadAttention, memory: AttentionMemory
+    ) -> Tensor:
+        """``[B * K, A]`` contexts of K hypotheses of each utterance.
+
+        They are K queries of one memory, which is never copied.
+        """
+        batch = memory.keys.size(0) // attention.heads
+        queries = rearrange(output, "(batch beam) width -> batch beam width", batch=batch)
+        context: Tensor = rearrange(
+            attention(queries, memory), "batch beam width -> (batch beam) width"
+        )
+        return context
+
     def initial_state(self, rows: int) -> DecoderState:
         """The state before the first token, for ``rows`` hypotheses."""
-        return DecoderState(
-            tuple(zero_state(layer, rows) for layer in self.layers)  # type: ignore[arg-type]
-        )
+        layers = tuple(zero_state(layer, rows) for layer in self.layers)  # type: ignore[arg-type]
+        context = None
+        if self.feeds_context:
+            context = layers[0][1].new_zeros(rows, self.context_dim)
+        return DecoderState(layers, context)
 
     def step(
         self,
@@ -103,14 +168,14 @@ class LasDecoder(nn.Module):
         Returns:
             ``[B * K, D + A]`` states with contexts, and the next state.
         """
+        embedded = self.embedding(tokens)
+        if self.feeds_context:
+            return self._feed(embedded, state, attention, memory)
         first, *others = self.layers
         assert isinstance(first, nn.LSTM)
-        output, first_state = lstm_step(first, self.embedding(tokens), state.layers[0])
+        output, first_state = lstm_step(first, embedded, state.layers[0])
         states = [first_state]
-        batch = memory.keys.size(0) // attention.heads
-        # The K hypotheses of an utterance are K queries, so its memory is never copied.
-        queries = rearrange(output, "(batch beam) width -> batch beam width", batch=batch)
-        context = rearrange(attention(queries, memory), "batch beam width -> (batch beam) width")
+        context = self._attend(output, attention, memory)
         inputs = torch.cat([output, context], dim=-1)
         for layer, before in zip(others, state.layers[1:], strict=True):
             assert isinstance(layer, nn.LSTM)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnisparse.errors import NonNegativeInt, PositiveInt, Probability, Range, check_ranges
 from omnisparse.models.base import Hypothesis, ModelOutput, SpeechModel
@@ -288,11 +288,16 @@ class TransducerModel(SpeechModel):
             normalised=is_theirs,
         )
         self.ctc_weight = ctc_weight
-        self.ctc_output = nn.Linear(self.encoder.output_dim, vocab_size) if ctc_weight else None
+        self.ctc_output = self.new_ctc_output() if ctc_weight else None
 
     def set_step(self, step: int) -> None:
         """Tell the model which optimizer step comes next; see :class:`SpeechModel`."""
         self._step = step
+
+    def learns_from(self, parameter: str) -> int:
+        """``predictor_warmup`` for what waits until then; see :class:`SpeechModel`."""
+        joiner = "joiner." if self.ctc_output is not None else "joiner.predictor_projection."
+        return self.predictor_warmup if parameter.startswith(("predictor.", joiner)) else 0
 
     def skip_phases(self) -> None:
         """Train with the predictor from the first step on; see :class:`SpeechModel`."""
@@ -324,8 +329,10 @@ class TransducerModel(SpeechModel):
                 # Distributed training needs a gradient, here zero, of every parameter.
                 idle = (*self.predictor.parameters(), *self.joiner.parameters())
                 node = encoded.new_zeros(encoded.size(0), 1, 1, 3, dtype=torch.float32)
+                alone = ctc + 0.0 * sum(weight.sum() for weight in idle)
                 return ModelOutput(
-                    label_loss_sum=ctc + 0.0 * sum(weight.sum() for weight in idle),
+                    label_loss_sum=alone,
+                    ctc_loss_sum=alone,
                     num_units=num_units,
                     log_posteriors=torch.log_softmax(node, dim=-1),
                     posterior_weights=node[..., 0],
@@ -339,8 +346,10 @@ class TransducerModel(SpeechModel):
         loss, occupancy = lattice.new_tensor(float("nan")), None
         if self.has_label_loss:
             loss, occupancy = transducer_loss(lattice, lengths, token_lengths)
+        weighted_ctc = None
         if ctc is not None:
-            loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
+            weighted_ctc = self.ctc_weight * ctc
+            loss = (1 - self.ctc_weight) * loss + weighted_ctc
         return ModelOutput(
             label_loss_sum=loss,
             num_units=num_units,
@@ -348,6 +357,7 @@ class TransducerModel(SpeechModel):
             posterior_weights=lattice_weights(lengths, token_lengths, lattice),
             encoder_outputs=encoded,
             encoder_lengths=lengths,
+            ctc_loss_sum=weighted_ctc,
             occupancy=occupancy,
         )
 

@@ -19,6 +19,7 @@ from omnisparse.artifact import (
     write_extractions,
 )
 from omnisparse.errors import UsageError
+from omnisparse.pipeline.kept import nearest_kept
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import RunRecord, read_record
 from omnisparse.runs.trained_sizes import source_of
@@ -45,6 +46,7 @@ def extract(
     scope: Scope = "layer",
     floor: float = 0.0,
     format: str = "bitmask",
+    times: bool = False,
     wer: Mapping[str, Any] | None = None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -70,6 +72,8 @@ def extract(
         floor: Least share of its weights that any matrix keeps, in [0, 1]; at least one weight (or
             block) always stays.
         format: ``bitmask``, or ``dense`` for loaders that do not support masks.
+        times: Keep, and count, the CTC layer that only training needs: it tells the word times of
+            a LAS.
         wer: Known word error rates in percent by test set, for the model card.
         warn: Called with each line of ``warnings`` in the result.
 
@@ -87,6 +91,7 @@ def extract(
     request = _Request(size=size, sparsity=sparsity, spec=_path(spec), front=_path(front))
     request.check(block=block, norm=norm, scope=scope, floor=floor)
     run, out = _path(run) or runs.latest_run(), _path(out)
+    run, out = nearest_kept(run, size, out)
     description = runs.read_description(run)
     if description.model.get("ranks") and not description.prunable:
         if sparsity != 0 and (size is None or parse_size(size).value != 1):
@@ -95,14 +100,15 @@ def extract(
                 "--size 100%, or --low-rank with a smaller size"
             )
         return write_own_net(run, out or run / "extracted" / "100pct", precision=precision)
-    weights, checkpoint = runs.newest_weights(run)
+    weights, checkpoint = runs.newest_weights(run, with_heads=times)
+    description = description.with_heads() if times else description
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
     block = description.block if block is None else block
     shape = parse_block(block)
     budget = Budget(shapes, description.prunable, floor=floor, block=shape)
     record = read_record(checkpoint)
     contents = contents_of(
-        run, weights, record, block=shape, precision=precision, format=format, wer=wer
+        run, description, weights, record, block=shape, precision=precision, format=format, wer=wer
     )
     allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
     entry = request.entry(budget, record, weights, contents)
@@ -112,6 +118,7 @@ def extract(
     options = [
         (precision, "fp32"), (block, description.block), (scope, "layer"), (norm, "l1"),
         (f"floor{float(floor)}", "floor0.0"), (format, "bitmask"),
+        ("times" if times else "", ""),
     ]  # fmt: skip
     extraction = Extraction(
         out=out or run / "extracted" / request.folder(options, kept),
@@ -143,7 +150,14 @@ def write_own_net(run: Path, out: Path, *, precision: str = "fp32") -> dict[str,
     """
     started = time.perf_counter()
     weights, checkpoint = runs.newest_weights(run)
-    contents = contents_of(run, weights, read_record(checkpoint), block=(1, 1), precision=precision)
+    contents = contents_of(
+        run,
+        runs.read_description(run),
+        weights,
+        read_record(checkpoint),
+        block=(1, 1),
+        precision=precision,
+    )
     info = write_artifact(out, state=weights, **vars(replace(contents, prunable=[])))
     return {**info.to_dict(), "warnings": [], "seconds": time.perf_counter() - started}
 
@@ -177,6 +191,7 @@ def _path(place: Path | str | None) -> Path | None:
 
 def contents_of(
     run: Path,
+    description: runs.RunDescription,
     weights: Mapping[str, Array],
     record: RunRecord,
     *,
@@ -189,6 +204,7 @@ def contents_of(
 
     Args:
         run: The run.
+        description: Its net.
         weights: Its weights; only names and shapes are read.
         record: The record in their checkpoint.
         block: Block shape of the masks.
@@ -199,9 +215,8 @@ def contents_of(
     Raises:
         OmnisparseError: If the run cannot be read.
     """
-    description = runs.read_description(run)
     return Contents(
-        model=description.model,
+        model=description.shipped_model,
         features=description.features,
         tokenizer=(run / "tokenizer.model").read_bytes(),
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),

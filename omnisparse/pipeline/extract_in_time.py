@@ -98,7 +98,9 @@ def extract_in_time(
     run = Path(run) if run is not None else runs.latest_run()
     out = options.pop("out", None)
     description = runs.read_description(run)
-    weights, _ = runs.newest_weights(run)
+    weights, _ = runs.newest_weights(run, with_heads=True)
+    if options.get("times"):
+        description = description.with_heads()
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
     block = parse_block(options.get("block") or description.block)
     budget = Budget(shapes, description.prunable, floor=options.get("floor", 0.0), block=block)

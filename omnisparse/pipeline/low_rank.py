@@ -286,8 +286,15 @@ def _contents(
     """All of the artifact of a factored net but its tensors."""
     buffers = set(dense.weights) - set(dense.description.parameters)
     contents = replace(
-        contents_of(dense.run, dense.stored, dense.record, block=(1, 1), precision=precision),
-        model={**dense.description.model, "ranks": dict(ranks)},
+        contents_of(
+            dense.run,
+            dense.description,
+            dense.stored,
+            dense.record,
+            block=(1, 1),
+            precision=precision,
+        ),
+        model={**dense.description.shipped_model, "ranks": dict(ranks)},
         dense_parameters=num_parameters((n, state[n]) for n in state if n not in buffers),
         buffers=[name for name in state if name in buffers],
         prunable=[],

@@ -79,7 +79,7 @@ def write_nested_run(
     info = write_nested(
         path,
         state=weights,
-        model=description.model,
+        model=description.shipped_model,
         tokenizer=(run / "tokenizer.model").read_bytes(),
         tokens_txt=(run / "tokens.txt").read_text(encoding="utf-8"),
         features=description.features,

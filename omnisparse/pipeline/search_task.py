@@ -86,7 +86,7 @@ class SearchTask:
     def __init__(self, run: Path, sizes: Sequence[str], config: SearchConfig) -> None:
         runs.require_directory(run)
         self.run, self.config = run, config
-        description = runs.read_description(run)
+        description = self.description = runs.read_description(run)
         self.weights, checkpoint = runs.newest_weights(run)
         self.record = read_record(checkpoint)
         self.loaded = runs.load_model(checkpoint)

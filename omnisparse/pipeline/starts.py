@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from lhotse import CutSet
@@ -123,6 +125,21 @@ def pieces_of_start(config: RunConfig) -> tuple[Tokenizer | None, str]:
     return runs.load_model(config.init).tokenizer, config.init
 
 
+def keep_parts(config: RunConfig, model: SpeechModel, run: Path) -> RunConfig:
+    """``config`` of a continued run, with the matrices that it began to prune named.
+
+    Which matrices are pruned where none is named, and whether a CTC layer counts as a part of the
+    net, have changed with versions; a run keeps what it began with.
+    """
+    description = runs.read_description(run)
+    model.ships_heads = not description.training_only
+    if getattr(config.method, "prunable", None) != ():
+        return config
+    method: Any = config.method
+    names = tuple(f"^{re.escape(name)}$" for name in description.prunable)
+    return replace(config, method=replace(method, prunable=names))
+
+
 def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
     """Tell the user the parameters of the net; with a limit, also of every layer, and check it.
 
@@ -131,7 +148,10 @@ def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
     Raises:
         OmnisparseError: If a layer has more than ``max_layer_parameters``; names it.
     """
-    stage(f"{model.kind} of {num_parameters(model.named_parameters()):,} parameters")
+    shipped = num_parameters(model.shipped_parameters())
+    heads = num_parameters(model.named_parameters()) - shipped
+    more = f", and {heads:,} that only training uses" if heads else ""
+    stage(f"{model.kind} of {shipped:,} parameters{more}")
     if model.kind == "transducer" and (reason := find_torchaudio()[1]):
         stage(f"{reason}: the transducer loss is omnisparse's own")
     if config.max_layer_parameters is None:
@@ -149,9 +169,11 @@ def check_size(config: RunConfig, model: SpeechModel, stage: Stage) -> None:
 def start_weights(init: str, student: Student, stage: Stage, *, reduce: bool = False) -> None:
     """Write the weights of another net into the net in training.
 
-    A net of the same shape is copied. If the net in training has LSTMP layers and the other net has
-    the same layers without projection, these are factorised by truncated SVD. With ``reduce``, a
-    net of another shape may also be larger, and what fits of it is taken.
+    A net of the same shape is copied. A CTC layer, which artifacts do not have, is made new where
+    the other net has none, and dropped where this one has none. If the net in training has LSTMP
+    layers and the other net has the same layers without projection, these are factorised by
+    truncated SVD. With ``reduce``, a net of another shape may also be larger, and what fits of
+    it is taken.
 
     Raises:
         OmnisparseError: If it cannot be read, or its tokens, features or shapes do not fit.
@@ -175,6 +197,14 @@ def start_weights(init: str, student: Student, stage: Stage, *, reduce: bool = F
         (loaded.model, loaded.extractor, loaded.tokenizer),
         (model, student.extractor, student.tokenizer),
     )
+    if (loaded.model.ctc_output is None) != (model.ctc_output is None):
+        had = loaded.model.ctc_output is not None
+        loaded.model.ctc_output = None if had else loaded.model.new_ctc_output()
+        stage(
+            f"{name} has a CTC layer, which this run does not train"
+            if had
+            else f"{name} has no CTC layer, which only training uses: this run begins a new one"
+        )
     state = loaded.model.state_dict()
     if _is_dense_relative(loaded.model, model):
         try:
@@ -333,13 +363,13 @@ def _check_not_above(
         OmnisparseError: Naming both sizes.
     """
     prunable = find_prunable(teacher, may_be_empty=True)
-    largest = num_nonzero(dict(teacher.named_parameters()), prunable)
+    largest = num_nonzero(teacher.shipped_parameters(), prunable)
     method = config.method
     if isinstance(method, GradualPruningConfig):
-        budget = Budget.of(model, find_prunable(model, include=method.prunable, exclude=()))
+        budget = Budget.of(model, find_prunable(model, include=method.prunable))
         target = budget.solve(method.size) + budget.unprunable
     else:
-        target = num_parameters(model.named_parameters())
+        target = num_parameters(model.shipped_parameters())
     if target > largest:
         raise OmnisparseError(
             f"the target of {target:,} parameters is above the {largest:,} of {name}; "

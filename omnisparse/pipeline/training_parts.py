@@ -21,6 +21,7 @@ from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.live_features import FrameSource
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
+from omnisparse.methods.base import described_by, notes_of
 from omnisparse.models import SpeechModel, build_model
 from omnisparse.pipeline.dev_evaluation import check_evaluate_sizes, dev_evaluator, longest
 from omnisparse.pipeline.frames import frame_source
@@ -29,6 +30,7 @@ from omnisparse.pipeline.starts import (
     Student,
     check_size,
     choose_extractor,
+    keep_parts,
     load_method,
     pieces_of_start,
 )
@@ -100,6 +102,8 @@ def make_trainer(
     model = build_model(
         config.model, input_dim=extractor.input_dim, vocab_size=tokenizer.vocab_size
     )
+    if inputs.checkpoint is not None:
+        config = keep_parts(config, model, run)
     cuts, filtered = filter_utterances(
         inputs.cuts,
         tokenizer,
@@ -146,6 +150,9 @@ def make_trainer(
         watch=watch,
     )
     check_evaluate_sizes(config.training.evaluate_sizes, method)
+    for line in notes_of(method):
+        stage(line)
+    trainer.record |= described_by(method)
     return trainer
 
 
@@ -228,7 +235,8 @@ def _describe(
             model={**asdict(config.model), **sizes},
             features=features,
             prunable=list(prunable),
-            parameters=[name for name, _ in model.named_parameters()],
+            parameters=list(model.shipped_parameters()),
+            training_only=list(model.training_only()),
             method=config.method.kind,
             block=getattr(config.method, "block", "1x1"),
             trained_seconds=longest(cuts),

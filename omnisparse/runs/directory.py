@@ -7,15 +7,17 @@ to the newest run.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
+from omnisparse.runs.description import DESCRIPTION
+from omnisparse.runs.description import RunDescription as RunDescription
+from omnisparse.runs.description import read_description as read_description
+from omnisparse.runs.description import write_description as write_description
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,30 +28,8 @@ if TYPE_CHECKING:
     from omnisparse.models import SpeechModel
 
 RUNS = Path("runs")
-_DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 """File of the weights in a checkpoint."""
-_FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunDescription:
-    """Description of the net whose weights a run holds."""
-
-    model: dict[str, Any]
-    """Configuration of the model with ``kind``, ``input_dim`` and ``vocab_size``."""
-    features: dict[str, Any]
-    """``FeatureExtractor.to_dict()``."""
-    prunable: list[str]
-    """Names of the matrices that an extraction may prune."""
-    parameters: list[str]
-    """Names of all parameters, in model order."""
-    method: str
-    """Kind of the training method."""
-    block: str = "1x1"
-    """Weights that its masks kept or dropped together."""
-    trained_seconds: float | None = None
-    """Longest utterance that it was trained on; None in runs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -70,34 +50,6 @@ class LoadedModel:
         from omnisparse.data.pauses import cut_length
 
         return cut_length(self.trained_seconds, streams=self.model.streams)
-
-
-def write_description(run: Path, description: RunDescription) -> None:
-    """Write ``model.json`` of ``run``."""
-    document = {"format": _FORMAT, **asdict(description)}
-    with replacing(run / _DESCRIPTION) as partial:
-        partial.write_text(json.dumps(document, indent=1), encoding="utf-8")
-
-
-def read_description(run: Path) -> RunDescription:
-    """Read ``model.json`` of ``run``.
-
-    Raises:
-        FormatError: If ``run`` is not a run directory, or of an unknown format.
-    """
-    try:
-        document = json.loads((run / _DESCRIPTION).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FormatError(f"{run}: not a run directory (it has no {_DESCRIPTION})") from error
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{run / _DESCRIPTION}: cannot be read as JSON") from error
-    version = document.pop("format", None) if isinstance(document, dict) else None
-    if version != _FORMAT:
-        raise FormatError(f"{run / _DESCRIPTION}: format {version!r}; known: {_FORMAT}")
-    try:
-        return RunDescription(**document)
-    except TypeError as error:
-        raise FormatError(f"{run / _DESCRIPTION}: {error}") from error
 
 
 def extractor_of(run: Path) -> FeatureExtractor:
@@ -164,8 +116,12 @@ def newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
     raise failure
 
 
-def newest_weights(run: Path) -> tuple[MappedState, Path]:
+def newest_weights(run: Path, *, with_heads: bool = False) -> tuple[MappedState, Path]:
     """Map the weights of the newest checkpoint of ``run`` into memory.
+
+    Args:
+        run: Run directory.
+        with_heads: Include the layers that only training uses.
 
     Returns:
         The weights and the checkpoint's folder. Read all other files from this folder, because a
@@ -177,7 +133,9 @@ def newest_weights(run: Path) -> tuple[MappedState, Path]:
     from omnisparse.artifact import MappedState
 
     path, _ = newest_checkpoint(run)
-    return MappedState(path / WEIGHTS, order=read_description(run).parameters), path
+    description = read_description(run)
+    without = [] if with_heads else description.training_only
+    return MappedState(path / WEIGHTS, order=description.parameters, without=without), path
 
 
 def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
@@ -213,13 +171,13 @@ def load_model(path: Path | str, *, size: str | None = None) -> LoadedModel:
         state = load_checkpoint(path).tensors["model"]
     else:
         run = path
-        if not (run / _DESCRIPTION).exists():
+        if not (run / DESCRIPTION).exists():
             raise FormatError(f"{run}: neither an artifact nor a run (their files are not in it)")
-        mapped, _ = newest_weights(path)
+        mapped, _ = newest_weights(path, with_heads=True)
         state = {name: as_tensor(array).clone() for name, array in mapped.items()}
     description = read_description(run)
     return _fitting(
-        _build(description.model, state, path),
+        _build(description.model, state, path, ships_heads=not description.training_only),
         Tokenizer.load(run / "tokenizer.model"),
         _extractor(FeatureExtractor, description.features, path),
         "run",
@@ -311,7 +269,13 @@ def require_directory(path: Path) -> None:
         raise OmnisparseError(f"{path}: {what}; a MODEL is an artifact or run directory")
 
 
-def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path | str) -> SpeechModel:
+def _build(
+    model: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    path: Path | str,
+    *,
+    ships_heads: bool = True,
+) -> SpeechModel:
     """Build the net of ``model`` around ``state``, without initialising weights first."""
     import torch
 
@@ -331,6 +295,7 @@ def _build(model: Mapping[str, Any], state: Mapping[str, Tensor], path: Path | s
         reason = " ".join(str(error).split())
         raise FormatError(f"{path}: its weights do not fit its model ({reason[:200]})") from error
     net.requires_grad_(False)
+    net.ships_heads = ships_heads
     return net.eval()
 
 

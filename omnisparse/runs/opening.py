@@ -45,7 +45,10 @@ def open_model(path: Path | str, *, size: str | None = None) -> PackedModel:
         if is_artifact(path):
             return read_packed_artifact(path)
         run = path.resolve().parents[1] if is_checkpoint(path) else path
-        arrays = MappedState(path / WEIGHTS) if is_checkpoint(path) else newest_weights(path)[0]
+        if is_checkpoint(path):
+            arrays = MappedState(path / WEIGHTS)
+        else:  # a layer that only training uses tells where words are
+            arrays, _ = newest_weights(path, with_heads=True)
         description = read_description(run)
         model, features = description.model, description.features
         tokenizer = (run / "tokenizer.model").read_bytes()

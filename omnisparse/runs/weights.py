@@ -27,3 +27,15 @@ def weights_of(path: Path, weights: str) -> Path:
             "(training.ema, training.average_checkpoints and training.evaluate_every make others)"
         )
     return folder
+
+
+_SIZE = "size-"
+"""What the names of models begin with that one pruning kept on its way, as 50% in size-50pct."""
+
+
+def kept_sizes(run: Path) -> dict[str, Path]:
+    """Run directories of the models that a pruning kept at other sizes than its last."""
+    return {
+        place.parent.name.removeprefix(_SIZE).replace("pct", "%"): place.parent
+        for place in sorted(run.glob(f"weights/{_SIZE}*/checkpoints"))
+    }

@@ -124,8 +124,18 @@ class Budget:
         floor: float = 0.0,
         block: tuple[int, int] = (1, 1),
     ) -> Budget:
-        """Budget of a module's parameters; a tied parameter counts once."""
-        shapes = {fqn: tuple(parameter.shape) for fqn, parameter in model.named_parameters()}
+        """Budget of a module's parameters; a tied parameter counts once.
+
+        A module may have a method `training_only` with the names of parameters that are in no
+        model made from it; these count in no budget.
+        """
+        training_only = getattr(model, "training_only", None)
+        left_out = set(training_only()) if training_only is not None else set()
+        shapes = {
+            fqn: tuple(parameter.shape)
+            for fqn, parameter in model.named_parameters()
+            if fqn not in left_out
+        }
         return cls(shapes, prunable, floor=floor, block=block)
 
     def nonzero_range(self) -> tuple[int, int]:

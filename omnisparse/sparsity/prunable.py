@@ -11,8 +11,13 @@ from torch.nn.utils import parametrize
 
 from omnisparse.sparsity.patterns import compile_patterns
 
-DEFAULT_EXCLUDE = ("embed", "softmax", "output", "atten", "attn", "norm", "query", "key", "value")
-"""Not pruned by default: embeddings, the output head, attention, normalisation."""
+DEFAULT_EXCLUDE = (
+    "embed",
+    "norm",
+    r"^(?!encoder\.).*(softmax|output|atten|attn|query|key|value)",
+)
+"""Not pruned by default: embeddings and normalisation; outside an encoder also output heads and
+attention. Self-attention within an encoder is most of its weights, and is pruned."""
 
 _RECURRENT = re.compile(r"weight_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
 
@@ -32,7 +37,8 @@ def find_prunable(
     """Names of the matrices to prune.
 
     By default the LSTM matrices (`weight_ih`, `weight_hh`, `weight_hr`) and the weights of
-    `nn.Linear` (projections, feed-forward layers).
+    `nn.Linear` (projections, feed-forward layers, self-attention of the encoder): a rule of the
+    names alone, so that every method prunes the same matrices of a net.
 
     Args:
         model: Any module.
@@ -50,7 +56,8 @@ def find_prunable(
         ValueError: If an expression is malformed, one of `include` matches nothing, or nothing is
             left and something must be.
 
-    Source: Pang et al. 2018, section 5: only encoder and decoder LSTM weights are pruned.
+    Source: Pang et al. 2018, section 5: only encoder and decoder LSTM weights are pruned. Of a LAS
+    with LSTM layers the default rule chooses exactly these.
     """
     if exclude is None:
         exclude = () if include else DEFAULT_EXCLUDE

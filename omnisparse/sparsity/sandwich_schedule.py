@@ -13,6 +13,9 @@ from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.space import Distribution, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet
 
+_SOON = (1, 3, 10, 30)
+"""Steps behind the core before which weights are ranked out of turn."""
+
 
 class SandwichSchedule:
     """The subnets of every step: a function of (seed, step), equal in every process.
@@ -57,12 +60,14 @@ class SandwichSchedule:
         refresh_every: int = 100,
     ) -> None:
         self.supernet = supernet
+        self.max_steps = max_steps
         self.seed = seed
         self.refresh_every = refresh_every
         self._min_density = self._density(min_size)
         self.min_spec = supernet.spec_for(min_size)
         """The smallest subnet, once it has shrunk."""
         levels = levels if distribution == "levels" else ()
+        self.num_levels = len(levels)
         for level in levels:
             if self._density(level) < self._min_density:
                 raise ValueError(f"levels: {level} is below min_size, which is {min_size}")
@@ -90,10 +95,21 @@ class SandwichSchedule:
 
     def refresh_if_due(self, step: int) -> None:
         """Rank the weights anew where the step asks for it, once a step."""
-        is_due = (step - self.warmup_steps) % self.refresh_every == 0
-        if step >= self.warmup_steps and is_due and self._ranked_at != step:
+        if self._is_due(step) and self._ranked_at != step:
             self.supernet.refresh()
             self._ranked_at = step
+
+    def _is_due(self, step: int) -> bool:
+        """Whether weights are ranked before ``step``.
+
+        Behind the core all others are exactly 0, and ties are broken by index: the next ring of
+        subnets would be the first rows of each matrix until they are ranked by what they learned.
+        """
+        if step < self.warmup_steps:
+            return False
+        if self.core_steps > self.warmup_steps and step - self.core_steps in _SOON:
+            return True
+        return (step - self.warmup_steps) % self.refresh_every == 0
 
     def least_density(self, step: int) -> float:
         """Density of the smallest subnet while it shrinks, in (0, 1]; 0 when it is ``min_size``.
@@ -121,3 +137,20 @@ class SandwichSchedule:
     def random(self, step: int, index: int) -> SubnetSpec:
         """The ``index``-th member of a step; 0 would be the smallest."""
         return self.space.sample(subnet_generator(self.seed, step, index), self.least_density(step))
+
+    def alone(self, step: int) -> SubnetSpec | None:
+        """The one net of a step that trains one; None is the dense net.
+
+        From the end of the warm-up on, any size; with levels, the dense net and the smallest subnet
+        as often as each of them.
+        """
+        if step < self.warmup_steps:
+            return None
+        generator = subnet_generator(self.seed, step, 0)
+        if self.num_levels:
+            import torch
+
+            choice = int(torch.randint(self.num_levels + 2, (1,), generator=generator))
+            if choice < 2:
+                return None if choice == 0 else self.smallest(step)
+        return self.space.sample(generator, self.least_density(step))

@@ -21,7 +21,7 @@ from torch import nn
 
 from omnisparse.data.batching import Batch, TrainingBatches
 from omnisparse.errors import OmnisparseError
-from omnisparse.methods.base import Method
+from omnisparse.methods.base import Method, model_to_keep
 from omnisparse.models.base import SpeechModel
 from omnisparse.training.checkpoint import (
     Checkpoint,
@@ -111,11 +111,9 @@ class Trainer:
         )  # fmt: skip
         self.parameters = dict(model.named_parameters())
         self.optimizer = make_optimizer(
-            self.parameters,
-            learning_rate=config.learning_rate,
-            betas=config.betas,
+            self.parameters, learning_rate=config.learning_rate, betas=config.betas,
             weight_decay=config.weight_decay,
-        )
+        )  # fmt: skip
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
         self.best: float | None = None
         self.step = 0
@@ -150,6 +148,8 @@ class Trainer:
                         continue
                 if self.accelerator.is_main_process and self.on_progress is not None:
                     self.on_progress(self.step, self.max_steps, metrics)
+                if (name := model_to_keep(self.method, self.step)) is not None:
+                    self._keep(name, record={**self.record, "max_steps": self.step})
                 signal = self._stop_signal(now=self._evaluate_if_due(done))
                 if self.step % self.config.checkpoint_every == 0 or done or signal is not None:
                     path = self.save()
@@ -268,9 +268,7 @@ class Trainer:
         rate = metrics.get("dev/wer", math.inf)
         if rate < (math.inf if self.best is None else self.best):
             self.best = rate
-            cost = self._summed_cost()
-            if self.accelerator.is_main_process:
-                self._write_variant("best", self.model.state_dict(), {"cost": cost})
+            self._keep("best")
         with self._watch.doing(WAITING):
             self.accelerator.wait_for_everyone()
 
@@ -289,9 +287,8 @@ class Trainer:
         The batches since are left out. The steps since are paid for: the cost stays.
         """
         begin = (self.step - 1) // self.config.log_every * self.config.log_every
-        checkpoint = None
-        if self._spikes.rollbacks < self._spikes.most:
-            checkpoint = load_newest(self.run / "checkpoints", until=begin)
+        may = self._spikes.rollbacks < self._spikes.most
+        checkpoint = load_newest(self.run / "checkpoints", until=begin) if may else None
         if checkpoint is None:
             self.stage(f"the loss has a spike before step {self.step}; the run goes on with it")
             return False
@@ -312,8 +309,7 @@ class Trainer:
         state = {
             "batches": self.batches.state_dict(),
             "cost": self._summed_cost(),
-            "processes": self.accelerator.num_processes,
-            "record": self.record,
+            **{"processes": self.accelerator.num_processes, "record": self.record},
             "window": self._window.sums(),
             "precision": precision_of(self.accelerator),
             "best": self.best,
@@ -327,6 +323,12 @@ class Trainer:
         with self._watch.doing(WAITING):
             self.accelerator.wait_for_everyone()
         return folder
+
+    def _keep(self, name: str, **more: Any) -> None:
+        """Keep the net as it is now beside the run's last."""
+        state = {"cost": self._summed_cost(), **more}
+        if self.accelerator.is_main_process:
+            self._write_variant(name, self.model.state_dict(), state)
 
     def _write(self, folder: Path, state: dict[str, Any]) -> None:
         tensors = {

@@ -22,11 +22,12 @@ from omnisparse.cli.baseline import plan_baseline
 from omnisparse.cli.main import verbs
 from omnisparse.cli.train import run_recipe
 from omnisparse.comparison.candidates import read_candidates
-from omnisparse.config import RunConfig, config_to_yaml
+from omnisparse.config import RunConfig, config_to_yaml, load_config
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.pareto import format_count
 from omnisparse.pipeline.evaluate import recognise
 from omnisparse.pipeline.extract import extract
+from omnisparse.pipeline.train import train as run_training
 from omnisparse.runs.record import read_record
 
 ROOT = Path(__file__).parents[2]
@@ -205,16 +206,75 @@ def test_an_interrupted_sweep_continues_its_run(config: Path) -> None:
     assert "stopped by SIGTERM at step" in entry["error"]
 
 
-def test_the_first_steps_of_a_run_are_no_row(config: Path) -> None:
-    train(config, "method=base")
-    train(config, "method=distilled", "size=60%")
+def test_a_student_is_one_training_beside_its_teacher(config: Path) -> None:
+    base = train(config, "method=base")
+    student = train(config, "method=distilled", "size=60%")
     runs = sorted(path for path in Path("runs").iterdir() if not path.is_symlink())
-    (part,) = (run for run in runs if read_record(run).row == "part")
-    candidates, _ = read_candidates(runs, by="method")
-    assert sorted(candidate.row for candidate in candidates) == ["base", "distilled"]
-    assert part.resolve() not in [candidate.path for candidate in candidates]
+    assert runs == sorted([base, student])
+    record, own = read_record(student), read_record(base)
+    assert record.training.optimizer_steps == own.training.optimizer_steps
+    assert record.account.teacher_utterance_passes == own.training.utterance_passes
+    kept = yaml.safe_load((student / "config.yaml").read_text())["method"]
+    assert (kept["label_fraction"], kept["teacher"]) == (0.2, str(base))
+
+
+def test_the_first_steps_of_a_run_are_no_row(config: Path) -> None:
+    """Earlier versions trained a student in two runs; the first of them is in no table."""
+    base = train(config, "method=base")
+    part = run_training(load_config(config), out=Path("runs/part"), row="part").run
+    candidates, _ = read_candidates([base, part], by="method")
+    assert [candidate.row for candidate in candidates] == ["base"]
     with pytest.raises(OmnisparseError, match="only the first steps of other runs"):
         read_candidates([part], by="method")
+
+
+def test_one_pruning_gives_a_model_of_every_size(config: Path, speech: Path) -> None:
+    """Its models are columns of the table for the cost of one training, and exact extractions."""
+    run = train(config, "method=pruned", "sizes=[80%,60%]", "training.max_steps=12",
+                "method.frequency=1")  # fmt: skip
+    assert run == Path("runs/tiny-pruned-once-s0")
+    record = json.loads(next(run.glob("checkpoints/*/state.json")).read_text())["state"]["record"]
+    (kept,) = record["pruning"]["kept"].items()
+    base = train(config, "method=pruned", "size=80%", "training.max_steps=12")
+    arguments = ["compare", run, base, "--wandb", "off", "--json"]
+    found = json.loads(invoke(*arguments).stdout)
+    cells = {(row["row"], row["size"]): row for row in found["rows"]}
+    (dense,) = {model["parameters"] for model in found["models"]}
+    for size in ("80%", "60%"):
+        cell = cells["pruned_once", size]
+        assert cell["nonzero"] == round(float(size[:-1]) / 100 * dense)
+        made = extract(run, size=size)
+        assert (made["nonzero"], made["warnings"]) == (cell["nonzero"], [])
+    costs = {cost["row"]: cost for cost in found["costs"]}
+    once, one = costs["pruned_once"], costs["pruned"]
+    assert (once["trainings"], one["trainings"]) == (1, 1)
+    assert once["optimizer_steps"] == one["optimizer_steps"] == 12
+    # What was kept is the net as it was then, of which the last is a part.
+    kept_run = run / "weights" / kept[0]
+    assert (
+        json.loads(next(kept_run.glob("checkpoints/*/state.json")).read_text())["step"] == (kept[1])
+    )
+    between = extract(run, size="70%", out=Path("between"))
+    assert between["nonzero"] == round(0.7 * dense)
+    with pytest.raises(ValueError, match="has models of several sizes"):
+        extract(run, size="20KB")
+
+
+def test_a_dense_net_is_cut_to_each_size_within_one_budget(config: Path) -> None:
+    sizes, steps = ("80%", "60%"), "training.max_steps=20"
+    runs = [train(config, "method=cut", f"size={size}", "sizes=[80%,60%]", steps)
+            for size in sizes]  # fmt: skip
+    made = sorted(path.name for path in Path("runs").iterdir() if not path.is_symlink())
+    assert made == ["tiny-cut-60pct-s0", "tiny-cut-80pct-s0", "tiny-cut-base-s0"]
+    assert [read_record(run).training.optimizer_steps for run in runs] == [3, 3]
+    assert read_record(Path("runs/tiny-cut-base-s0")).training.optimizer_steps == 14
+    out = invoke("compare", *runs, "--wandb", "off", "--json").stdout
+    found = json.loads(out)
+    (cost,) = found["costs"]
+    assert (cost["trainings"], cost["optimizer_steps"]) == (3, 20)
+    (dense,) = {model["parameters"] for model in found["models"]}
+    for cell in found["rows"]:
+        assert cell["nonzero"] == round(float(cell["size"][:-1]) / 100 * dense)
 
 
 # -- the table --------------------------------------------------------------------------------

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from omnisparse.cli.baseline import configure, parse_request
 from omnisparse.comparison import baselines
 from omnisparse.comparison.baselines import (
     SUPERNET_BUDGETS,
     baseline_config,
-    layer_limit_configs,
 )
+from omnisparse.comparison.layer_limits import layer_limit_configs
 from omnisparse.comparison.rows import PLANS, ROWS, SUPERNETS
 from omnisparse.config import ConfigError, RunConfig, config_to_yaml, load_config
 from omnisparse.errors import OmnisparseError
@@ -23,6 +24,8 @@ from omnisparse.methods import (
     DistillationConfig,
     GradualPruningConfig,
     SandwichConfig,
+    distillation_of,
+    passes_of,
 )
 from omnisparse.methods.widths import (
     count_parameters,
@@ -34,6 +37,7 @@ from omnisparse.models import LasConfig, TransducerConfig, build_model
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.layer_limit import count_layers
+from omnisparse.sparsity.prunable import find_prunable
 
 BASE = RunConfig(
     name="las",
@@ -115,50 +119,103 @@ def test_a_size_below_the_narrowest_net_names_that() -> None:
 
 
 def test_every_row_is_of_its_size_and_kind(teacher: Path) -> None:
+    names = set()
     target = round(0.5 * DENSE)
     kinds = {
         "base": DenseConfig, "factored": DenseConfig, "distilled": DistillationConfig,
         "factored_distilled": DistillationConfig, "pruned": GradualPruningConfig,
         "factored_distilled_pruned": GradualPruningConfig, "supernet": SandwichConfig,
-        "supernet_double": SandwichConfig,
+        "supernet_double": SandwichConfig, "supernet_labels": SandwichConfig,
+        "supernet_single": SandwichConfig, "pruned_double": GradualPruningConfig,
+        "pruned_once": GradualPruningConfig, "cut": GradualPruningConfig,
     }  # fmt: skip
     assert set(kinds) == set(ROWS) - set(PLANS)
     assert set(SUPERNET_BUDGETS) == set(SUPERNETS)
+    alone = (*SUPERNET_BUDGETS, "pruned_once")
     for method, kind in kinds.items():
-        size = None if method in SUPERNET_BUDGETS else "50%"
-        config = row(method, size, teacher if "distilled" in method else None)
+        size = None if method in alone else "50%"
+        config = baseline_config(
+            BASE, method=method, size=size, teacher=teacher if "distilled" in method else None,
+            init=Path("r") if method == "cut" else None,
+        )  # fmt: skip
         assert type(config.method) is kind
         assert isinstance(config.model, LasConfig)
         assert (config.model.encoder_projection is not None) == method.startswith("factored")
         count = count_parameters(config.model, **DIMENSIONS)
-        if method in ("pruned", *SUPERNET_BUDGETS):
+        if method in ("pruned", "pruned_double", "cut", *alone):
             assert config.model == BASE.model
         elif method == "factored_distilled_pruned":
             assert 0.98 * math.sqrt(target * DENSE) < count <= math.sqrt(target * DENSE)
         else:
             assert 0.98 * target < count <= target
         if isinstance(config.method, GradualPruningConfig):
-            assert config.method.size == str(target)
-        if isinstance(config.method, SandwichConfig):
-            passes = config.training.epochs * config.method.mean_passes / BASE.training.epochs
-            assert passes == pytest.approx(SUPERNET_BUDGETS[method])
-            config = replace(config, training=replace(config.training, epochs=BASE.training.epochs))
+            smallest = round(0.125 * DENSE) if method == "pruned_once" else target
+            assert config.method.size == str(smallest)
+            assert config.method.sizes == (("50%", "25%") if method == "pruned_once" else ())
+        passes = config.training.epochs * passes_of(config.method) / BASE.training.epochs
+        assert passes == pytest.approx(2.0 if method.endswith("double") else 1.0)
+        config = replace(config, training=replace(config.training, epochs=BASE.training.epochs))
         assert (config.training, config.data) == (BASE.training, BASE.data)
         assert "%" not in config.name
-    names = {row(method, "50%", teacher if "distilled" in method else None).name
-             for method in kinds if method not in SUPERNET_BUDGETS}  # fmt: skip
-    assert len(names) == 6
+        names.add(config.name)
+    assert len(names) == len(kinds)
+
+
+def test_the_controls_of_the_supernet_change_what_they_say() -> None:
+    base = replace(BASE, method=SandwichConfig(min_size="60%", member_share=0.3))
+    labels, single = (
+        baseline_config(base, method=f"supernet_{name}", size=None, teacher=None, init=None).method
+        for name in ("labels", "single")
+    )
+    assert labels == replace(base.method, label_weight=1.0, distillation_weight=0.0)
+    assert single == replace(base.method, rule="single")
+    assert passes_of(single) == 1.0
+
+
+def test_sizes_of_one_pruning() -> None:
+    for words in (["method=pruned", "sizes=[50%,25%]"], ["method=pruned_once", "sizes=25%,50%"]):
+        request = parse_request(words)
+        assert request.method == "pruned_once"
+        config = configure(BASE, request)
+        assert isinstance(config.method, GradualPruningConfig)
+        assert (config.method.sizes, config.method.size) == (("50%",), str(round(DENSE / 4)))
+        assert config.name == "las-pruned-once-s0"
+    # In a sweep over sizes it is one run.
+    assert parse_request(["method=pruned_once", "size=25%"]).size is None
+    with pytest.raises(ConfigError, match="sizes is for pruned and cut; base takes size="):
+        parse_request(["method=base", "sizes=[50%,25%]"])
+    with pytest.raises(ConfigError, match=r"sizes is '\[50%\]'; legal: two or more"):
+        parse_request(["method=pruned", "sizes=[50%]"])
+    with pytest.raises(OmnisparseError, match="needs init: the dense net that it cuts"):
+        row("cut", "25%")
 
 
 def test_the_combination_factors_then_distils_then_prunes(teacher: Path) -> None:
     config = row("factored_distilled_pruned", "25%", teacher)
     assert isinstance(config.method, GradualPruningConfig)
     assert config.method.distillation == DistillationConfig(teacher=str(LARGE))
+    assert (config.method.begin, config.method.end) == baselines.FACTORED_DISTILLED_PRUNED
     assert isinstance(config.model, LasConfig)
     assert config.model.encoder_projection
     earlier = row("factored_distilled", "50%", teacher)
     assert isinstance(earlier.model, LasConfig)
     assert earlier.model == config.model  # what is pruned to 25 % is the F + D net of 50 %
+
+
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [((), 0.2), (("pretrain=30%",), 0.3), (("init=r",), 0.0), (("init=r", "pretrain=0.1"), 0.1)],
+)
+@pytest.mark.parametrize("method", ["distilled", "factored_distilled_pruned", "pruned"])
+def test_a_student_learns_from_labels_first(
+    teacher: Path, method: str, words: tuple[str, ...], share: float
+) -> None:
+    request = parse_request([f"method={method}", "size=25%", f"teacher={teacher}", *words])
+    config = configure(BASE, request)
+    found = distillation_of(config.method)
+    assert found is not None
+    assert found.label_fraction == share
+    assert config.training == BASE.training  # one training, as long as any other row
 
 
 def test_choices_of_the_base_are_kept(teacher: Path) -> None:
@@ -292,7 +349,12 @@ def shipped(name: str) -> tuple[RunConfig, dict[str, int]]:
     return config, {"input_dim": features.num_bins * features.stack, "vocab_size": pieces}
 
 
-@pytest.mark.parametrize("method", sorted(set(ROWS) - {"base", *SUPERNET_BUDGETS, *PLANS}))
+CONTROLS = {"pruned_double", "pruned_once", "cut"}
+
+
+@pytest.mark.parametrize(
+    "method", sorted(set(ROWS) - {"base", *SUPERNET_BUDGETS, *PLANS} - CONTROLS)
+)
 def test_the_shipped_rows_have_the_size_they_say(method: str) -> None:
     base, dimensions = shipped("las_assistant.yaml")
     dense = count_parameters(base.model, **dimensions)
@@ -312,10 +374,53 @@ def pruning_budget(shapes: dict[str, tuple[int, ...]]) -> Budget:
     return Budget(shapes, [fqn for fqn in shapes if ".weight_" in fqn])
 
 
-def test_how_far_the_paper_scale_net_can_be_pruned_is_said() -> None:
-    config, dimensions = shipped("las_110m_librispeech_pruned.yaml")
-    assert isinstance(config.method, GradualPruningConfig)
-    budget = pruning_budget(parameter_shapes(config.model, **dimensions))
-    budget.solve(config.method.size)
-    with pytest.raises(ValueError, match=r"'16M' is out of range .*legal: 17[45]\d{5} "):
-        budget.solve("16M")
+SMALL_ALREADY = ("16m", "32m", "57m", "distilled", "factored")
+"""Nets that are a compression themselves."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        path.name
+        for path in CONFIGS.glob("*.yaml")
+        if not any(word in path.name for word in SMALL_ALREADY)
+    ),
+)
+def test_every_shipped_net_can_be_pruned_to_an_eighth_and_all_rows_prune_the_same(
+    name: str,
+) -> None:
+    base, dimensions = shipped(name)
+    with torch.device("meta"):
+        model = build_model(base.model, **dimensions)
+    sets = []
+    for method in ("pruned", "supernet"):
+        for size in ("50%", "25%", "12.5%"):
+            config = baseline_config(
+                base, method=method, size=size if method == "pruned" else None,
+                teacher=None, init=None,
+            )  # fmt: skip
+            assert config.model == base.model
+            assert isinstance(config.method, GradualPruningConfig | SandwichConfig)
+            sets.append(find_prunable(model, include=config.method.prunable))
+            budget = Budget.of(model, sets[-1])
+            target = config.method.size if method == "pruned" else size  # type: ignore[union-attr]
+            kept = budget.solve(target)
+            assert kept + budget.unprunable == pytest.approx(
+                float(size[:-1]) / 100 * budget.dense_parameters, abs=1
+            )
+            assert kept > 0.02 * budget.prunable_parameters  # more than a name of a net
+    assert all(names == sets[0] for names in sets)
+    assert not any("embedding" in name or name.startswith("output") for name in sets[0])
+
+
+def test_the_paper_scale_net_is_pruned_the_same_by_its_two_files() -> None:
+    alone, dimensions = shipped("las_110m_librispeech_pruned.yaml")
+    base, _ = shipped("las_110m_librispeech.yaml")
+    row = baseline_config(base, method="pruned", size="32M", teacher=None, init=None)
+    assert alone.model == base.model
+    assert (alone.data, alone.corpus, alone.training) == (row.data, row.corpus, row.training)
+    budget = pruning_budget(parameter_shapes(base.model, **dimensions))
+    assert isinstance(alone.method, GradualPruningConfig)
+    assert replace(alone.method, size="32000000") == row.method
+    # 16 M, the smallest net of the paper, is a net and not a few connections.
+    assert budget.solve("16M") > 0.02 * budget.prunable_parameters

@@ -46,6 +46,10 @@ NETS: dict[str, Any] = {
         decoder_dim=36, decoder_projection=20, ctc_weight=0.2,
     ),
     "las1": LasConfig(**SMALL, attention_dim=16, attention_heads=2, decoder_layers=1),
+    "laspaper": LasConfig(
+        **SMALL, attention_dim=24, attention_heads=3, decoder_dim=36, attention="additive",
+        context_input="first_layer",
+    ),
 }  # fmt: skip
 
 TEXT = "one two three four five six seven"
@@ -151,7 +155,7 @@ def test_texts_are_those_of_the_masked_dense_net(
     assert max(len(text) for text in texts) > 5
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstmp", "las", "lasp"])
+@pytest.mark.parametrize("name", ["lstm", "lstmp", "las", "lasp", "laspaper"])
 def test_scores_are_close(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The stated tolerance: 1e-4 of encoder frames of the size of one."""
     net = make_net(name, density=0.1)

@@ -142,6 +142,59 @@ def test_every_parameter_gets_a_gradient_for_the_sake_of_several_processes(
 
 
 @MODELS
+@pytest.mark.parametrize("objective", ["truth", "top"])
+def test_ctc_on_the_labels_keeps_its_weight(config: Config, objective: str) -> None:
+    config = dataclasses.replace(config, ctc_weight=0.3, predictor_warmup=0) if isinstance(
+        config, TransducerConfig
+    ) else dataclasses.replace(config, ctc_weight=0.3)  # fmt: skip
+    model, batch = make_model(config), make_batch()
+    teacher = Teacher(other_model(config), hypotheses=hypotheses(batch))
+
+    def gradient(label_weight: float) -> Tensor:
+        model.zero_grad()
+        method = make_method(config, teacher, objective=objective, label_weight=label_weight)
+        for loss in losses_of(method, model, batch):
+            (loss.value_sum * loss.weight).backward()
+        assert model.ctc_output is not None
+        assert model.ctc_output.weight.grad is not None
+        return model.ctc_output.weight.grad.clone()
+
+    model.zero_grad()
+    forward_batch(model, batch).label_loss_sum.backward()
+    assert model.ctc_output is not None
+    expected = model.ctc_output.weight.grad
+    assert expected is not None
+    assert expected.abs().max() > 0
+    for label_weight in (0.0, 0.4, 1.0):
+        torch.testing.assert_close(gradient(label_weight), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_alone_come_first_in_the_same_training() -> None:
+    model, batch = make_model(LAS), make_batch()
+    teacher = Teacher(other_model(LAS), hypotheses=hypotheses(batch))
+    method = make_method(LAS, teacher, objective="beam", beam=2, label_fraction=0.3)
+    output = forward_batch(model, batch)
+    for step, names in ((0, ["dense"]), (2, ["dense"]), (3, ["beam_0", "beam_1"])):
+        losses = list(method.losses(model, batch, step))
+        assert [loss.name for loss in losses] == names
+        assert method.num_losses(step) == len(method.units(batch, step)) == len(names)
+        for loss, units in zip(losses, method.units(batch, step), strict=True):
+            assert float(loss.num_units) == pytest.approx(units)
+    (alone,) = method.losses(model, batch, 0)
+    assert torch.equal(alone.value_sum, output.label_loss_sum)
+
+
+def test_top_is_the_most_probable_hypothesis_and_not_the_best_per_length() -> None:
+    model, batch = make_model(LAS), make_batch(1)
+    (name,) = batch.ids
+    long, short = Hypothesis([3, 4, 5, 6], -2.0), Hypothesis([7], -1.5)
+    teacher = Teacher(other_model(LAS), hypotheses={name: [long, short]})
+    (top,) = losses_of(make_method(LAS, teacher, objective="top"), model, batch)
+    (truth,) = losses_of(make_method(LAS, teacher), model, with_tokens(batch, [[7]]))
+    torch.testing.assert_close(top.value_sum, truth.value_sum)
+
+
+@MODELS
 def test_beam_of_one_hypothesis_equals_top(config: Config) -> None:
     model, batch = make_model(config), make_batch()
     teacher = Teacher(other_model(config), hypotheses=hypotheses(batch))

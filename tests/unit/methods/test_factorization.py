@@ -20,6 +20,13 @@ LAS_PARTS = [
     dataclasses.replace(LAS, encoder_projection=6, decoder_projection=7, decoder_layers=1),
     dataclasses.replace(TRANSDUCER, encoder_projection=8, layer_norm=False, ctc_weight=0.3),
     dataclasses.replace(TRANSDUCER, encoder_projection=8, encoder_layers=4, time_reduction=4),
+    dataclasses.replace(
+        LAS,
+        decoder_projection=8,
+        layer_norm=False,
+        attention="additive",
+        context_input="first_layer",
+    ),
 ]
 CASES = pytest.mark.parametrize("config", LAS_PARTS, ids=range(len(LAS_PARTS)))
 
@@ -53,7 +60,9 @@ def confine(model: SpeechModel, factored: SpeechModel) -> None:
                     part.copy_(part @ basis @ basis.T)
 
 
-@pytest.mark.parametrize("config", LAS_PARTS[:2] + LAS_PARTS[4:5], ids=["encoder", "decoder", "t"])
+@pytest.mark.parametrize(
+    "config", LAS_PARTS[:2] + LAS_PARTS[4:5] + LAS_PARTS[-1:], ids=["e", "d", "t", "paper"]
+)
 def test_a_net_of_low_rank_is_factorised_without_loss(
     config: LasConfig | TransducerConfig,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -20,6 +21,7 @@ from omnisparse.methods import (
     build_method,
     distillation_of,
 )
+from omnisparse.methods.base import forward_batch
 from omnisparse.models import LasConfig, SpeechModel, TransducerConfig
 from omnisparse.sparsity.budget import compression_rate, num_nonzero
 from omnisparse.sparsity.prunable import find_prunable
@@ -94,11 +96,12 @@ def test_the_published_compression_rate() -> None:
 
 @MODELS
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_the_size_is_exact_and_only_lstm_matrices_are_pruned(config: Config, scope: str) -> None:
+def test_the_size_is_exact_and_nothing_else_is_pruned(config: Config, scope: str) -> None:
     model = make_model(config)
+    model.skip_phases()
     method = make_method(model, max_steps=10, scope=scope, frequency=3, begin=0.1, end=0.8)
     target = round(0.6 * method.budget.dense_parameters)
-    assert all("weight_" in fqn for fqn in method.budget.prunable)
+    assert all("weight_" in fqn or "projection" in fqn for fqn in method.budget.prunable)
     train(method, model, range(8), adam(model))
     assert nonzero(method, model) == target
     untouched = [p for n, p in model.named_parameters() if n not in method.budget.prunable]
@@ -163,7 +166,7 @@ def test_masks_survive_a_resume_between_two_updates() -> None:
     method = make_method(model, frequency=50)
     train(method, model, range(20), adam(model))
     state = method.state_dict()
-    assert all(bits.dtype == torch.uint8 for bits in state.values())
+    assert all(bits.dtype == torch.uint8 for fqn, bits in state.items() if fqn != "schedule")
     other = make_model(LAS)
     again = make_method(other, frequency=50)
     other.load_state_dict(model.state_dict())
@@ -207,6 +210,121 @@ def test_pruning_under_a_teacher_trains_on_the_teachers_loss() -> None:
         other.load_state_dict(method.state_dict())
 
 
+def warming(steps: int = 40, ctc: bool = True) -> SpeechModel:
+    """A transducer whose predictor waits."""
+    config = dataclasses.replace(TRANSDUCER, predictor_warmup=steps, ctc_weight=0.3 if ctc else 0.0)
+    return make_model(config)
+
+
+@pytest.mark.parametrize("ctc", [True, False])
+def test_a_part_learns_from_the_step_it_says(ctc: bool) -> None:
+    """The oracle of ``learns_from`` is the gradient."""
+    model, batch = warming(ctc=ctc).train(), make_batch(4)
+    for step in (0, 39, 40):
+        model.set_step(step)
+        model.zero_grad()
+        forward_batch(model, batch).label_loss_sum.backward()
+        for name, parameter in model.named_parameters():
+            moved = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+            if name.startswith("predictor.embedding") or moved:
+                continue
+            assert step < model.learns_from(name) == 40, name
+        if step < 40:
+            gradient = model.get_parameter("predictor.layers.0.weight_hh_l0").grad
+            assert gradient is None or not gradient.any()
+
+
+def test_nothing_is_pruned_before_every_pruned_part_learns() -> None:
+    model = warming(4)
+    method = make_method(model, max_steps=14, frequency=1)
+    assert (method.begin, method.end) == (5, 11)  # 4, and 10 % and 70 % of what is left
+    assert method.described() == {"pruning": {"begin": 5, "end": 11, "learns_from": 4}}
+    (line,) = method.notes()
+    assert "from step 5 to 11" in line
+    assert "step 4," in line
+    assert make_method(make_model(LAS)).notes() == ()
+    train(method, model, range(4), adam(model))
+    assert not method.masks
+    train(method, model, range(4, 7), adam(model))
+    assert nonzero(method, model) < method.budget.dense_parameters
+    # A prunable set without the part that waits does not wait.
+    assert make_method(warming(), prunable=("encoder.*weight_",)).begin == 10
+    # A net that starts from trained weights has no such phase.
+    trained = warming()
+    trained.skip_phases()
+    assert make_method(trained).begin == 10
+    assert make_method(warming(), max_steps=0, begin=0, end=0).begin == 0
+    with pytest.raises(ValueError, match=r"from step 20 .* is before step 40, .*legal: .* 40 and"):
+        make_method(warming(), begin=20)
+    assert make_method(warming(), max_steps=30).begin == 30  # of a trial run that is too short
+
+
+def test_a_checkpoint_of_before_keeps_its_schedule() -> None:
+    model = warming()
+    method = make_method(model, max_steps=140)
+    state = method.state_dict() | {
+        f"mask/{fqn}": torch.full((-(-numel // 8),), 255, dtype=torch.uint8)
+        for fqn, numel in method.budget.prunable.items()
+    }
+    del state["schedule"]
+    method.load_state_dict(state)
+    assert (method.begin, method.end) == (14, 98)
+
+
+def test_one_pruning_rests_at_each_size_and_keeps_a_model() -> None:
+    model = make_model(LAS)
+    sizes = {"80%": 80, "60%": 60}
+    method = make_method(
+        model, max_steps=30, size="50%", sizes=("60%", "80%"), hold_fraction=0.1, frequency=3
+    )
+    dense, optimizer, kept, counts = method.budget.dense_parameters, adam(model), {}, []
+    for step in range(30):
+        train(method, model, range(step, step + 1), optimizer)
+        counts.append(nonzero(method, model))
+        name = method.model_to_keep(step + 1)
+        if name is not None:
+            kept[name] = (step + 1, counts[-1])
+    assert counts == sorted(counts, reverse=True)
+    assert list(kept) == ["size-80pct", "size-60pct"]
+    for size, share in sizes.items():
+        done, count = kept[f"size-{size[:-1]}pct"]
+        assert count == round(share / 100 * dense)
+        assert set(counts[done - 3 : done]) == {count}  # it has trained three steps at this size
+    assert counts[method.end - 1] == counts[-1] == round(0.5 * dense)
+    assert method.described()["pruning"]["kept"] == {k: done for k, (done, _) in kept.items()}
+
+
+@pytest.mark.parametrize("scope", ["layer", "lamp"])
+def test_a_pruned_weight_may_return_until_the_last_mask(scope: str) -> None:
+    model = make_model(LAS)
+    method = make_method(model, max_steps=30, regrowth=True, frequency=2, scope=scope)
+    optimizer, returned = adam(model), 0
+    before: dict[str, torch.Tensor] = {}
+    for step in range(30):
+        train(method, model, range(step, step + 1), optimizer)
+        assert (
+            nonzero(method, model)
+            == method.budget.unprunable + sum(int(mask.sum()) for mask in method.masks.values())
+            or not method.masks
+        )
+        for fqn, mask in method.masks.items():
+            if fqn in before:
+                returned += int((mask & ~before[fqn]).sum())
+            if method.hidden:
+                assert not (method.hidden[fqn][mask]).any()
+        before = dict(method.masks)
+        if step == 12:  # hidden values are state
+            other = make_model(LAS)
+            again = make_method(other, max_steps=30, regrowth=True, frequency=2)
+            other.load_state_dict(model.state_dict())
+            again.load_state_dict(method.state_dict())
+            assert again.hidden
+            assert all(torch.equal(again.hidden[k], v) for k, v in method.hidden.items())
+    assert returned > 0
+    assert method.hidden == {}
+    assert nonzero(method, model) == round(0.6 * method.budget.dense_parameters)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -221,6 +339,8 @@ def test_pruning_under_a_teacher_trains_on_the_teachers_loss() -> None:
         ({"end": 200}, "from step 10 to 200 does not fit a run of 100"),
         ({"size": "1%"}, "'1%' is out of range .*legal"),
         ({"prunable": ("nothing",)}, "'nothing' matches none of"),
+        ({"sizes": ("50%",)}, "sizes: 50% is not above size, which is 60%"),
+        ({"sizes": ("80%",), "hold_fraction": 0.7}, "has no room for 1 rests of 70 steps"),
     ],
 )
 def test_illegal_choices_are_named(options: dict[str, object], message: str) -> None:

@@ -225,6 +225,52 @@ def test_the_core_trains_alone_and_the_dense_net_grows_from_it() -> None:
         assert gradient[now[fqn] == 0].abs().sum() > 0, fqn
 
 
+def test_behind_the_core_weights_are_ranked_before_ties_choose_a_ring() -> None:
+    """All weights behind the core are 0 at first, and ties keep the first rows of a matrix."""
+    method = make_method(LAS, min_size="70%", core_fraction=0.2, refresh_every=20)
+    model, batch = method.supernet.model, make_batch(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    rings = {}
+    fqn = "encoder.layers.1.weight_hh_l0"
+    rows = model.get_parameter(fqn).shape[0]
+    for step in (0, 19, 20, 21, 22):
+        optimizer.zero_grad()
+        for loss in method.losses(method.supernet, batch, step):
+            (loss.value_sum * loss.weight / loss.num_units.clamp(min=1)).backward()
+        if step >= method.schedule.core_steps:
+            places = method.supernet._positions[fqn].view(rows, -1)
+            kept = method.schedule.min_spec.counts(method.supernet.budget.prunable)[fqn]
+            ring = (places >= kept) & (places < 1.15 * kept)
+            rings[step - method.schedule.core_steps] = float(ring.nonzero()[:, 0].float().mean())
+        optimizer.step()
+        method.on_step_end(step)
+    assert list(rings) == [0, 1, 2]
+    middle = (rows - 1) / 2
+    assert rings[0] < 0.5 * middle  # by index
+    assert abs(rings[1] - middle) < 0.25 * middle  # by what one step has learned
+
+
+def test_one_net_a_step_is_drawn_from_all_sizes() -> None:
+    options = {"rule": "single", "min_size": "60%", "distribution": "levels", "levels": ("80%",)}
+    method, batch = make_method(LAS, warmup_fraction=0.1, **options), make_batch(2)
+    assert method.config.mean_passes == 1.0
+    sizes = []
+    for step in (0, 9, *range(10, 40)):
+        (loss,) = method.losses(method.supernet, batch, step)
+        assert method.num_losses(step) == len(method.units(batch, step)) == 1
+        assert (loss.weight, loss.utterances) == (1.0, len(batch))
+        assert loss.name == "single" if step >= 10 else method.schedule.alone(step) is None
+        sizes.append(method.supernet.nonzero(method.schedule.alone(step)))
+    dense = method.supernet.budget.dense_parameters
+    expected = {round(share * dense) for share in (0.6, 0.8, 1.0)}
+    assert set(sizes[2:]) == expected
+    assert min(sizes[2:].count(size) for size in expected) >= 4
+    method.supernet.activate(method.schedule.alone(39))
+    output = forward_batch(method.supernet, batch)
+    torch.testing.assert_close(loss.value_sum, output.label_loss_sum)
+    assert {make_method(LAS, rule="single").schedule.alone(step) for step in range(3)} != {None}
+
+
 def test_shares_of_a_run_may_add_up_to_all_of_it() -> None:
     SandwichConfig(warmup_fraction=0.8, shrink_fraction=0.2)
     whole = SandwichConfig(warmup_fraction=0.9, core_fraction=0.1, shrink_fraction=0.1)

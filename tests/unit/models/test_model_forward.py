@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from small_models import INPUT_DIM, SMALL_CONFIGS, VOCAB_SIZE, Utterances, small
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from omnisparse.config import ConfigError, config_from_dict
 from omnisparse.models import LasConfig, ModelOutput, SpeechModel, TransducerConfig, build_model
 from omnisparse.models.losses import ctc_loss
 
@@ -260,3 +262,55 @@ def test_a_transducer_with_ctc_trains_by_it_alone_at_first(batch: Utterances) ->
     ):
         assert parameter.grad is not None, name  # distributed training waits for each
         assert parameter.grad.any() == (part in ("encoder", "ctc_output")), name
+
+
+@pytest.mark.parametrize("name", ["las-paper", "las-fed"])
+def test_the_last_context_reaches_the_next_step_of_the_first_layer(name: str) -> None:
+    """By hand, with loops over tokens, heads and frames: eqs. 6 to 8 of Chan et al. 2016."""
+    model = small_model(name)
+    decoder, attention = model.decoder, model.attention
+    torch.manual_seed(3)
+    encoded, lengths = torch.randn(2, 5, 12), torch.tensor([5, 3])
+    tokens = torch.tensor([[1, 4, 6], [1, 5, 2]])
+    with torch.no_grad():
+        found = decoder(tokens, attention, attention.memory(encoded, lengths))
+        for row, length in enumerate(lengths.tolist()):
+            states: list[Any] = [None] * len(decoder.layers)
+            context = torch.zeros(8)
+            for step, token in enumerate(tokens[row].tolist()):
+                values = torch.cat([decoder.embedding.weight[token], context])
+                for index, layer in enumerate(decoder.layers):
+                    outputs, states[index] = layer(values[None], states[index])
+                    values = outputs[0]
+                query = attention.query(values)
+                parts = []
+                for head in (slice(0, 4), slice(4, 8)):
+                    scores = torch.stack([
+                        _score(query[head], attention.key(frame)[head], attention, head)
+                        for frame in encoded[row, :length]
+                    ])  # fmt: skip
+                    shares = scores.softmax(0)
+                    frames = [attention.value(frame)[head] for frame in encoded[row, :length]]
+                    parts.append((shares[:, None] * torch.stack(frames)).sum(0))
+                context = torch.cat(parts)
+                expected = torch.cat([values, context])
+                torch.testing.assert_close(found[row, step], expected, rtol=1e-4, atol=1e-5)
+
+
+def _score(query: Tensor, key: Tensor, attention: Any, head: slice) -> Tensor:
+    if attention.score is None:
+        return (query @ key) / len(query) ** 0.5
+    return attention.score[head] @ torch.tanh(query + key)
+
+
+def test_the_structure_of_before_is_what_no_key_means() -> None:
+    config = LasConfig()
+    assert (config.context_input, config.attention) == ("upper_layers", "dot")
+    model = small_model("las")
+    assert model.decoder.layers[0].input_size == 5
+    assert model.decoder.layers[1].input_size == 10 + 8
+    assert "attention.score" not in dict(model.named_parameters())
+    paper = small_model("las-paper")
+    assert [layer.input_size for layer in paper.decoder.layers] == [5 + 8, 10]
+    with pytest.raises(ConfigError, match="context_input"):
+        config_from_dict({"model": {"kind": "las", "context_input": "both"}})
