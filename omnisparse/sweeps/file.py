@@ -1,8 +1,9 @@
 """W&B sweep files, read without W&B: the runs that a file requests, and their command lines.
 
 Source: W&B's reference of sweep configurations (docs.wandb.ai, "Sweep configuration options").
-Deviation: ``bayes`` and ``early_terminate`` are refused, because they need the server, which knows
-all metrics. Nested parameters are refused, because our keys have dots.
+Deviation: ``bayes`` is another method than the server's (:mod:`omnisparse.sweeps.bayes`), and
+``early_terminate`` is refused, because it needs the server. Nested parameters are refused, because
+our keys have dots.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import yaml
 
 from omnisparse.config.yaml_core import read_yaml
 from omnisparse.errors import OmnisparseError
+from omnisparse.sweeps import bayes
 
 LEGAL_KEYS = (
     "program", "method", "parameters", "command", "name", "description", "project", "entity",
@@ -56,11 +58,35 @@ class Sweep:
 
     path: Path
     program: str
-    method: Literal["grid", "random"]
+    method: Literal["grid", "random", "bayes"]
     parameters: Mapping[str, Mapping[str, Any]]
     """Constraints by parameter, in the order of the file."""
     command: tuple[str, ...]
     run_cap: int | None
+    metric: str | None = None
+    """Name of what a bayes sweep improves."""
+    minimise: bool = True
+    """Whether smaller metrics are better."""
+
+    def number_of_points(self, count: int | None) -> int:
+        """Runs of a random or bayes sweep.
+
+        Raises:
+            SweepError: If nothing says it.
+        """
+        limits = [limit for limit in (count, self.run_cap) if limit is not None]
+        if not limits:
+            raise SweepError(f"{self.path}: a {self.method} sweep needs run_cap or --count")
+        return min(limits)
+
+    def next_point(
+        self, results: Sequence[tuple[Mapping[str, Any], float]], *, number: int, seed: int
+    ) -> dict[str, Any]:
+        """A point of a bayes sweep, from the results so far; see :func:`bayes.next_point`."""
+        kinds = {name: str(_distribution(rule)) for name, rule in self.parameters.items()}
+        return bayes.next_point(
+            self.parameters, kinds, results, minimise=self.minimise, number=number, seed=seed
+        )
 
     def points(self, *, count: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
         """The parameters of every run, in order; the same for the same file, count and seed.
@@ -72,11 +98,11 @@ class Sweep:
         Raises:
             SweepError: If a random sweep has no number of runs.
         """
+        assert self.method != "bayes"
         limits = [limit for limit in (count, self.run_cap) if limit is not None]
         if self.method == "random":
-            if not limits:
-                raise SweepError(f"{self.path}: a random sweep needs run_cap or --count")
-            return [self._draw(random.Random(f"{seed}/{i}")) for i in range(min(limits))]
+            number = self.number_of_points(count)
+            return [self._draw(random.Random(f"{seed}/{i}")) for i in range(number)]
         names = list(self.parameters)
         values = [_grid_values(self.parameters[name]) for name in names]
         points = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
@@ -138,6 +164,10 @@ def load_sweep(path: Path) -> Sweep:
         raise SweepError(f"{path}: parameters is missing or empty")
     for name, rule in parameters.items():
         _check_rule(f"{path}: parameters.{name}", rule, document["method"])
+        kind = _distribution(rule)
+        if document["method"] == "bayes" and kind not in bayes.LEGAL:
+            legal = ", ".join(bayes.LEGAL)
+            raise SweepError(f"{path}: parameters.{name}: {kind} in a bayes sweep; legal: {legal}")
     command = document.get("command", DEFAULT_COMMAND)
     if not isinstance(command, list | tuple) or not command:
         raise SweepError(f"{path}: command must be a list of words")
@@ -151,16 +181,28 @@ def load_sweep(path: Path) -> Sweep:
         parameters={str(name): rule for name, rule in parameters.items()},
         command=tuple(map(str, command)),
         run_cap=document.get("run_cap"),
+        **_metric(document, path),
     )
+
+
+def _metric(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Name and direction of the metric; needed by bayes alone."""
+    metric = document.get("metric")
+    if metric is None and document["method"] != "bayes":
+        return {}
+    goal = metric.get("goal", "minimize") if isinstance(metric, dict) else None
+    name = metric.get("name") if isinstance(metric, dict) else None
+    if not isinstance(name, str) or goal not in ("minimize", "maximize"):
+        raise SweepError(
+            f"{path}: metric is {metric!r}; a name and a goal, minimize or maximize, are expected"
+        )
+    return {"metric": name, "minimise": goal == "minimize"}
 
 
 def _check_top(document: Mapping[str, Any], path: Path) -> None:
     method = document.get("method")
-    if method not in ("grid", "random"):
-        raise SweepError(
-            f"{path}: method is {method!r}; legal without a server: grid, random "
-            "(bayes: `wandb sweep` and `wandb agent`)"
-        )
+    if method not in ("grid", "random", "bayes"):
+        raise SweepError(f"{path}: method is {method!r}; legal: grid, random, bayes")
     if "early_terminate" in document:
         raise SweepError(f"{path}: early_terminate needs the W&B server; remove it")
     unknown = [key for key in document if key not in LEGAL_KEYS]

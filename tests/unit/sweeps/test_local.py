@@ -124,7 +124,16 @@ def test_command_lines_are_those_of_wandbs_agent(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "bayes"}, "method is 'bayes'; legal without a server: grid, random"),
+        ({"method": "bayes"}, "metric is None; a name and a goal"),
+        ({"method": "bayes", "metric": {"name": "a", "goal": "up"}}, "minimize or maximize"),
+        (
+            {
+                "method": "bayes",
+                "metric": {"name": "a"},
+                "parameters": {"a": {"distribution": "normal"}},
+            },
+            r"parameters\.a: normal in a bayes sweep; legal: constant",
+        ),
         ({"method": None}, "method is None"),
         ({"program": None}, "program is missing"),
         ({"parameters": None}, "parameters is missing or empty"),
