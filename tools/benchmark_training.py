@@ -3,6 +3,8 @@
     python tools/benchmark_training.py --config recipes/configs/transducer_books.yaml
     python tools/benchmark_training.py --config recipes/configs/transducer_books.yaml \
         --against f1feb7c --json
+    python tools/benchmark_training.py --config recipes/configs/las_110m_librispeech.yaml \
+        --against f1feb7c --memory --steps 20 --batch 3 --seconds 4
     python tools/benchmark_training.py --config recipes/configs/transducer_emformer_76m.yaml \
         --device cuda --batch 64 --seconds 12 --tokens 45
 
@@ -13,6 +15,10 @@ steps of the two processes take turns, in changing order. Reported are medians o
 speedups and ratios the medians over neighbouring steps (which need not be those of the medians).
 Seconds are CPU time (all threads) on a CPU, which a busy machine stretches less than the clock, and
 time on the clock, the device waited for, on a GPU. Peaks are of the whole process.
+
+With `--memory` the processes run one after the other, both in the wanted precision, and nothing is
+timed: what is reported of each is the peak of its memory and what is in it. `rest` is that of the
+peak which is neither there before nor held between steps: activations, and copies made on the way.
 """
 
 from __future__ import annotations
@@ -42,6 +48,8 @@ class Side:
 
     def __init__(self, tree: Path, order: dict[str, Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(tree)}
+        if order.get("launcher"):  # as `accelerate launch --mixed_precision` hands it on
+            environment["ACCELERATE_MIXED_PRECISION"] = order["launcher"]
         environment["OMP_NUM_THREADS"] = str(order["threads"])
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER)],
@@ -56,6 +64,10 @@ class Side:
     def step(self, net: str) -> float:
         """Seconds of one step."""
         return float(self._ask(net))
+
+    def held(self) -> dict[str, int]:
+        """Bytes of what it holds between two steps."""
+        return dict(json.loads(self._ask("memory")))
 
     def close(self) -> int:
         """End it; bytes at its peak."""
@@ -149,6 +161,30 @@ def report(arguments: argparse.Namespace, sides: list[Side], nets: list[str]) ->
     return result
 
 
+def memory_of(tree: Path, order: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Bytes of one revision at its peak, by what they are."""
+    side = Side(tree, order)
+    for _ in range(steps):
+        side.step(order["nets"][-1])
+    held, before = side.held(), int(side.built["bytes_before"])
+    peak = side.close()
+    parts = {"before": before, **held, "rest": peak - before - sum(held.values())}
+    return {"peak_bytes": peak, "parts": parts, "precision": side.built["mixed_precision"]}
+
+
+def report_memory(
+    arguments: argparse.Namespace, trees: dict[str, tuple[Path, dict[str, Any]]]
+) -> dict[str, Any]:
+    """Peaks of the revisions, one after the other, and the share of the first in the second."""
+    result: dict[str, Any] = {"batch": arguments.batch, "seconds": arguments.seconds}
+    result["steps"] = arguments.steps
+    for name, (tree, order) in trees.items():
+        result[name] = memory_of(tree, order, arguments.steps)
+    if "against" in result:
+        result["share"] = result["new"]["peak_bytes"] / result["against"]["peak_bytes"]
+    return result
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -170,6 +206,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--member-share", type=float, help="of the batch, for all subnets together")
     parser.add_argument("--full-batch", action="store_true", help="every subnet sees everything")
     parser.add_argument("--random-subnets", type=int)
+    parser.add_argument(
+        "--memory", action="store_true", help="of a sandwich: peaks, and what is in them"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -191,14 +230,21 @@ def main() -> None:
     order["precision"] = arguments.precision or ("bf16" if has_bf16(arguments.device) else "fp32")
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if arguments.memory:
+        order["nets"] = ["sandwich"]
     with ExitStack() as stack:
         own = {**order, "config": config_of(ROOT, arguments.config)}
-        sides = [Side(ROOT, own)]
+        trees = {"new": (ROOT, own)}
         if arguments.against:
             tree = stack.enter_context(revision(arguments.against))
             other = {**order, "config": config_of(tree, arguments.config), "precision": None}
-            sides.append(Side(tree, other))
-        result = report(arguments, sides, nets)
+            if arguments.memory and order["precision"] == "bf16":
+                other["launcher"] = "bf16"
+            trees["against"] = (tree, other)
+        if arguments.memory:
+            result = report_memory(arguments, trees)
+        else:
+            result = report(arguments, [Side(*side) for side in trees.values()], nets)
     if arguments.json:
         print(json.dumps(result))
         return

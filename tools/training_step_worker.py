@@ -1,7 +1,8 @@
 """Takes training steps when told to: one side of `tools/benchmark_training.py`.
 
 Reads one JSON object, what to build; then one name a line (`dense` or `sandwich`), each answered by
-the seconds of one step of that net. Behind the last line it prints the peak of its memory. It runs
+the seconds of one step of that net, or `memory`, answered by bytes of what the nets hold between two
+steps. Behind the last line it prints the peak of its memory. It runs
 on any revision of the package since f1feb7c: the one that is on `PYTHONPATH`.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from omnisparse.config import RunConfig, config_from_dict, load_config
@@ -105,6 +107,36 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def num_bytes(held: Any) -> int:
+    """Bytes of tensors, and of those in lists, tuples and mappings."""
+    if isinstance(held, torch.Tensor):
+        return held.numel() * held.element_size()
+    if isinstance(held, dict):
+        held = list(held.values())
+    return sum(map(num_bytes, held)) if isinstance(held, list | tuple | set) else 0
+
+
+def resident_bytes() -> int:
+    """Bytes of this process in memory now."""
+    return psutil.Process().memory_info().rss
+
+
+def held_bytes(trainer: Trainer) -> dict[str, int]:
+    """Bytes of what a trainer holds between two steps, by what it is."""
+    parameters = list(trainer.parameters.values())
+    held = {
+        "weights": num_bytes(parameters),
+        "gradients": num_bytes([p.grad for p in parameters if p.grad is not None]),
+        "moments": num_bytes([dict(state) for state in trainer.optimizer.state.values()]),
+    }
+    supernet = getattr(trainer.method, "supernet", None)
+    names = {"_positions": "ranking", "_masks": "masks"}
+    for name, value in vars(supernet).items() if supernet is not None else ():
+        if name not in ("_parameters", "_buffers", "_modules") and num_bytes(value):
+            held[names.get(name, name)] = num_bytes(value)
+    return held
+
+
 def main() -> None:
     """Build what the first line asks for, then answer."""
     order = json.loads(sys.stdin.readline())
@@ -121,6 +153,7 @@ def main() -> None:
     batch = make_batch(config, order["batch"], order["seconds"], order["tokens"])
     batch = batch.to(accelerator.device)
     with tempfile.TemporaryDirectory() as folder:
+        before = resident_bytes()
         trainers = {
             name: make_trainer(config, name, accelerator, Path(folder)) for name in order["nets"]
         }
@@ -129,8 +162,14 @@ def main() -> None:
         parameters = sum(p.numel() for p in next(iter(trainers.values())).model.parameters())
         name = config.model.kind if order["config"] is None else config.name
         built = {"model": name, "parameters": parameters, "device": accelerator.device.type}
+        built["bytes_before"] = before
         print(json.dumps({**built, "mixed_precision": accelerator.mixed_precision}), flush=True)
         for line in sys.stdin:
+            if line.strip() == "memory":
+                held = [held_bytes(trainer) for trainer in trainers.values()]
+                print(json.dumps({key: sum(one.get(key, 0) for one in held) for key in held[-1]}))
+                sys.stdout.flush()
+                continue
             started = clock(accelerator.device)
             trainer = trainers[line.strip()]
             step = "train_step" if hasattr(trainer, "train_step") else "_train_step"  # of before

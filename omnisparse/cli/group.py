@@ -98,6 +98,11 @@ def failures_in_one_line(ctx: click.Context, *, debug: bool) -> Iterator[None]:
             f"pip install 'omnisparse[{extra_of(error)}]'"
         )
         ctx.exit(EXIT_FAILED)
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported
+            raise
+        print_error(f"out of memory: {'. '.join(str(error).split('. ')[:2])}")
+        ctx.exit(EXIT_FAILED)
     except (OmnisparseError, ValueError, OSError, MemoryError) as error:
         if debug:
             raise

@@ -10,6 +10,9 @@ import torch
 from omnisparse.data.batching import Batch
 from omnisparse.errors import OmnisparseError
 
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Of the CPU's allocator, the driver and cuBLAS, whose errors are not those of torch's."""
+
 
 def micro_batches(batch: Batch, parts: int, seconds: float | None) -> list[Batch]:
     """Cut a batch into stretches of neighbouring utterances.
@@ -43,7 +46,7 @@ def raise_if_out_of_memory(error: Exception, batch: Batch) -> None:
         OmnisparseError: If it is.
     """
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in _NO_MEMORY):
         raise OmnisparseError(
             f"out of memory with {len(batch)} utterances of {batch.audio_seconds:.0f} s in a "
             "process's part of a batch; compute it in parts (data.micro_batch_seconds, "

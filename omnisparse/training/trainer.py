@@ -196,12 +196,13 @@ class Trainer:
         try:
             with self.cost.of_passes(is_copy=batch.is_copy):
                 pending, passes = self.gradients.accumulate(batch, step)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+            norm = self._clip()
+            if math.isfinite(norm):
+                self.optimizer.step()  # its first one takes memory for the moments
+        except RuntimeError as error:  # torch's OutOfMemoryError is one
             raise_if_out_of_memory(error, batch)
             raise
-        norm = self._clip()
         if math.isfinite(norm):
-            self.optimizer.step()
             self._skipped_in_a_row = 0
             if self.average is not None:
                 self.average.update(self.parameters, step)

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from omnisparse.cli.group import Report, Verbs, reports
@@ -137,6 +138,10 @@ def _failing(error: BaseException) -> Any:
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/z"), "/z: Permission denied"),
         (MemoryError(), "out of memory"),
+        (
+            torch.OutOfMemoryError("CUDA full. Tried to allocate 2.00 GiB. GPU 0 has a capacity"),
+            "out of memory: CUDA full. Tried to allocate 2.00 GiB",
+        ),
         (ValueError(), "ValueError"),
         (UsageError("size 'x'"), "size 'x'"),
     ],

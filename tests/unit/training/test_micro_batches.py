@@ -100,8 +100,10 @@ def test_four_parts_have_the_gradient_of_one_batch(
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might come late"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
-    ids=["cuda", "cpu"],
+    ids=["cuda", "cpu", "driver", "cublas"],
 )
 def test_out_of_memory_names_the_setting(error: Exception) -> None:
     with pytest.raises(OmnisparseError, match=r"9 utterances.*data.micro_batch_seconds"):
