@@ -1,9 +1,9 @@
 """Takes training steps when told to: one side of `tools/benchmark_training.py`.
 
 Reads one JSON object, what to build; then one name a line (`dense` or `sandwich`), each answered by
-the seconds of one step of that net, or `memory`, answered by bytes of what the nets hold between two
-steps. Behind the last line it prints the peak of its memory. It runs
-on any revision of the package since f1feb7c: the one that is on `PYTHONPATH`.
+the seconds of one step of that net, or `memory`, answered by bytes of what the nets hold between
+two steps. Behind the last line it prints the peak of its memory. It runs on any revision of the
+package since f1feb7c: the one that is on `PYTHONPATH`.
 """
 
 from __future__ import annotations
