@@ -4,9 +4,10 @@
     tools/gpu_check.sh OUT --tiny --device cpu    # the script itself, on any machine
 
 Writes OUT/gpu_check.json and OUT/gpu_check.md. Compared with the CPU in float32 are masks (bit for
-bit), losses (1e-4 of their value) and gradients (1e-3 of their norm); in bf16 the types of LSTM
-outputs. Speeds are those of `tools/benchmark_training.py`. A check that fails is named, and the
-exit code is 1.
+bit), losses (1e-4 of their value), gradients (1e-3 of their norm), and the tokens that greedy and
+beam search find; in bf16 the types of LSTM outputs. Speeds are those of
+`tools/benchmark_training.py`. The books transducer is trained for as many steps as `--minutes`
+allow, by a dry run. What fails is named, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from omnisparse.data.batching import Batch
+from omnisparse.evaluation.devices import prepare_device
 from omnisparse.methods.base import forward_batch
 from omnisparse.models import LasConfig, SpeechModel, TransducerConfig, build_model
 from omnisparse.models.lstm import make_lstm, run_lstm
@@ -112,6 +114,21 @@ def check_parity(name: str, device: str, sparsity: float | None) -> dict[str, An
     }
 
 
+def check_search(name: str, device: str) -> dict[str, Any]:
+    """Whether a device recognises what the CPU does, greedily and with a beam."""
+    found = []
+    for place in ("cpu", device):
+        torch.manual_seed(0)
+        model = build_model(MODELS[name], input_dim=24, vocab_size=40).to(place).eval()
+        prepare_device(torch.device(place))
+        batch = make_batch().to(place)
+        found.append(
+            [model.decode(batch.features, batch.feature_lengths, beam=beam) for beam in (1, 4)]
+        )
+    tokens = sum(len(row) for rows in found[0] for row in rows)
+    return {"check": f"{name}, search", "tokens": tokens, "passed": found[0] == found[1]}
+
+
 def check_types(device: str) -> dict[str, Any]:
     """What run_lstm computes in where bf16 is asked for."""
     types = {}
@@ -150,6 +167,11 @@ def measure(name: str, device: str, options: list[str], steps: int) -> dict[str,
     return row
 
 
+def run_quietly(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command in a folder, with all that it says."""
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 def train_books(
     out: Path, text: str | None, minutes: float, options: list[str]
 ) -> list[dict[str, Any]]:
@@ -157,27 +179,30 @@ def train_books(
     rows = []
     for method in ("dense", "sandwich"):
         run = out / f"books-{method}"
-        command = [
-            sys.executable, "-m", "omnisparse.cli", "train",
-            str(ROOT / "recipes" / "configs" / "transducer_books.yaml"), "--out", str(run),
+        settings = [
+            str(ROOT / "recipes" / "configs" / "transducer_books.yaml"),
             "training.evaluate_every=1000000", "training.evaluate_utterances=200",
             f"corpus.root={out / 'data'}", *options,
         ]  # fmt: skip
         if method == "dense":
-            command.append("method=dense")
+            settings.append("method=dense")
         if text is not None:
-            command.append(f"corpus.synthetic.text={text}")
-        started = time.perf_counter()
-        try:
-            done = subprocess.run(
-                command, cwd=out, capture_output=True, text=True, timeout=60 * minutes, check=False
-            )
-            said = done.stderr.strip().splitlines()[-1:] if done.returncode else []
-        except subprocess.TimeoutExpired:
-            said = [f"not done after {minutes:g} minutes"]
-        row: dict[str, Any] = {"net": method, "seconds": time.perf_counter() - started}
-        if said:
-            row["failed"] = said[0]
+            settings.append(f"corpus.synthetic.text={text}")
+        row: dict[str, Any] = {"net": method}
+        train = [sys.executable, "-m", "omnisparse.cli", "train", *settings]
+        tried = run_quietly([*train, "--dry-run", "--json"], out)
+        if tried.returncode == 0:
+            dry = json.loads(tried.stdout)
+            row["audio_s_per_s"] = dry["audio_seconds_per_second"]
+            row["peak_gib"] = dry["peak_bytes"] / (1 << 30)
+            fitting = int(60 * minutes / dry["estimated_seconds"] * dry["steps"])
+            steps = max(1, min(dry["steps"], fitting))
+            started = time.perf_counter()
+            train += [f"training.max_steps={steps}", "--out", str(run)]
+            tried = run_quietly(train, out)
+            row["seconds"] = time.perf_counter() - started
+        if tried.returncode:
+            row["failed"] = (tried.stderr.strip().splitlines() or ["no message"])[-1]
         metrics = run / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         for line in map(json.loads, lines):
@@ -211,6 +236,7 @@ def main() -> None:
     out, device = arguments.out.resolve(), arguments.device
     out.mkdir(parents=True, exist_ok=True)
     checks = [check_parity(name, device, sparsity) for name in MODELS for sparsity in (None, 0.75)]
+    checks += [check_search(name, device) for name in MODELS]
     checks += [check_types(device), check_trips()]
     sizes = {"books": ["--batch", "2", "--seconds", "1"]} if arguments.tiny else LARGE
     steps = 1 if arguments.tiny else 8
@@ -233,6 +259,7 @@ def main() -> None:
     (out / "gpu_check.md").write_text("\n\n".join(parts) + "\n")
     print("\n\n".join(parts))
     failed = [check["check"] for check in checks if not check["passed"]]
+    failed += [str(row["net"]) for row in (*speeds, *books) if "failed" in row]
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -40,6 +40,15 @@ class _Item:
     speakers: tuple[str | None, ...]
     """In the order of ``references``."""
 
+    def to(self, device: torch.device) -> _Item:
+        """The item on a device; a batch that is both spoken and heard is there once."""
+        spoken = self.spoken.to(device)
+        heard = [
+            (places, spoken if batch is self.spoken else batch.to(device))
+            for places, batch in self.heard
+        ]
+        return _Item(spoken, self.references, heard, self.ids)
+
 
 class DevSet:
     """Utterances in batches of similar length, called items.
@@ -81,6 +90,7 @@ class DevSet:
         self._extractor, self._cut_above = extractor, cut_above
         audio = hashlib.sha256()
         self._items: list[_Item] = []
+        self._on_device: dict[tuple[torch.device, int], _Item] = {}
         starts = range(0, len(spoken), utterances_per_item)
         done = 0
         for number, start in enumerate(starts):
@@ -185,19 +195,28 @@ class DevSet:
         device = next(model.parameters()).device
         values = []
         for item in items:
-            batch = self._items[item].spoken.to(device)
+            batch = self._there(item, device).spoken
             output = model(batch.features, batch.feature_lengths, batch.tokens, batch.token_lengths)
-            values.append(float(output.label_loss_sum))
-        return values
+            values.append(output.label_loss_sum)
+        # Read at the end: the device has work while the next items are prepared.
+        return [float(value) for value in torch.stack(values).tolist()] if values else []
+
+    def _there(self, item: int, device: torch.device) -> _Item:
+        """An item on a device, which keeps it for the models that follow."""
+        if device.type == "cpu":
+            return self._items[item]
+        found = self._on_device.get((device, item))
+        if found is None:
+            found = self._on_device[device, item] = self._items[item].to(device)
+        return found
 
     def transcripts(self, model: Any, items: Sequence[int]) -> list[list[str]]:
         """Transcripts of each utterance of each item, recognised greedily, in eval mode."""
         device = next(model.parameters()).device
         texts = []
-        for item in map(self._items.__getitem__, items):
+        for item in (self._there(number, device) for number in items):
             found: list[list[str]] = [[] for _ in item.references]
-            for places, part in item.heard:
-                batch = part.to(device)
+            for places, batch in item.heard:
                 ids = model.decode(batch.features, batch.feature_lengths)
                 for place, text in zip(places, map(self.tokenizer.decode, ids), strict=True):
                     found[place] += [text] if text else []

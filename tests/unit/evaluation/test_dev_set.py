@@ -93,3 +93,24 @@ def test_its_name_is_that_of_words_and_audio_wherever_they_lie(tmp_path: Path) -
     assert dev_set(write(tmp_path / "louder", loudness=0.2)).digest() != name
     other = ("turn off the light", *TEXTS[1:])
     assert dev_set(write(tmp_path / "other", texts=other)).digest() != name
+
+
+def test_a_device_keeps_the_batches_for_the_models_that_follow(tmp_path: Path) -> None:
+    """On "meta", a device that any machine has: what reaches the model is there, and once."""
+    dev = dev_set(write(tmp_path / "a"))
+    seen: list[torch.Tensor] = []
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+        def decode(self, features: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
+            seen.append(features)
+            return [[5]] * len(lengths)
+
+    first, second = (dev.transcripts(Net(), [0, 1]) for _ in range(2))
+    assert first == second == [["um", "um", "um"], ["um"]]
+    assert {features.device.type for features in seen} == {"meta"}
+    half = len(seen) // 2
+    assert all(one is other for one, other in zip(seen[:half], seen[half:], strict=True))
