@@ -101,14 +101,14 @@ def test_memory_is_counted_from_a_start() -> None:
     del kept
 
 
-@pytest.mark.parametrize("place", ["_backward", "_clip"])
+@pytest.mark.parametrize("place", ["gradients.Gradients._backward", "trainer.Trainer._clip"])
 def test_out_of_memory_names_the_setting(
     place: str, tiny_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(Trainer, place, fail)
+    monkeypatch.setattr(f"omnisparse.training.{place}", fail)
     with pytest.raises(OmnisparseError, match=r"out of memory with \d+ utterances.*data.micro_bat"):
         dry_run(tiny_config())
 
