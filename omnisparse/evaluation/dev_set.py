@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +47,7 @@ class _Item:
             (places, spoken if batch is self.spoken else batch.to(device))
             for places, batch in self.heard
         ]
-        return _Item(spoken, self.references, heard, self.ids)
+        return replace(self, spoken=spoken, heard=heard)
 
 
 class DevSet:
