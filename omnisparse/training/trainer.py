@@ -196,8 +196,7 @@ class Trainer:
         try:
             with self.cost.of_passes(is_copy=batch.is_copy):
                 pending, passes = self.gradients.accumulate(batch, step)
-            norm = self._clip()
-            if math.isfinite(norm):
+            if math.isfinite(norm := self._clip()):
                 self.optimizer.step()  # its first one takes memory for the moments
         except RuntimeError as error:  # torch's OutOfMemoryError is one
             raise_if_out_of_memory(error, batch)
