@@ -212,7 +212,7 @@ def test_what_cannot_be_reached_is_named_before_anything_is_trained(
     with pytest.raises(OmnisparseError, match=r"cannot be reached with fewer layers; legal: "):
         train(conformer(size="1%"), out=tmp_path / "end")
     with pytest.raises(OmnisparseError, match=r"starts from its first teacher; legal: method\."):
-        train(replace(conformer(), init="runs/some"), out=tmp_path / "end")
+        train(replace(conformer(), init=str(tmp_path)), out=tmp_path / "end")
     assert not list(tmp_path.iterdir())
 
 
