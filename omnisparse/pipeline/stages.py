@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from omnisparse.artifact import is_artifact
 from omnisparse.atomic import replaced_file
-from omnisparse.config import RunConfig
+from omnisparse.config import RunConfig, config_to_dict
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import Decoder, evaluate
 from omnisparse.pipeline.splits import load_dev
@@ -85,7 +86,7 @@ def part_of(training: TrainingConfig, index: int, count: int) -> TrainingConfig:
 
 
 def dev_rate(run: Path, config: RunConfig, tell: Tell) -> float:
-    """Word error rate in percent of a run or artifact on the dev split, kept in a run.
+    """Word error rate in percent of a run or artifact on the dev split; a run keeps it.
 
     Args:
         run: The net.
@@ -95,11 +96,13 @@ def dev_rate(run: Path, config: RunConfig, tell: Tell) -> float:
     Raises:
         OmnisparseError: If there is no dev split, or the net cannot be read.
     """
-    key = identity_of(run)
+    corpus = config_to_dict(config)["corpus"]
+    key = {name: corpus[name] for name in ("synthetic", "base", "dev")}
+    key["weights"] = identity_of(run)
     place = run / DEV_RATE
     try:
         kept = json.loads(place.read_text(encoding="utf-8"))
-        if kept["weights"] == key and kept["dev"] == list(config.corpus.dev):
+        if kept["key"] == key:
             return float(kept["wer"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not measured yet
@@ -112,7 +115,10 @@ def dev_rate(run: Path, config: RunConfig, tell: Tell) -> float:
         )
     decoder = Decoder(loaded.model, loaded.extractor, loaded.tokenizer, cut_above=loaded.cut_above)
     result = evaluate(decoder, dev)
-    document = {"weights": key, "dev": list(config.corpus.dev), "wer": result.wer}
-    with replaced_file(place) as partial:
-        partial.write_text(json.dumps(document) + "\n", encoding="utf-8")
+    if not is_artifact(run):  # which stays as it was written
+        try:
+            with replaced_file(place) as partial:
+                partial.write_text(json.dumps({"key": key, "wer": result.wer}), encoding="utf-8")
+        except OmnisparseError as error:  # a run of someone else: it is measured again
+            tell(str(error))
     return result.wer

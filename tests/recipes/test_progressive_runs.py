@@ -25,6 +25,8 @@ from omnisparse.methods import DistillationConfig, GradualPruningConfig, Progres
 from omnisparse.methods.handover import hand_over
 from omnisparse.models import TransducerConfig
 from omnisparse.pipeline import progressive
+from omnisparse.pipeline.extract import extract
+from omnisparse.pipeline.stages import dev_rate
 from omnisparse.pipeline.train import train
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
@@ -163,12 +165,17 @@ def test_a_rate_on_the_dev_split_is_measured_once(
     assert sum("% WER on the dev split" in line for line in lines) == 2
     kept = tmp_path / "end-dense" / "dev_rate.json"
     before = kept.stat().st_mtime_ns
-    wrong = {**json.loads(kept.read_text()), "weights": "other"}
+    measured = json.loads(kept.read_text())
+    wrong = {"key": {**measured["key"], "weights": "other"}, "wer": 1.0}
     train(config, out=tmp_path / "end")
     assert kept.stat().st_mtime_ns == before
     kept.write_text(json.dumps(wrong))
     train(config, out=tmp_path / "end")
-    assert json.loads(kept.read_text())["weights"] != "other"
+    assert json.loads(kept.read_text()) == measured
+    artifact = Path(extract(tmp_path / "end-dense", size="100%")["path"])
+    files = sorted(artifact.iterdir())
+    assert dev_rate(artifact, config, lines.append) == measured["wer"]
+    assert sorted(artifact.iterdir()) == files
 
 
 KILLED = """
