@@ -19,6 +19,10 @@ _INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
 
 
+_MOST_CHARACTERS = 4_000_000
+_MOST_NODES = 200_000
+_MOST_DEPTH = 50
+
 _CORE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (_NULL, r"null|Null|NULL|~|", ("n", "N", "~", "")),
     (_BOOL, r"true|True|TRUE|false|False|FALSE", tuple("tTfF")),
@@ -75,9 +79,49 @@ def read_yaml(text: str) -> Any:
     """Return the document in ``text``.
 
     Raises:
-        yaml.YAMLError: If it is not YAML.
+        yaml.YAMLError: If it is not YAML, or larger or deeper than a configuration may be, what
+            its aliases stand for included.
     """
-    return yaml.load(text, _Loader)
+    return _load(text, _Loader)
+
+
+def _load(text: str, kind: type[yaml.SafeLoader]) -> Any:
+    if len(text) > _MOST_CHARACTERS:
+        raise yaml.YAMLError(f"more than {_MOST_CHARACTERS:,} characters")
+    loader = kind(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ArithmeticError, TypeError, ValueError, AttributeError) as error:
+        raise yaml.YAMLError(f"a value that cannot be read ({error})") from error
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse a document that is small on the disk and endless when its aliases are followed."""
+    counts: dict[int, int] = {}
+
+    def count(node: yaml.Node, depth: int) -> int:
+        if depth > _MOST_DEPTH:
+            raise yaml.YAMLError(f"more than {_MOST_DEPTH} levels, or one that contains itself")
+        if id(node) not in counts:
+            total = 1
+            if isinstance(node, yaml.SequenceNode):
+                total += sum(count(child, depth + 1) for child in node.value)
+            elif isinstance(node, yaml.MappingNode):
+                total += sum(count(k, depth + 1) + count(v, depth + 1) for k, v in node.value)
+            if total > _MOST_NODES:
+                raise yaml.YAMLError(f"more than {_MOST_NODES:,} values")
+            counts[id(node)] = total
+        return counts[id(node)]
+
+    count(root, 0)
 
 
 def read_argument(text: str) -> Any:
@@ -88,7 +132,7 @@ def read_argument(text: str) -> Any:
     Raises:
         yaml.YAMLError: If it is not YAML.
     """
-    return yaml.load(text, _ArgumentLoader)
+    return _load(text, _ArgumentLoader)
 
 
 def write_yaml(document: Any) -> str:

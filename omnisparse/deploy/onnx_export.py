@@ -114,7 +114,7 @@ def is_export(path: Path) -> bool:
     """Whether a folder was written by :meth:`Exported.write`."""
     try:
         document = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and "omnisparse_export" in document
 

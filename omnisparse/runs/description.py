@@ -64,7 +64,7 @@ def read_description(run: Path) -> RunDescription:
         document = json.loads((run / DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FormatError(f"{run}: not a run directory (it has no {DESCRIPTION})") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{run / DESCRIPTION}: cannot be read as JSON") from error
     version = document.pop("format", None) if isinstance(document, dict) else None
     if version != _FORMAT:

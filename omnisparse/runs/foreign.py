@@ -197,7 +197,7 @@ def load_foreign_extractor(init: str) -> FeatureExtractor:
             std=[1.0 / value for value in inverse],
             kind="torchaudio",
         )
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"{file}: no mean and invstddev of each bin ({error})") from error
 
 

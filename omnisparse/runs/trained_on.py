@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -68,7 +69,7 @@ def read_utterances(run: Path) -> list[Utterance] | None:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [Utterance(*json.loads(line)) for line in file]
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, RecursionError, zlib.error) as error:
         raise FormatError(f"{path}: cannot be read ({error})") from error
 
 

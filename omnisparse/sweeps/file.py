@@ -41,7 +41,10 @@ MACROS = (
     "${env}", "${interpreter}", "${program}", "${args}", "${args_no_hyphens}", "${args_no_equals}",
     "${args_no_boolean_flags}", "${args_json}",
 )  # fmt: skip
+MOST_POINTS = 100_000
+"""Runs of one sweep."""
 _MOST_LOG = 700.0
+_LARGEST = 1e300
 _MACRO = re.compile(r"\$\{[a-z_]+\}")
 _ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
@@ -77,6 +80,8 @@ class Sweep:
         limits = [limit for limit in (count, self.run_cap) if limit is not None]
         if not limits:
             raise SweepError(f"{self.path}: a {self.method} sweep needs run_cap or --count")
+        if min(limits) > MOST_POINTS:
+            raise SweepError(f"{self.path}: {min(limits):,} points; legal: up to {MOST_POINTS:,}")
         return min(limits)
 
     def next_point(
@@ -105,6 +110,9 @@ class Sweep:
             return [self._draw(random.Random(f"{seed}/{i}")) for i in range(number)]
         names = list(self.parameters)
         values = [_grid_values(self.parameters[name]) for name in names]
+        number = math.prod(map(len, values))
+        if number > MOST_POINTS:
+            raise SweepError(f"{self.path}: {number:,} points; at most {MOST_POINTS:,} are legal")
         points = [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
         return points[: min(limits)] if limits else points
 
@@ -280,7 +288,8 @@ def _is_plain(value: Any) -> bool:
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, Sequence) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+        for value in values
     )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _STATE = "state.json"
 _FORMAT = 1
+_MOST_STATE_BYTES = 64_000_000
 _OWN_CHECKSUM = "crc32"
 """Key of the checksum of ``state.json`` itself; checkpoints of earlier versions have none."""
 _KEYS = {"format", "step", "files", "state", _OWN_CHECKSUM}
@@ -221,8 +222,10 @@ def read_state(path: Path) -> dict[str, Any]:
         FormatError: If there is none or it is not of this format.
     """
     try:
+        if (path / _STATE).stat().st_size > _MOST_STATE_BYTES:
+            raise FormatError(f"{path / _STATE}: larger than {_MOST_STATE_BYTES:,} bytes")
         document = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not a checkpoint ({_STATE} is missing or not JSON)") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise FormatError(f"{path}: not a checkpoint of format {_FORMAT}")

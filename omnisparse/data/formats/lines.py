@@ -16,6 +16,8 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".s
 """Endings of sound files, the one that is preferred first."""
 
 _BYTE_ORDER_MARK = "\ufeff"
+_MOST_LINE = 16_000_000
+"""Bytes of a line, which may come from a small gzip file."""
 _MARKS_OF_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -29,7 +31,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with opener(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
+            for number, raw in enumerate(iter(lambda: file.readline(_MOST_LINE), b""), start=1):
+                if len(raw) == _MOST_LINE:
+                    raise DataError(f"cannot read {path}: line {number} has no end")
                 if number == 1 and raw.startswith(_MARKS_OF_UTF16):
                     raise DataError(f"cannot read {path}: it is UTF-16 text, not UTF-8")
                 # A mark also stands within a file that was joined of several.
