@@ -79,10 +79,15 @@ def begun(
 
 def part_of(training: TrainingConfig, index: int, count: int) -> TrainingConfig:
     """Part ``index`` of ``count`` equal parts of a training; their steps add up to its steps."""
+    return part_between(training, index / count, (index + 1) / count)
+
+
+def part_between(training: TrainingConfig, begin: float, end: float) -> TrainingConfig:
+    """The part of a training between two shares of its length; adjoining parts add up."""
     if training.max_steps is None:
-        return replace(training, epochs=training.epochs / count)
-    ends = [round(training.max_steps * (index + k) / count) for k in (0, 1)]
-    return replace(training, max_steps=ends[1] - ends[0])
+        return replace(training, epochs=training.epochs * (end - begin))
+    first, last = (round(training.max_steps * share) for share in (begin, end))
+    return replace(training, max_steps=last - first)
 
 
 def dev_rate(run: Path, config: RunConfig, tell: Tell) -> float:
