@@ -9,7 +9,7 @@ shipped nets.
 
 Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1, for the convention (a backward pass is
     two forward passes). Deviation: the gradient of the features is not computed, and not counted.
-    ``torch.utils.flop_counter`` counts no LSTM.
+    ``torch.utils.flop_counter`` counts no LSTM (``findings/torch_flop_counter_gaps.sh``).
 """
 
 from __future__ import annotations
