@@ -11,7 +11,8 @@ leaves a model at each of these sizes.
 ``size`` is 25% of the dense net or 16M parameters; without it the net keeps its full size. A row
 that needs a teacher trains the dense net first, once per seed. ``teacher=RUN`` and ``init=RUN``
 set other nets; ``pretrain=20%`` is the share of the steps in which a student trains only on labels;
-``projection_share`` and ``decoder_share`` are the shape of factored nets.
+``projection_share`` and ``decoder_share`` are the shape of factored nets; ``budget=2x`` is twice
+the length of the configuration, and in the run's name.
 Any other ``key=value`` is a key of the configuration, and ``method.key=value`` is a key of this
 row's method. ``omnisparse compare RUN...`` makes the table.
 """

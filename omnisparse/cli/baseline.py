@@ -14,6 +14,7 @@ Deviation: the paper says "partially to convergence" without a number; ours is `
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 KEYS = (
     "method", "size", "sizes", "teacher", "init", "pretrain", "max_layer_parameters",
-    "projection_share", "decoder_share",
+    "projection_share", "decoder_share", "budget",
 )  # fmt: skip
 """Overrides of the recipe itself; all others are keys of the configuration."""
 
@@ -78,6 +79,8 @@ class Request:
     """Of factored rows: cells of an encoder layer per column of its projection."""
     decoder_share: float
     """Of factored rows: cells of the decoder relative to the dense net's."""
+    budget: float
+    """Times the length of the configuration, above 0."""
     common: tuple[str, ...]
     """Overrides of the configuration that all rows share."""
     own: tuple[str, ...]
@@ -157,6 +160,7 @@ def parse_request(overrides: Sequence[str]) -> Request:
         max_layer_parameters=given.get("max_layer_parameters"),
         projection_share=_number("projection_share", given.get("projection_share", "4")),
         decoder_share=_number("decoder_share", given.get("decoder_share", "1")),
+        budget=_budget(given.get("budget", "1")),
         common=tuple(common),
         own=tuple(own),
     )
@@ -203,6 +207,16 @@ def _number(name: str, text: str) -> float:
         raise ConfigError(f"{name} is {text!r}; a number is expected") from None
 
 
+def _budget(text: str) -> float:
+    """The factor of ``budget=2x`` or ``budget=2``."""
+    from omnisparse.config import ConfigError
+
+    budget = _number("budget", text.removesuffix("x"))
+    if not 0 < budget < math.inf:
+        raise ConfigError(f"budget is {text!r}; legal: a number above 0, such as 2x")
+    return budget
+
+
 def _share(text: str) -> float:
     from omnisparse.config import ConfigError
 
@@ -225,19 +239,11 @@ def plan_baseline(
         OmnisparseError: If the row cannot be made at this size.
     """
     from omnisparse.comparison.baselines import CUT_DENSE_SHARE
-    from omnisparse.comparison.rows import PRUNED, PRUNED_ONCE
-    from omnisparse.config import load_config
+    from omnisparse.comparison.rows import PRUNED_ONCE
     from omnisparse.errors import OmnisparseError
     from omnisparse.runs.record import PART
 
-    request = parse_request(overrides)
-    base = load_config(config, request.common)
-    # Check as much as possible before the long training of another net.
-    first = WITHOUT_TEACHER[request.method] if request.lacks_teacher else request.method
-    first = PRUNED if request.cuts else first
-    row = configure(
-        base, replace(request, method=first, own=request.own if first == request.method else ())
-    )
+    request, base, row = read_row(config, overrides)
 
     def train(report: Report, out: Path | None) -> Mapping[str, Any]:
         chosen = request
@@ -269,6 +275,27 @@ def plan_baseline(
     return train
 
 
+def read_row(config: Path, overrides: Sequence[str]) -> tuple[Request, RunConfig, RunConfig]:
+    """What a command line asks for, what all rows share, and the row.
+
+    For a row that needs another net first, the last is a row of the same size that does not: as
+    much as can be checked before that long training.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is not legal.
+        OmnisparseError: If the row cannot be made at this size.
+    """
+    from omnisparse.comparison.rows import PRUNED
+    from omnisparse.config import load_config
+
+    request = parse_request(overrides)
+    base = _of_budget(load_config(config, request.common), request.budget)
+    first = WITHOUT_TEACHER[request.method] if request.lacks_teacher else request.method
+    first = PRUNED if request.cuts else first
+    own = request.own if first == request.method else ()
+    return request, base, configure(base, replace(request, method=first, own=own))
+
+
 def configure(base: RunConfig, request: Request) -> RunConfig:
     """The configuration of one row; its name contains the row, its size and its seed."""
     from omnisparse.comparison.baselines import baseline_config, kind_of
@@ -291,6 +318,15 @@ def configure(base: RunConfig, request: Request) -> RunConfig:
         decoder_share=request.decoder_share,
     )
     return override_config(config, [f"name={config.name}-s{base.seed}", *request.own])
+
+
+def _of_budget(base: RunConfig, budget: float) -> RunConfig:
+    """``base`` with a multiple of its length, which is in its name."""
+    from omnisparse.comparison.baselines import scale_length
+
+    if budget == 1:
+        return base
+    return replace(scale_length(base, budget), name=f"{base.name}-{budget:g}x")
 
 
 def _dense_part(base: RunConfig) -> RunConfig:
