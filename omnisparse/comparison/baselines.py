@@ -50,6 +50,7 @@ from omnisparse.methods import (
     MethodConfig,
     ProgressiveConfig,
     SandwichConfig,
+    distillation_of,
     has_key,
     passes_of,
 )
@@ -168,7 +169,7 @@ def baseline_config(
     if kept:
         assert isinstance(trained_by, GradualPruningConfig)
         trained_by = replace(trained_by, sizes=kept)
-    share = BUDGETS.get(method, 1.0) / passes_of(trained_by)
+    share = _share_of_length(base, trained_by, model, BUDGETS.get(method, 1.0))
     if share != 1:
         base = scale_length(base, share)
     return replace(
@@ -179,6 +180,33 @@ def baseline_config(
         init=None if init is None else str(init),
         max_layer_parameters=max_layer_parameters,
     )
+
+
+def _share_of_length(
+    base: RunConfig, method: MethodConfig, model: ModelConfig, budget: float
+) -> float:
+    """Length of a run relative to ``base``, so that its utterance passes are ``budget`` times.
+
+    A student of hypotheses makes a pass for each, and decoding an utterance is one pass.
+
+    Raises:
+        OmnisparseError: If decoding the hypotheses takes the whole budget.
+    """
+    distillation = distillation_of(method)
+    if distillation is None or not distillation.num_hypotheses:
+        return budget / passes_of(method)
+    weight = distillation.label_weight
+    is_transducer = isinstance(model, TransducerConfig)
+    labels = is_transducer if weight is None else weight > 0
+    each = distillation.num_hypotheses + (labels or model.ctc_weight > 0)
+    alone = distillation.label_fraction
+    decoding = 0.0 if base.training.max_steps is not None else 1 / (base.training.epochs or 1)
+    if decoding >= budget:
+        raise OmnisparseError(
+            f"decoding the hypotheses of objective {distillation.objective} takes a pass of every "
+            f"utterance, all of a budget of {budget * base.training.epochs:g} epochs; legal: more"
+        )
+    return (budget - decoding) / (alone + (1 - alone) * each)
 
 
 def scale_length(base: RunConfig, share: float) -> RunConfig:

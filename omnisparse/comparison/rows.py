@@ -71,7 +71,7 @@ SUPERNETS = (
 )
 """Rows whose models of all sizes come from one training."""
 
-ROWS_OF_PARTS: frozenset[str] = frozenset({"cut"})
+ROWS_OF_PARTS = frozenset({CUT})
 """Rows whose models of all sizes start from one net, and share one budget with it."""
 
 

@@ -424,3 +424,21 @@ def test_the_paper_scale_net_is_pruned_the_same_by_its_two_files() -> None:
     assert replace(alone.method, size="32000000") == row.method
     # 16 M, the smallest net of the paper, is a net and not a few connections.
     assert budget.solve("16M") > 0.02 * budget.prunable_parameters
+
+
+@pytest.mark.parametrize(
+    ("objective", "ctc", "each"), [("truth", 0.3, 1), ("top", 0.0, 1), ("beam", 0.3, 5)]
+)
+def test_hypotheses_are_in_the_budget(objective: str, ctc: float, each: int) -> None:
+    """A pass for each hypothesis, one for labels where CTC trains, and one to decode them all."""
+    method = DistillationConfig(teacher="t", objective=objective, beam=4, label_fraction=0.2)
+    base = replace(BASE, method=method, model=replace(BASE.model, ctc_weight=ctc))
+    share = baselines._share_of_length(base, method, base.model, 1.0)
+    epochs = share * base.training.epochs
+    decoded = objective != "truth"
+    passes = epochs * (0.2 + 0.8 * each) if decoded else epochs
+    assert passes + decoded == pytest.approx(base.training.epochs)
+    short = replace(base, training=replace(base.training, epochs=1.0))
+    if decoded:
+        with pytest.raises(OmnisparseError, match="decoding the hypotheses"):
+            baselines._share_of_length(short, method, base.model, 1.0)
