@@ -26,6 +26,8 @@ SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BEFORE_FIRST_LINE = 10.0
 WIDTH_WITHOUT_TERMINAL = 120
 _MAX_METRICS_SHOWN = 3
+_BESIDE = ("gradient_norm",)
+"""What stands beside the bar of a training, whose losses have lines of their own."""
 _ANY_WIDTH = 10_000
 
 
@@ -181,6 +183,7 @@ def _bar(rich_console: Any, description: str) -> Iterator[ProgressCallback]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     columns = (
         TextColumn("{task.description}"),
@@ -191,7 +194,17 @@ def _bar(rich_console: Any, description: str) -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[metrics]}"),
     )
-    with Progress(*columns, console=rich_console) as progress:
+
+    class WithMembers(Progress):
+        """The bar, and below it a line for each loss."""
+
+        members: Mapping[str, Any] = {}
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield self.make_tasks_table(self.tasks)
+            yield from (Text(line, style="dim") for line in member_lines(self.members))
+
+    with WithMembers(*columns, console=rich_console) as progress:
         task = progress.add_task(description, total=None, metrics="")
 
         def update(
@@ -199,9 +212,28 @@ def _bar(rich_console: Any, description: str) -> Iterator[ProgressCallback]:
         ) -> None:
             progress.update(task, completed=done, total=total)
             if metrics:
-                progress.update(task, metrics=format_metrics(metrics))
+                progress.members = metrics
+                is_training = bool(member_lines(metrics))
+                # Beside the time left there is room for little.
+                beside = {k: v for k, v in metrics.items() if not is_training or k in _BESIDE}
+                progress.update(task, metrics=format_metrics(beside))
 
         yield update
+
+
+def member_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """A line for each loss of a training: its member, its value, and a bar beside the largest."""
+    losses = {
+        name.removeprefix("loss/"): float(value)
+        for name, value in metrics.items()
+        if name.startswith("loss/")
+    }
+    width = max(map(len, losses), default=0)
+    largest = max(losses.values(), default=0.0)
+    return [
+        f"  {name:<{width}}  {value:8.4g}  {'━' * round(24 * max(value, 0) / (largest or 1.0))}"
+        for name, value in losses.items()
+    ]
 
 
 class _PlainProgress:

@@ -6,7 +6,6 @@ A configuration declares the legal range in the type of a field, as in
 
 from __future__ import annotations
 
-import math
 import types
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +39,10 @@ class DataError(OmnisparseError):
     """A corpus, manifest or recording that cannot be used."""
 
 
+_LARGEST = 1.7e308
+"""A whole number above it is none that can be computed with."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
     """The legal values of a number: ``Annotated[float, Range(above=0, maximum=1)]``.
@@ -59,7 +62,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         """Whether ``value`` is legal; NaN and infinity never are."""
         return (
-            math.isfinite(value)
+            -_LARGEST < value < _LARGEST
             and (self.minimum is None or value >= self.minimum)
             and (self.maximum is None or value <= self.maximum)
             and (self.above is None or value > self.above)

@@ -8,7 +8,13 @@ import pytest
 import rich.console
 
 from omnisparse import console as cli_output
-from omnisparse.console import Console, format_bytes, format_seconds, print_error
+from omnisparse.console import (
+    Console,
+    format_bytes,
+    format_seconds,
+    member_lines,
+    print_error,
+)
 
 
 def test_plain_progress_is_occasional(
@@ -67,6 +73,27 @@ def test_a_growing_text_shows_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [part for part in screen.getvalue().split("\n") if "kitchen" in part]
     assert "…in the kitchen off" in shown[0]  # 19 of 20 columns: the last is the cursor's
     assert "light" not in shown[0]
+
+
+def test_on_a_terminal_every_member_of_a_training_has_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = io.StringIO()
+    terminal = rich.console.Console(file=screen, force_terminal=True, width=100, color_system=None)
+    monkeypatch.setattr(Console, "_rich", terminal)
+    metrics = {"loss/dense": 0.5, "loss/smallest": 2.0, "gradient_norm": 1.25}
+    with Console().progress("training") as update:
+        update(3, 10, metrics)
+    shown = [line.rstrip() for line in screen.getvalue().splitlines()]
+    (bar,) = [number for number, line in enumerate(shown) if "3/10" in line][-1:]
+    assert "training" in shown[bar]
+    assert "gradient_norm 1.25" in shown[bar]
+    assert shown[bar + 1 : bar + 3] == [
+        "  dense          0.5  " + "━" * 6,
+        "  smallest         2  " + "━" * 24,
+    ]
+    assert member_lines({"dev/wer": 3.0}) == []
+    assert member_lines({"loss/a": 0.0}) == ["  a         0  "]
 
 
 def test_quiet_console_only_warns(capsys: pytest.CaptureFixture[str]) -> None:
