@@ -48,10 +48,13 @@ PLANS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 _KINDS_OF_BUILT_IN = {"dense", "sandwich", "distillation", "gradual_pruning"}
 
+_KINDS_OF_NO_ROW = {"fixed_mask"}
+"""Methods that train on from a model of one size, so that no row begins with one."""
+
 REGISTERED = {
     kind: kind.replace("_", " ").capitalize()
     for kind in KINDS
-    if kind not in _KINDS_OF_BUILT_IN | {kind for kind, _ in PLANS.values()}
+    if kind not in _KINDS_OF_BUILT_IN | _KINDS_OF_NO_ROW | {kind for kind, _ in PLANS.values()}
 }
 """Methods of other kinds: each is a row of its own, named by its kind."""
 

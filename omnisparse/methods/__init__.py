@@ -19,13 +19,16 @@ from typing import Any, get_args
 
 from omnisparse.methods.base import Dense, DenseConfig, Loss, Method
 from omnisparse.methods.distillation import Distillation, DistillationConfig, Teacher
+from omnisparse.methods.fixed_mask import FixedMask, FixedMaskConfig
 from omnisparse.methods.gradual_pruning import GradualPruning, GradualPruningConfig
 from omnisparse.methods.iterative import IterativeConfig
 from omnisparse.methods.progressive import ProgressiveConfig
 from omnisparse.methods.rank_search import RankSearchMethodConfig
 from omnisparse.methods.sandwich import Sandwich, SandwichConfig
 
-LossConfig = DenseConfig | SandwichConfig | DistillationConfig | GradualPruningConfig
+LossConfig = (
+    DenseConfig | SandwichConfig | DistillationConfig | GradualPruningConfig | FixedMaskConfig
+)
 """Methods that are one training: sources of losses."""
 
 StagedConfig = ProgressiveConfig | RankSearchMethodConfig | IterativeConfig
@@ -69,6 +72,9 @@ def build_method(config: MethodConfig, *, seed: int, teacher: Teacher | None = N
     if isinstance(config, GradualPruningConfig):
         inner = config.distillation or DenseConfig()
         return GradualPruning(config, build_method(inner, seed=seed, teacher=teacher))
+    if isinstance(config, FixedMaskConfig):
+        inner = config.distillation or DenseConfig()
+        return FixedMask(config, build_method(inner, seed=seed, teacher=teacher))
     if isinstance(config, DistillationConfig):
         assert teacher is not None, "the caller loads the teacher"
         return Distillation(config, teacher)
@@ -89,6 +95,8 @@ __all__ = [
     "DenseConfig",
     "Distillation",
     "DistillationConfig",
+    "FixedMask",
+    "FixedMaskConfig",
     "GradualPruning",
     "GradualPruningConfig",
     "IterativeConfig",

@@ -25,7 +25,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +39,7 @@ from omnisparse.errors import (
 )
 from omnisparse.methods.base import Forward, Loss, Method, first_step
 from omnisparse.methods.distillation import DistillationConfig
+from omnisparse.methods.weight_masks import WeightMasks
 from omnisparse.sparsity.allocation import allocate
 from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.masks import mask_from_count
@@ -47,7 +47,7 @@ from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.schedule import sparsity_at
 from omnisparse.sparsity.sizes import parse_count
 
-_MASK, _HIDDEN, _OBJECTIVE, _SCHEDULE = "mask/", "hidden/", "objective/", "schedule"
+_HIDDEN, _OBJECTIVE, _SCHEDULE = "hidden/", "objective/", "schedule"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +125,7 @@ class GradualPruning:
         self.objective = objective
         self.model: nn.Module
         self.budget: Budget
-        self.masks: dict[str, Tensor] = {}
+        self.weights: WeightMasks
         self.hidden: dict[str, Tensor] = {}
         """Last values of the pruned weights, 0 elsewhere; with ``regrowth`` until ``end``."""
         self.learns_from = self.begin = self.end = 0
@@ -153,9 +153,7 @@ class GradualPruning:
             )
         self._max_steps = max_steps
         self._set_schedule(max_steps, learns_from=min(first_step(model, prunable), max_steps))
-        for fqn in prunable:
-            hook = self._hide_gradient(fqn)
-            model.get_parameter(fqn).register_hook(hook)  # type: ignore[no-untyped-call]
+        self.weights = WeightMasks(model, list(self.budget.prunable))
         self._update(0)
         return self.objective.prepare(model, max_steps=max_steps)
 
@@ -240,6 +238,11 @@ class GradualPruning:
         """Name of the model that the run keeps as it is after ``done`` steps; None for none."""
         return next((stop.name for stop in self.stops if stop.end == done), None)
 
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """The present masks by matrix; empty before pruning begins."""
+        return self.weights.masks
+
     def num_kept(self, step: int) -> int:
         """Prunable weights that are kept after ``step`` optimizer steps."""
         if step >= self.end:
@@ -274,7 +277,7 @@ class GradualPruning:
 
     def on_step_end(self, step: int) -> None:
         """Set masked weights to zero again, and make the mask sparser if the schedule says so."""
-        self._apply()
+        self.weights.apply()
         self._update(step + 1)
         self.objective.on_step_end(step)
 
@@ -300,12 +303,12 @@ class GradualPruning:
                 for fqn, weight in weights.items()
             }
         counts = allocate(weights, self.num_kept(done), self.config.scope)
-        self.masks = {
+        self.weights.masks = {
             fqn: mask_from_count(weight, counts[fqn], name=fqn) for fqn, weight in weights.items()
         }
         if self.config.regrowth:
             self._regrow(weights, is_last=done == self.end)
-        self._apply()
+        self.weights.apply()
 
     @torch.no_grad()
     def _regrow(self, weights: Mapping[str, Tensor], *, is_last: bool) -> None:
@@ -316,27 +319,9 @@ class GradualPruning:
             if not is_last:
                 self.hidden[fqn] = weight.masked_fill(self.masks[fqn].to(weight.device), 0.0)
 
-    @torch.no_grad()
-    def _apply(self) -> None:
-        for fqn, mask in self.masks.items():
-            parameter = self.model.get_parameter(fqn)
-            if mask.device != parameter.device:
-                mask = self.masks[fqn] = mask.to(parameter.device)
-            # Not a product: a masked weight that overflowed must not become NaN.
-            parameter.masked_fill_(~mask, 0.0)
-
-    def _hide_gradient(self, fqn: str) -> object:
-        """A hook that keeps masked weights out of the gradient, its norm and the moments."""
-
-        def hide(gradient: Tensor) -> Tensor:
-            mask = self.masks.get(fqn)
-            return gradient if mask is None else gradient * mask.to(gradient.device)
-
-        return hide
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return the present masks, a bit per weight, the schedule, and the objective's state."""
-        masks = {f"{_MASK}{fqn}": _pack(mask) for fqn, mask in self.masks.items()}
+        masks = self.weights.state_dict()
         hidden = {f"{_HIDDEN}{fqn}": values for fqn, values in self.hidden.items()}
         inner = {f"{_OBJECTIVE}{k}": v for k, v in self.objective.state_dict().items()}
         return {_SCHEDULE: torch.tensor([self.begin, self.end])} | masks | hidden | inner
@@ -347,18 +332,13 @@ class GradualPruning:
         Raises:
             ValueError: If the masks belong to another model.
         """
-        shapes = self.budget.shapes
-        found = {k.removeprefix(_MASK): v for k, v in state.items() if k.startswith(_MASK)}
-        if found and found.keys() != self.budget.prunable.keys():
-            raise ValueError(f"the checkpoint has masks of other matrices: {list(found)}")
-        if found and _SCHEDULE not in state:
+        self.weights.load_state_dict(state)
+        if self.masks and _SCHEDULE not in state:
             # Of a version whose shares of the run counted from its first step.
             self._set_schedule(self._max_steps, learns_from=0)
         self.hidden = {
             k.removeprefix(_HIDDEN): v for k, v in state.items() if k.startswith(_HIDDEN)
         }
-        self.masks = {fqn: _unpack(bits, shapes[fqn]) for fqn, bits in found.items()}
-        self._apply()
         self.objective.load_state_dict(
             {k.removeprefix(_OBJECTIVE): v for k, v in state.items() if k.startswith(_OBJECTIVE)}
         )
@@ -367,13 +347,3 @@ class GradualPruning:
 def _steps(value: float, max_steps: int, first: int) -> int:
     """Optimizer steps of a share of what follows step ``first`` (up to 1), or of a number."""
     return first + round(value * (max_steps - first)) if value <= 1 else int(value)
-
-
-def _pack(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=None, bitorder="little"))
-
-
-def _unpack(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    count = int(np.prod(shape))
-    flat = np.unpackbits(bits.cpu().numpy(), count=count, bitorder="little")
-    return torch.from_numpy(flat.astype(bool).reshape(shape))

@@ -13,7 +13,7 @@ from omnisparse.artifact.reading import TRAINED_SECONDS
 from omnisparse.runs import directory as runs
 from omnisparse.runs.corpora import told_in_card
 from omnisparse.runs.record import RunRecord
-from omnisparse.sparsity.budget import Budget
+from omnisparse.sparsity.budget import Budget, num_nonzero
 from omnisparse.sparsity.keys import parse_block
 
 _SIZE_KEYS = ("min_size", "size")
@@ -48,8 +48,9 @@ def source_of(
 def smallest_trained(run: Path, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Non-zero parameters of the smallest net that ``run`` trains.
 
-    ``method.min_size`` of a supernet, ``method.size`` of a pruned net; of any other method the
-    whole net. None where the configuration of the run cannot be read.
+    ``method.min_size`` of a supernet, ``method.size`` of a pruned net, what is there of one that
+    was fine-tuned with its zeros; of any other method the whole net. None where the configuration
+    of the run cannot be read.
 
     Args:
         run: The run.
@@ -60,6 +61,8 @@ def smallest_trained(run: Path, shapes: Mapping[str, tuple[int, ...]]) -> int | 
         # `safe_load`, because reading the whole configuration would import torch.
         method = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["method"]
         budget = Budget(shapes, description.prunable, block=parse_block(description.block))
+        if method.get("kind") == "fixed_mask":
+            return num_nonzero(runs.newest_weights(run)[0], description.prunable)
         size = next((method[key] for key in _SIZE_KEYS if method.get(key) is not None), None)
         if size is None:
             return budget.dense_parameters

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from omnisparse.errors import (
@@ -13,6 +15,7 @@ from omnisparse.errors import (
     Probability,
     check_ranges,
 )
+from omnisparse.sparsity.patterns import compile_patterns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,9 @@ class TrainingConfig:
     """AdamW's moment decays."""
     weight_decay: NonNegativeFloat = 1e-4
     """Decoupled decay of matrices; vectors (biases, norms) have none."""
+    learning_rate_factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Factors of the learning rate by regular expression of parameter names, such as
+    ``{encoder: 0.1}``; the first that is found in a name counts, and 0 freezes. For fine-tuning."""
     clip_norm: PositiveFloat = 5.0
     """Gradients are clipped to this global norm."""
     max_skipped_steps: PositiveInt = 20
@@ -87,3 +93,9 @@ class TrainingConfig:
             raise ValueError(
                 f"rollback_factor is {self.rollback_factor:g}; it must be 0 (never) or above 1"
             )
+        compile_patterns("learning_rate_factors:", self.learning_rate_factors)
+        for pattern, factor in self.learning_rate_factors.items():
+            if not (math.isfinite(factor) and factor >= 0):
+                raise ValueError(
+                    f"learning_rate_factors: {pattern} is {factor}; it must be at least 0"
+                )

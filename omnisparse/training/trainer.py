@@ -37,7 +37,7 @@ from omnisparse.training.gradients import Gradients
 from omnisparse.training.heap import keep_freed_memory
 from omnisparse.training.launch import precision_of
 from omnisparse.training.micro_batches import raise_if_out_of_memory
-from omnisparse.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from omnisparse.training.optimizer import freeze, load_optimizer, make_optimizer, optimizer_tensors
 from omnisparse.training.precision import check_resumed
 from omnisparse.training.schedule import learning_rate
 from omnisparse.training.seeds import mix
@@ -104,6 +104,7 @@ class Trainer:
         self.accelerator, self.tracker, self.record = accelerator, tracker, record or {}
         self.batches, self.method, self.model = batches, method, model
         self.evaluate, self.on_progress, self.stage = evaluate, on_progress, stage
+        freeze(model, config.learning_rate_factors)
         self.module = accelerator.prepare(method.prepare(model, max_steps=max_steps))
         self.gradients = Gradients(
             method, self.module, accelerator,
@@ -112,14 +113,13 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.optimizer = make_optimizer(
             self.parameters, learning_rate=config.learning_rate, betas=config.betas,
-            weight_decay=config.weight_decay,
+            weight_decay=config.weight_decay, factors=config.learning_rate_factors,
         )  # fmt: skip
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
         self.best: float | None = None
         self.step = 0
         self.cost = TrainingCost()
-        self._skipped_in_a_row = 0
-        self._window = Window()
+        self._skipped_in_a_row, self._window = 0, Window()
         self._stop = stop or StopSignals()
         self._watch = watch or Watchdog(timeout=0)
         self._spikes = SpikeWatch(config.rollback_factor, config.max_rollbacks)
@@ -190,7 +190,7 @@ class Trainer:
     def _step(self, batch: Batch, step: int) -> None:
         torch.manual_seed(mix(self.seed, step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.config, self.max_steps)
+            group["lr"] = group["factor"] * learning_rate(step, self.config, self.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.set_step(step)
         try:
