@@ -74,26 +74,6 @@ class IterativeConfig:
         check_ranges(self)
 
 
-def part_of_steps(
-    number: int, is_last: bool, *, rounds: int, last_share: float
-) -> tuple[float, float]:
-    """Begin and end of the steps of a round, as shares of all that are planned.
-
-    Args:
-        number: Of the round, from 1; may be above ``rounds`` after rounds that were thrown away.
-        is_last: Whether it aims at the target.
-        rounds: Planned rounds.
-        last_share: Share of the last one.
-    """
-    if rounds == 1:
-        return 0.0, 1.0
-    if is_last:
-        return 1.0 - last_share, 1.0
-    part = (1.0 - last_share) / (rounds - 1)
-    begin = part * ((number - 1) % (rounds - 1))
-    return begin, begin + part
-
-
 @dataclass(slots=True)
 class Rounds:
     """Sizes of the rounds of one compression, as shares of the weights that may be factored.

@@ -9,11 +9,12 @@ In the style of Rathod et al. 2022 (arXiv:2210.00169), multi-stage progressive c
 Conformer transducer: the teacher is replaced by the student of the stage before. Only the abstract
 was readable, so everything beyond it is our choice:
 
-Deviation: equal ratios between sizes and equal steps in every stage; layers are dropped as in
-arXiv:2312.09842 of the same group, and what a layer is too much is taken from the feed-forward
-parts; the loss on the lattice is that of Panchapagesan et al. 2020 (arXiv:2011.06110) with weight 1
-and temperature 1; of all stages so far the teacher is the one with the lowest word error rate on
-the dev split (``promote: last`` takes the newest student in any case, as the abstract says).
+Deviation: equal ratios between sizes, and half of the steps in the last stage; layers are dropped
+as in arXiv:2312.09842 of the same group, and what a layer is too much is taken from the
+feed-forward parts; the loss on the lattice is that of Panchapagesan et al. 2020 (arXiv:2011.06110)
+with weight 1 and temperature 1; of all stages so far the teacher is the one with the lowest word
+error rate on the dev split (``promote: last`` takes the newest student in any case, as the abstract
+says).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 import torch
 
-from omnisparse.errors import NonNegativeFloat, PositiveFloat, PositiveInt, check_ranges
+from omnisparse.errors import NonNegativeFloat, PositiveFloat, PositiveInt, Share, check_ranges
 from omnisparse.methods.widths import count_parameters, has_feed_forward, solve_model
 from omnisparse.models import LasConfig, ModelConfig, TransducerConfig, build_model
 from omnisparse.sparsity.budget import Budget, num_parameters
@@ -40,8 +41,7 @@ Plan = Literal["progressive", "fixed", "direct", "scratch"]
 class ProgressiveConfig:
     """Stages of a compression, and what each learns from.
 
-    The run's ``training`` is shared by all stages: each takes an equal part of the steps. Its
-    ``model`` is the first teacher's.
+    The run's ``training`` is shared by all stages. Its ``model`` is the first teacher's.
     """
 
     kind: Literal["progressive"] = "progressive"
@@ -51,6 +51,8 @@ class ProgressiveConfig:
     net's."""
     stages: PositiveInt = 3
     """Students between the dense net and the end, the last included."""
+    last_share: Share = 0.5
+    """Share of the steps that the last stage takes; those before take equal parts of the rest."""
     by: Literal["layers", "width", "rank", "sparsity"] = "layers"
     """What falls from stage to stage: layers (and the width of feed-forward parts), all widths,
     the ranks of matrices that are products, or non-zero weights."""

@@ -16,7 +16,16 @@ from omnisparse.methods import (
     ProgressiveConfig,
 )
 from omnisparse.methods.progressive import StageModel, plan_models
-from omnisparse.pipeline.stages import Stage, Stages, Tell, begun, dev_rate, part_of, place_of
+from omnisparse.pipeline.stages import (
+    Stage,
+    Stages,
+    Tell,
+    begun,
+    dev_rate,
+    part_between,
+    part_of_steps,
+    place_of,
+)
 from omnisparse.runs.record import PART
 
 
@@ -69,7 +78,10 @@ def progressive_stages(
             f"teacher {teacher}"
         )
         suffix = "" if index == last else f"stage{index + 1}"
-        part = part_of(config.training, index, len(models))
+        begin, end = part_of_steps(
+            index + 1, index == last, count=len(models), last_share=method.last_share
+        )
+        part = part_between(config.training, begin, end)
         chosen = replace(
             begun(config, nets[-1], part, method.learning_rate),
             name="-".join(filter(None, [config.name, suffix])),

@@ -14,10 +14,19 @@ from omnisparse.methods import (
     IterativeConfig,
     RankSearchMethodConfig,
 )
-from omnisparse.methods.iterative import Rounds, part_of_steps
+from omnisparse.methods.iterative import Rounds
 from omnisparse.pipeline.low_rank import DenseRun, rank_total
 from omnisparse.pipeline.rank_search import RankSearch, RankSearchConfig
-from omnisparse.pipeline.stages import Stage, Stages, Tell, begun, dev_rate, part_between, place_of
+from omnisparse.pipeline.stages import (
+    Stage,
+    Stages,
+    Tell,
+    begun,
+    dev_rate,
+    part_between,
+    part_of_steps,
+    place_of,
+)
 from omnisparse.runs.record import PART
 from omnisparse.search.controller import Policy
 from omnisparse.sparsity.decomposition import RankBudget
@@ -157,7 +166,7 @@ def _retrained(
     assert isinstance(method, RankSearchMethodConfig | IterativeConfig)
     begin, end = 0.0, 1.0
     if isinstance(method, IterativeConfig):
-        begin, end = part_of_steps(number, not suffix, rounds=planned, last_share=method.last_share)
+        begin, end = part_of_steps(number, not suffix, count=planned, last_share=method.last_share)
     training = part_between(config.training, begin, end)
     if isinstance(method, RankSearchMethodConfig) and not method.retrain:
         training = replace(training, max_steps=0)

@@ -77,9 +77,24 @@ def begun(
     return replace(config, data=data, training=training, init=str(start), reduce_init=True)
 
 
-def part_of(training: TrainingConfig, index: int, count: int) -> TrainingConfig:
-    """Part ``index`` of ``count`` equal parts of a training; their steps add up to its steps."""
-    return part_between(training, index / count, (index + 1) / count)
+def part_of_steps(
+    number: int, is_last: bool, *, count: int, last_share: float
+) -> tuple[float, float]:
+    """Begin and end of the steps of a stage, as shares of all that are planned.
+
+    Args:
+        number: Of the stage, from 1; may be above ``count`` after stages that were thrown away.
+        is_last: Whether it is the last.
+        count: Planned stages.
+        last_share: Share of the last one.
+    """
+    if count == 1:
+        return 0.0, 1.0
+    if is_last:
+        return 1.0 - last_share, 1.0
+    part = (1.0 - last_share) / (count - 1)
+    begin = part * ((number - 1) % (count - 1))
+    return begin, begin + part
 
 
 def part_between(training: TrainingConfig, begin: float, end: float) -> TrainingConfig:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnisparse.methods import IterativeConfig, RankSearchMethodConfig
-from omnisparse.methods.iterative import Rounds, part_of_steps
+from omnisparse.methods.iterative import Rounds
+from omnisparse.pipeline.stages import part_of_steps
 
 
 def test_accepted_rounds_fall_in_equal_ratios() -> None:
@@ -57,13 +58,13 @@ def test_the_last_round_aims_at_the_target_whatever_happens(
 
 
 def test_the_steps_of_the_planned_rounds_add_up() -> None:
-    parts = [part_of_steps(number, number == 4, rounds=4, last_share=0.4) for number in range(1, 5)]
+    parts = [part_of_steps(number, number == 4, count=4, last_share=0.4) for number in range(1, 5)]
     assert parts[0][0] == 0.0
     assert [after[0] for after in parts[1:]] == pytest.approx([before[1] for before in parts[:-1]])
     assert parts[-1] == pytest.approx((0.6, 1.0))
-    assert part_of_steps(1, True, rounds=1, last_share=0.4) == (0.0, 1.0)
+    assert part_of_steps(1, True, count=1, last_share=0.4) == (0.0, 1.0)
     # A round after one that was thrown away is as long as any before the last.
-    assert part_of_steps(4, False, rounds=4, last_share=0.4) == pytest.approx((0.0, 0.2))
+    assert part_of_steps(4, False, count=4, last_share=0.4) == pytest.approx((0.0, 0.2))
 
 
 @pytest.mark.parametrize("kind", [IterativeConfig, RankSearchMethodConfig])
