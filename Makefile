@@ -41,9 +41,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pages that are made from the code; a test says when this is due.
+# The pages that are made from the code (a test says when this is due), and all pages as a site.
 docs: setup
 	$(BIN)/python tools/make_docs.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,docs]"
+	$(BIN)/python tools/build_site.py
 
 bench: setup
 	$(BIN)/python tools/benchmark_training.py
