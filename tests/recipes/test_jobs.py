@@ -173,6 +173,7 @@ def test_a_process_that_dies_is_one_clear_line(tmp_path: Path) -> None:
         list(two.map(Sleep(tmp_path), [0]))
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_was_killed(
     run: Path, speech: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_out_of_memory_names_the_setting(
         dry_run(tiny_config())
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_of_the_recipe(tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(config_to_yaml(tiny_config(max_steps=50)))
