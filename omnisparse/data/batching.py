@@ -6,6 +6,7 @@ of each. So a position in a run is two numbers: the epoch, and the number of bat
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from omnisparse.data.audio import FloatArray
 from omnisparse.data.augmentation import AugmentationConfig, SpecAugment, utterance_generator
 from omnisparse.data.batch import Batch, collate, process_slice, text_of
+from omnisparse.data.collector import collector_paused
 from omnisparse.data.features import FeatureConfig, FeatureExtractor
 from omnisparse.data.live_features import FrameSource
 from omnisparse.data.readers import Reader, read_by_processes
@@ -173,12 +175,7 @@ class TrainingBatches:
         self._prefetch = prefetch
         self._workers = workers
         self._timeout = timeout
-        encoded: dict[str, list[int]] = {}
-        for cut in self._cuts:
-            text = text_of(cut)
-            if text not in encoded:
-                encoded[text] = tokenizer.encode(text)
-        self._tokens = encoded
+        self._tokenizer = tokenizer
         self._sampler = _bucketing_sampler(
             self._cuts, batch_seconds, max_batch_size, num_buckets, seed
         )
@@ -288,9 +285,9 @@ class TrainingBatches:
             return len(cuts) * float(max(cut.duration for cut in cuts))
 
         def lattice(cuts: list[Cut]) -> float:
-            return audio(cuts) * max(len(self._tokens[text_of(cut)]) for cut in cuts)
+            return audio(cuts) * max(len(tokenizer.encode(text_of(cut))) for cut in cuts)
 
-        order = self._epoch_order(self._epoch)
+        tokenizer, order = self._tokenizer, self._epoch_order(self._epoch)
         numbers = {
             max(range(len(order)), key=lambda n: size(order[n])) for size in (audio, lattice)
         }
@@ -322,7 +319,8 @@ class TrainingBatches:
         generator = utterance_generator("order", self._seed, epoch)
         # lhotse shuffles by (its seed + epoch): neighbouring seeds would have the same orders.
         self._sampler.set_epoch(int(generator.integers(1 << 62)))
-        batches = [list(batch) for batch in self._sampler]
+        with collector_paused():
+            batches = [list(batch) for batch in self._sampler]
         if epoch < self._short_first_epochs:
             # Amodei et al. 2016 (arXiv:1512.02595), section 3.2, "SortaGrad".
             batches.sort(key=lambda batch: max(cut.duration for cut in batch))
@@ -340,7 +338,7 @@ class TrainingBatches:
 
     def _collate(self, cuts: list[Cut], features: Sequence[FloatArray]) -> Batch:
         chosen, places = self._part(cuts)
-        tokens = [self._tokens[text_of(cut)] for cut in chosen]
+        tokens = [self._tokenizer.encode(text_of(cut)) for cut in chosen]
         return collate(chosen, features, tokens, places, is_copy=self._rank >= len(cuts))
 
 
@@ -349,13 +347,12 @@ def _bucketing_sampler(
 ) -> Any:
     from lhotse import CutSet
     from lhotse.dataset import BucketingSampler, SimpleCutSampler
-    from lhotse.utils import fastcopy
 
     # Every bucket ends with a batch that is not full, so a bucket should have several batches.
     seconds = sum(cut.duration for cut in cuts)
     enough = min(int(seconds / (3 * batch_seconds)), len(cuts) // (3 * max_batch_size) or 1)
     # Copies, because lhotse writes the rank into every cut that it returns.
-    copies = CutSet.from_cuts(fastcopy(cut) for cut in cuts)
+    copies = CutSet.from_cuts(copy.copy(cut) for cut in cuts)
     fields: dict[str, Any] = {
         "max_duration": batch_seconds,
         "max_cuts": max_batch_size,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from omnisparse.data.checking import check_items
+from omnisparse.data.collector import collector_paused
 from omnisparse.data.content import ContentCache
 from omnisparse.data.formats import FORMATS, CorpusFormat, detect_format, list_corpus
 from omnisparse.data.naming import with_distinct_names
@@ -88,10 +89,13 @@ def read_corpus(
     known: CorpusFormat = detect_format(source) if corpus_format == "auto" else corpus_format
     cache = ContentCache()
     splits = {}
-    listings = list_corpus(source, known)
-    for name, listing in listings.items():
-        what = str(source) if len(listings) == 1 else f"{source}, split {name}"
-        splits[name] = _read_split(name, listing, cache, num_jobs, progress, rules, what)
+    with collector_paused():
+        listings = list_corpus(source, known)
+        for name in list(listings):
+            what = str(source) if len(listings) == 1 else f"{source}, split {name}"
+            listing = listings[name]
+            splits[name] = _read_split(name, listing, cache, num_jobs, progress, rules, what)
+            listing.items.clear()  # both at once would be half as much memory again
     bad = [item for split in splits.values() for item in split.skipped[: split.num_bad]]
     total = len(bad) + sum(len(split.cuts) for split in splits.values())
     notes = [line for split in splits.values() for line in split.notes] if total == 0 else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from omnisparse.data.batch import text_of
@@ -13,6 +15,8 @@ from omnisparse.data.validation import SkippedItem
 if TYPE_CHECKING:
     from lhotse import CutSet
     from lhotse.cut import Cut
+
+_PLAIN = re.compile(r"[ A-Za-z0-9'.,?!-]*[A-Za-z0-9][ A-Za-z0-9'.,?!-]*")
 
 
 def filter_utterances(
@@ -43,24 +47,31 @@ def filter_utterances(
     """
     from lhotse import CutSet
 
-    num_tokens: dict[str, int] = {}
+    available_of = cache(output_lengths)
     kept: list[Cut] = []
     skipped: list[SkippedItem] = []
     for cut in cuts:
-        text = text_of(cut)
-        if text not in num_tokens:
-            num_tokens[text] = len(tokenizer.encode(text))
         stacked = -(-num_frames(cut.num_samples, cut.sampling_rate) // stack)
-        available = output_lengths(stacked)
+        available = available_of(stacked)
+        tokens = _count_tokens(text_of(cut), tokenizer, available)
         if cut.duration < min_seconds or stacked == 0:
             skipped.append(SkippedItem(cut.id, "too-short", f"{cut.duration:.2f} s"))
         elif cut.duration > max_seconds:
             skipped.append(SkippedItem(cut.id, "too-long", f"{cut.duration:.2f} s"))
-        elif num_tokens[text] == 0:
+        elif tokens == 0:
             skipped.append(SkippedItem(cut.id, "untranscribed", "no tokens"))
-        elif num_tokens[text] > available:
-            detail = f"{num_tokens[text]} tokens, {available} encoder frames"
+        elif tokens > available:
+            detail = f"{tokens} tokens, {available} encoder frames"
             skipped.append(SkippedItem(cut.id, "too-many-tokens", detail))
         else:
             kept.append(cut)
     return CutSet.from_cuts(kept), tuple(skipped)
+
+
+def _count_tokens(text: str, tokenizer: Tokenizer, available: int) -> int:
+    """Tokens of a text; an upper bound where even that is not above ``available``."""
+    # A piece covers at least one character, and one may stand before the first word. Others than
+    # these may become more characters, or none, before they are cut into pieces.
+    if len(text) < available and _PLAIN.fullmatch(text):
+        return len(text) + 1
+    return len(tokenizer.encode(text))

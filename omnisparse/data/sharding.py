@@ -24,8 +24,8 @@ from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.corpora import read_corpus
 from omnisparse.data.decoding import BadAudioError, decode_content
 from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.formats.shard_index import ShardFacts, cuts_beside, write_index
 from omnisparse.data.members import digest_of, list_members
-from omnisparse.data.shard_index import ShardFacts, cuts_beside, write_index
 from omnisparse.data.validation import Hertz, Progress, SkippedItem, require_mostly_good
 from omnisparse.data.writing import write_skipped
 from omnisparse.durable import sync_path
