@@ -116,6 +116,10 @@ class SandwichConfig:
     """Weight of the label loss, within a subnet's loss."""
     subnet_dropout: Literal["same", "scaled", "none"] = "same"
     """Dropout of subnets: that of the dense net, that times the subnet's density, or none."""
+    subnets_per_process: bool = False
+    """Draw other random subnets on every process: with P processes a step trains P times as many,
+    each on 1/P of the batch. Otherwise all draw the same, and the result does not depend on the
+    number of processes."""
     refresh_every: PositiveInt = 100
     """Steps between two rankings of the weights by magnitude."""
     straight_through: bool = False
@@ -291,7 +295,8 @@ class Sandwich:
             name, spec = "smallest", self.schedule.smallest(step)
         else:
             name = f"random_{index - 1}"
-            spec = self.schedule.random(step, index)
+            own = process_number() * self.num_subnets if self.config.subnets_per_process else 0
+            spec = self.schedule.random(step, index + own)
         rows, here = self._member_rows(batch, step, index)
         part = batch.select(rows)
         output = self._forward(forward, part, spec)
@@ -349,6 +354,14 @@ class Sandwich:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the present ranking."""
         self.supernet.load_ranking_state(state)
+
+
+def process_number() -> int:
+    """Number of this process of a training, from 0."""
+    from torch import distributed
+
+    on = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_rank() if on else 0
 
 
 def _label_loss(name: str, output: ModelOutput, batch: Batch, scale: float = 1.0) -> Loss:

@@ -21,6 +21,7 @@ from omnisparse.data.filtering import filter_utterances
 from omnisparse.data.live_features import FrameSource
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
+from omnisparse.errors import OmnisparseError
 from omnisparse.methods.base import described_by, notes_of
 from omnisparse.models import SpeechModel, build_model
 from omnisparse.pipeline.dev_evaluation import check_evaluate_sizes, dev_evaluator, longest
@@ -38,6 +39,7 @@ from omnisparse.pipeline.training_data import TrainingData
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import Checkpoint, load_newest
+from omnisparse.training.fully_sharded import LEGAL_METHODS, is_sharded
 from omnisparse.training.launch import precision_of
 from omnisparse.training.stop_signals import StopSignals
 from omnisparse.training.tracking import Metrics, Tracker
@@ -97,6 +99,11 @@ def make_trainer(
     watch: Watchdog | None = None,
 ) -> Trainer:
     """The net and the loop of a run, which is described in its directory."""
+    if is_sharded(accelerator) and config.method.kind not in LEGAL_METHODS:
+        raise OmnisparseError(
+            f"method {config.method.kind} does not train with FSDP; legal: "
+            + ", ".join(LEGAL_METHODS)
+        )
     features, extractor, tokenizer = inputs.features, inputs.extractor, inputs.tokenizer
     torch.manual_seed(config.seed)
     model = build_model(

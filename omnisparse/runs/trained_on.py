@@ -53,7 +53,10 @@ def list_utterances(corpora: Sequence[CutSet]) -> list[Utterance]:
 
 def write_utterances(run: Path, utterances: Sequence[Utterance]) -> None:
     """Write the list of training utterances into ``run``."""
-    with replacing(run / FILE) as partial, gzip.open(partial, "wt", encoding="utf-8") as file:
+    with (
+        replacing(run / FILE) as partial,
+        gzip.open(partial, "wt", encoding="utf-8", compresslevel=4) as file,
+    ):
         file.writelines(json.dumps(utterance) + "\n" for utterance in utterances)
 
 

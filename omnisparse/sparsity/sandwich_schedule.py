@@ -135,7 +135,11 @@ class SandwichSchedule:
         return self.space.at(least) if least else self.min_spec
 
     def random(self, step: int, index: int) -> SubnetSpec:
-        """The ``index``-th member of a step; 0 would be the smallest."""
+        """The ``index``-th member of a step; 0 would be the smallest.
+
+        There may be more of them than a step of one process trains, for processes that train
+        others each.
+        """
         return self.space.sample(subnet_generator(self.seed, step, index), self.least_density(step))
 
     def alone(self, step: int) -> SubnetSpec | None:

@@ -27,6 +27,7 @@ from omnisparse.sparsity.masked_copy import Thinning, masked_copies
 from omnisparse.sparsity.masks import apply_mask, masked_tensors
 from omnisparse.sparsity.prunable import check_plain, find_prunable_anywhere
 from omnisparse.sparsity.ranking import rank
+from omnisparse.sparsity.sharded_tensors import as_sharded, fill_where_zero, whole
 from omnisparse.sparsity.sizes import Size, parse_sparsity
 from omnisparse.sparsity.space import SubnetSpec
 
@@ -101,8 +102,14 @@ class Supernet(nn.Module):
         return bool(self._positions)
 
     def weights(self) -> dict[str, Tensor]:
-        """The prunable matrices by name, detached, sharing memory with the model."""
-        return {fqn: self.model.get_parameter(fqn).detach() for fqn in self.budget.prunable}
+        """The prunable matrices by name, detached, sharing memory with the model if they are whole.
+
+        Of a sharded model they are gathered; all processes must ask for them.
+        """
+        return {fqn: self._weight(fqn) for fqn in self.budget.prunable}
+
+    def _weight(self, fqn: str) -> Tensor:
+        return whole(self.model.get_parameter(fqn).detach())
 
     def activate(self, spec: SubnetSpec | None) -> None:
         """Choose the subnet that `forward` runs; None is the dense net.
@@ -156,12 +163,15 @@ class Supernet(nn.Module):
     def refresh(self) -> None:
         """Rank the present magnitudes. Masks change only here.
 
+        Each matrix is ranked as a whole on every process, also if the processes share it (see
+        `sharded_tensors`).
+
         Raises:
             ValueError: If a weight is not finite; names the matrix.
         """
         positions = {
-            fqn: rank(weight, self.block, self.norm, fqn).positions()
-            for fqn, weight in self.weights().items()
+            fqn: rank(self._weight(fqn), self.block, self.norm, fqn).positions()
+            for fqn in self.budget.prunable
         }
         self.mask_flip_rate = self._flip_rate(positions)
         self._install(positions)
@@ -264,7 +274,10 @@ class Supernet(nn.Module):
         counts = {} if spec is None else spec.counts(self.budget.prunable)
         state: dict[str, Tensor] = {}
         for fqn, tensor, masks in masked_tensors(
-            self.model.state_dict(), [counts], self.block, self.norm
+            {fqn: whole(tensor) for fqn, tensor in self.model.state_dict().items()},
+            [counts],
+            self.block,
+            self.norm,
         ):
             kept = tensor.detach() if masks is None else apply_mask(tensor, masks[0])
             state[fqn] = kept.clone() if masks is None and kept.device.type == "cpu" else kept.cpu()
@@ -285,7 +298,12 @@ class Supernet(nn.Module):
         """
         with self.active(spec):
             for fqn, thinning in self._active():
-                thinning.clear(self.model.get_parameter(fqn))
+                weight = self.model.get_parameter(fqn)
+                if as_sharded(weight) is None:
+                    thinning.clear(weight)
+                else:
+                    marks = torch.ones(weight.shape, device=weight.device)
+                    fill_where_zero(weight, thinning.clear(marks))
 
     @contextmanager
     def squashed(self, spec: SubnetSpec | None) -> Iterator[nn.Module]:

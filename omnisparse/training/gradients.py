@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Loss, Method
+from omnisparse.training.fully_sharded import unsynchronised
 from omnisparse.training.micro_batches import micro_batches
 from omnisparse.training.window import Pending
 
@@ -66,7 +67,8 @@ class Gradients:
                     passes += loss.utterances
                     del loss
             next(losses, None)  # lets the method tidy up behind its last loss
-        return list(values.values()), passes
+        # Added up at the end: processes may have different numbers of parts.
+        return [one._replace(value=self.sum(one.value)) for one in values.values()], passes
 
     @property
     def _accumulates(self) -> bool:
@@ -79,19 +81,15 @@ class Gradients:
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
         # Forward and backward must both be inside no_sync: DDP decides in the forward pass.
-        return nullcontext() if last else self.accelerator.no_sync(self.module)
+        return nullcontext() if last else unsynchronised(self.accelerator, self.module)
 
     def _backward(self, loss: Loss, num_units: Tensor) -> Tensor:
-        """Run a loss's backward, divided by the units of all processes; returns its sum.
-
-        With a small batch a subnet may have no utterance; then it has no loss, and None is
-        returned.
-        """
+        """Run a loss's backward, divided by the units of all processes; returns its sum here."""
         value_sum = loss.value_sum.float()
         # DDP averages gradients over processes; the factor makes that the sum over all units.
         factor = loss.weight * self.accelerator.num_processes
         self.accelerator.backward(value_sum * factor / num_units.clamp(min=1.0))
-        return self.sum(value_sum.detach())
+        return value_sum.detach()
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

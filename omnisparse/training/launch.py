@@ -30,11 +30,16 @@ from torch.distributed.rendezvous import (  # a function hides the module of thi
 )
 
 from omnisparse.errors import OmnisparseError
+from omnisparse.training.fully_sharded import is_asked_for
 from omnisparse.training.precision import Precision, choose_precision, has_bf16
 
-DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""Supported distributed types: one whole copy of the net per process, because masks rank whole
-matrices."""
+DISTRIBUTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
+"""Supported distributed types; FSDP of version 2 (see `fully_sharded`)."""
 
 _FURTHEST_LAUNCHER = 3
 """Generations above a process of a training in which its launcher is looked for."""
@@ -132,6 +137,9 @@ def _refuse_other_loops(accelerator: Accelerator) -> None:
             f"distributed type {accelerator.distributed_type.value} is not supported; legal: "
             + ", ".join(kind.value for kind in DISTRIBUTED)
         )
+    version = os.environ.get("FSDP_VERSION", "1")
+    if is_asked_for() and version != "2":
+        raise OmnisparseError(f"FSDP of version {version} is not supported; legal: 2")
     dynamo = accelerator.state.dynamo_plugin.backend
     if dynamo != DynamoBackend.NO:
         raise OmnisparseError(f"dynamo backend {dynamo.value} is not supported; legal: NO")

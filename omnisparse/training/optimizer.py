@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from omnisparse.sparsity.patterns import compile_patterns
+from omnisparse.sparsity.sharded_tensors import shared_like
 
 _SEPARATOR = "/"
 _STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -115,6 +116,7 @@ def load_optimizer(
         for key in _STATE:
             value = tensors.get(f"{name}{_SEPARATOR}{key}")
             if value is not None:
-                state[key] = value.to(parameter.device)  # the fused kernel counts there, too
+                value = value.to(parameter.device)  # the fused kernel counts there, too
+                state[key] = value if key == "step" else shared_like(value, parameter)
         if state:
             optimizer.state[parameter] = state

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from omnisparse.data.batching import Batch, TrainingBatches
 from omnisparse.errors import OmnisparseError
 from omnisparse.methods.base import Method, model_to_keep
 from omnisparse.models.base import SpeechModel
+from omnisparse.sparsity.sharded_tensors import whole
 from omnisparse.training.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -33,6 +34,12 @@ from omnisparse.training.checkpoint import (
 from omnisparse.training.config import TrainingConfig
 from omnisparse.training.cost import TrainingCost
 from omnisparse.training.denormals import denormals_flushed
+from omnisparse.training.fully_sharded import (
+    gathered,
+    load_whole,
+    prepare_module,
+    whole_tensors,
+)
 from omnisparse.training.gradients import Gradients
 from omnisparse.training.heap import keep_freed_memory
 from omnisparse.training.launch import precision_of
@@ -105,7 +112,7 @@ class Trainer:
         self.batches, self.method, self.model = batches, method, model
         self.evaluate, self.on_progress, self.stage = evaluate, on_progress, stage
         freeze(model, config.learning_rate_factors)
-        self.module = accelerator.prepare(method.prepare(model, max_steps=max_steps))
+        self.module = prepare_module(accelerator, method.prepare(model, max_steps=max_steps))
         self.gradients = Gradients(
             method, self.module, accelerator,
             parts=config.accumulate, micro_batch_seconds=micro_batch_seconds,
@@ -213,7 +220,7 @@ class Trainer:
 
     def _clip(self) -> float:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
-        return float(norm)
+        return float(whole(norm))
 
     def _skip(self, batch: Batch) -> None:
         """Count a step with a non-finite gradient; all processes have the same reduced gradient."""
@@ -257,7 +264,7 @@ class Trainer:
         """Evaluate on all processes together; a signal gives it up, and it is owed then."""
         self.model.eval()
         try:
-            with self._watch.doing(OTHER):
+            with self._watch.doing(OTHER), gathered(self.module):
                 metrics = evaluate(self.step)  # the same on each process
         except EvaluationAbandonedError:
             metrics = {}
@@ -317,9 +324,16 @@ class Trainer:
             **({"spikes": self._spikes.state_dict()} if self._spikes.is_on else {}),
         }
         folder = checkpoint_folder(self.run / "checkpoints", self.step)
+        tensors = {
+            "model": whole_tensors(self.model.state_dict()),
+            "optimizer": whole_tensors(optimizer_tensors(self.optimizer, self.parameters)),
+            "method": self.method.state_dict(),
+        }
+        if self.average is not None:
+            tensors["ema"] = whole_tensors(self.average.averages)
         if self.accelerator.is_main_process:
             with self._watch.doing(OTHER):
-                self._write(folder, state)
+                self._write(folder, tensors, state)
         with self._watch.doing(WAITING):
             self.accelerator.wait_for_everyone()
         return folder
@@ -327,16 +341,13 @@ class Trainer:
     def _keep(self, name: str, **more: Any) -> None:
         """Keep the net as it is now beside the run's last."""
         state = {"cost": self._summed_cost(), **more}
+        weights = whole_tensors(self.model.state_dict())
         if self.accelerator.is_main_process:
-            self._write_variant(name, self.model.state_dict(), state)
+            self._write_variant(name, weights, weights, state)
 
-    def _write(self, folder: Path, state: dict[str, Any]) -> None:
-        tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.parameters),
-            "method": self.method.state_dict(),
-            **({} if self.average is None else {"ema": self.average.averages}),
-        }
+    def _write(
+        self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
+    ) -> None:
         keep = max(self.config.keep_checkpoints, self.config.average_checkpoints)
         try:
             save_checkpoint(folder.parent, step=self.step, tensors=tensors, state=state, keep=keep)
@@ -346,16 +357,16 @@ class Trainer:
                 "it are whole, and the same command continues from the newest"
             ) from error
         if self.step >= self.max_steps:
-            for name, weights in averages(
-                self.run, self.model.state_dict(), self.average, self.config.average_checkpoints
-            ):
-                self._write_variant(name, weights, state)
+            last, ema = tensors["model"], tensors.get("ema")
+            for name, weights in averages(self.run, last, ema, self.config.average_checkpoints):
+                self._write_variant(name, weights, last, state)
         if self.tracker is not None:  # a row is given away once, with its evaluation
             self.tracker.checkpointed(self.step - int(self._owes_evaluation))
 
-    def _write_variant(self, name: str, weights: Weights, state: Mapping[str, Any]) -> None:
+    def _write_variant(
+        self, name: str, weights: Weights, last: Weights, state: Mapping[str, Any]
+    ) -> None:
         state = {"record": self.record, "processes": self.accelerator.num_processes, **state}
-        last = self.model.state_dict()
         write_variant(self.run, name, weights, last=last, step=self.step, state=state)
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -374,7 +385,7 @@ class Trainer:
 
     def _load_net(self, checkpoint: Checkpoint) -> None:
         """Weights, optimizer, method and step."""
-        self.model.load_state_dict(checkpoint.tensors["model"])
+        load_whole(self.model, checkpoint.tensors["model"])
         load_optimizer(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.method.load_state_dict(checkpoint.tensors["method"])
         if self.average is not None:

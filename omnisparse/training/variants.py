@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnisparse.sparsity.sharded_tensors import shared_like
 from omnisparse.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 
 _FOLDER = "weights"
@@ -49,7 +50,7 @@ class MovingAverage:
     def load(self, averages: Mapping[str, Tensor]) -> None:
         """Put back the averages of a checkpoint, or begin anew from its weights."""
         for name, average in self.averages.items():
-            average.copy_(averages[name])
+            average.copy_(shared_like(averages[name], average))
 
 
 def mean_of_checkpoints(root: Path, number: int) -> dict[str, Tensor]:
@@ -73,18 +74,18 @@ def mean_of_checkpoints(root: Path, number: int) -> dict[str, Tensor]:
 
 
 def averages(
-    run: Path, whole: Weights, average: MovingAverage | None, number: int
+    run: Path, whole: Weights, average: Weights | None, number: int
 ) -> Iterator[tuple[str, Weights]]:
     """Names and weights of the averages of a run that has taken all its steps.
 
     Args:
         run: The run; its checkpoints are read.
         whole: Weights and buffers of the net; the buffers are taken from here.
-        average: The moving average, if there is one.
+        average: The moving average of the weights, if there is one.
         number: Newest checkpoints to take the mean of; below 2 for none.
     """
     if average is not None:
-        yield "ema", {**whole, **average.averages}
+        yield "ema", {**whole, **average}
     if number > 1:
         yield "average", mean_of_checkpoints(run / "checkpoints", number)
 
