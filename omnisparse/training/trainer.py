@@ -10,14 +10,14 @@ a CPU a resumed run repeats the uninterrupted run bit by bit, without saving any
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from omnisparse.data.batching import Batch, TrainingBatches
 from omnisparse.errors import OmnisparseError
@@ -34,12 +34,7 @@ from omnisparse.training.checkpoint import (
 from omnisparse.training.config import TrainingConfig
 from omnisparse.training.cost import TrainingCost
 from omnisparse.training.denormals import denormals_flushed
-from omnisparse.training.fully_sharded import (
-    gathered,
-    load_whole,
-    prepare_module,
-    whole_tensors,
-)
+from omnisparse.training.fully_sharded import gathered, load_whole, prepare_module, whole_tensors
 from omnisparse.training.gradients import Gradients
 from omnisparse.training.heap import keep_freed_memory
 from omnisparse.training.launch import precision_of
@@ -324,13 +319,11 @@ class Trainer:
             **({"spikes": self._spikes.state_dict()} if self._spikes.is_on else {}),
         }
         folder = checkpoint_folder(self.run / "checkpoints", self.step)
-        tensors = {
-            "model": whole_tensors(self.model.state_dict()),
-            "optimizer": whole_tensors(optimizer_tensors(self.optimizer, self.parameters)),
-            "method": self.method.state_dict(),
-        }
-        if self.average is not None:
-            tensors["ema"] = whole_tensors(self.average.averages)
+        optimizer = optimizer_tensors(self.optimizer, self.parameters)
+        parts = {"model": self.model.state_dict(), "optimizer": optimizer}
+        parts |= {} if self.average is None else {"ema": self.average.averages}
+        tensors = {name: whole_tensors(part) for name, part in parts.items()}
+        tensors["method"] = self.method.state_dict()
         if self.accelerator.is_main_process:
             with self._watch.doing(OTHER):
                 self._write(folder, tensors, state)
@@ -345,9 +338,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._write_variant(name, weights, weights, state)
 
-    def _write(
-        self, folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
-    ) -> None:
+    def _write(self, folder: Path, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         keep = max(self.config.keep_checkpoints, self.config.average_checkpoints)
         try:
             save_checkpoint(folder.parent, step=self.step, tensors=tensors, state=state, keep=keep)
@@ -363,9 +354,7 @@ class Trainer:
         if self.tracker is not None:  # a row is given away once, with its evaluation
             self.tracker.checkpointed(self.step - int(self._owes_evaluation))
 
-    def _write_variant(
-        self, name: str, weights: Weights, last: Weights, state: Mapping[str, Any]
-    ) -> None:
+    def _write_variant(self, name: str, weights: Weights, last: Weights, state: Any) -> None:
         state = {"record": self.record, "processes": self.accelerator.num_processes, **state}
         write_variant(self.run, name, weights, last=last, step=self.step, state=state)
 
