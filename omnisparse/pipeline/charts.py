@@ -14,6 +14,7 @@ _WIDTH, _HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
 _MOST_POINTS = 300
 _TICKS = 5
+_SMALLEST, _LARGEST = 1e-200, 1e300
 
 
 class Line(NamedTuple):
@@ -75,7 +76,9 @@ def chart(
 
 
 def _fits(value: float, log: bool) -> bool:
-    return math.isfinite(value) and abs(value) < 1e300 and (value > 0 or not log)
+    """Whether a value can be drawn; so large or so small that sums with it fail, it cannot."""
+    is_plain = value == 0 or _SMALLEST < abs(value) < _LARGEST
+    return is_plain and (value > 0 or not log)
 
 
 class _Axis:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from headless_chromium import chromium_page, find_chromium
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from omnisparse.cli.main import verbs
@@ -165,6 +165,9 @@ def test_a_curve_keeps_its_extremes_and_odd_values_draw_nothing() -> None:
     flat = chart([Line("a<b", [(1.0, 0.0)], COLOURS[0])], x_label="x", y_label="y")
     assert "a&lt;b" in flat
     assert chart([Line("a", [(1.0, 0.0)], COLOURS[0])], x_label="x", y_label="y", log_y=True) == ""
+    for odd in (5e-324, 1e301, float("nan")):
+        assert chart([Line("a", [(1.0, odd)], COLOURS[0])], x_label="x", y_label="y") == ""
+    assert "svg" in chart([Line("a", [(1.0, 1e-190)], COLOURS[0])], x_label="x", y_label="y")
 
 
 VALUES = st.recursive(
@@ -213,7 +216,9 @@ def test_any_files_give_a_page(tmp_path: Path, metrics: Any, compare: Any, front
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=5000, suppress_health_check=QUIET)
+@settings(
+    max_examples=10_000, deadline=None, suppress_health_check=QUIET, phases=[Phase.generate]
+)  # fmt: skip
 @given(metrics=LINES, compare=COMPARED, front=FRONTS)
 def test_ten_thousand_files_give_a_page(
     tmp_path: Path, metrics: Any, compare: Any, front: Any
