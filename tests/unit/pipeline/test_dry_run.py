@@ -77,7 +77,7 @@ def test_parts_of_a_batch_need_less_memory(
     config = dataclasses.replace(config, data=data, model=wide)
     parts = dataclasses.replace(config, data=dataclasses.replace(data, micro_batch_seconds=4.0))
     whole, part = (dry_run(one)["peak_bytes"] for one in (config, parts))
-    assert part < 0.7 * whole
+    assert part < 0.85 * whole  # resident memory: what is loaded for the first time counts, too
 
 
 def test_the_largest_batch_is_the_one_measured(
