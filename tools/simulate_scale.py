@@ -63,8 +63,9 @@ class Assumptions:
     less. Large-batch recipes of LibriSpeech stay near 3.5 h."""
     cores_per_device: int = 8
     """CPU cores that read for a device."""
-    loader_hours_per_second: float = 0.03
-    """Hours of audio that a core makes features of in a second; measured with `--loader`."""
+    loader_hours_per_second: float = 0.34
+    """Hours of audio that a core makes features of in a second, from shards of flac:
+    `benchmarks/shards_cpu_2026-11.md`; of the machine that is meant with `--loader`."""
 
 
 def estimate(net: dict[str, Any], devices: int, given: Assumptions) -> dict[str, Any]:
