@@ -277,6 +277,8 @@ def _check_keys(owner: type, document: Any, path: str) -> None:
 def _meant(key: str, path: str) -> str:
     """`` did you mean a.b?`` for a key that is nearly one of this section, or stands elsewhere."""
     known = _known_keys()
+    if path in known.get(key, ()):
+        return f" another {path}.kind has it;"
     near = get_close_matches(key, [name for name, places in known.items() if path in places], 1)
     if near:
         return f" did you mean {path + '.' if path else ''}{near[0]}?"

@@ -213,7 +213,7 @@ def test_bytes_are_a_limit(world: World, tmp_path: Path) -> None:
 def test_evaluation_agrees_with_transcription(world: World) -> None:
     result = run_json("evaluate", world.artifact, "--manifest", world.corpus / "test.jsonl")
     assert set(result) == {
-        "wer", "wer_low", "wer_high", "interval", "words", "substitutions", "deletions",
+        "wer", "wer_low", "wer_high", "interval", "speakers", "words", "substitutions", "deletions",
         "insertions", "cer", "cer_low", "cer_high", "characters", "utterances", "audio_seconds",
         "seconds", "rtf", "confusions", "by_speaker", "by_length", "warnings", "parameters",
         "nonzero", "bytes", "skipped", "left_out", *ACCOUNT,
