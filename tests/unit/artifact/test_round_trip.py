@@ -16,6 +16,7 @@ from torch import Tensor
 from omnisparse.artifact import inspect_artifact, planned_bytes, read_artifact, write_artifact
 from omnisparse.artifact.packing import count_kept
 from omnisparse.artifact.tensorfile import TensorFile
+from omnisparse.sparsity.keys import CHUNK_WEIGHTS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -140,3 +141,24 @@ def test_files_are_as_small_as_the_formula_says(tmp_path, precision, value_bytes
     formula += rows * (2 if precision == "fp16" else 4)  # the bias, float32 in an int8 file
     packed = TensorFile(tmp_path / "a" / "model.safetensors").size_bytes
     assert abs(packed / formula - 1) < 0.005
+
+
+@pytest.mark.parametrize("block", [(8, 1), (16, 1), (4, 4)])
+def test_blocks_of_a_matrix_that_is_written_in_parts(tmp_path, block):
+    """More weights than are in memory at once, and rows and columns that no block tiles."""
+    rows, columns = 1203, 701
+    assert rows * columns > CHUNK_WEIGHTS
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(rows, columns, generator=generator)
+    grid = torch.rand(-(-rows // block[0]), -(-columns // block[1]), generator=generator) < 0.2
+    mask = grid.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:rows, :columns]
+    state = {"lstm.weight_hh_l0": weight * mask, "lstm.bias_hh_l0": torch.zeros(rows)}
+    info = write_artifact(
+        tmp_path / "a", state=state, model={}, tokenizer=b"", tokens_txt="", features={},
+        dense_parameters=weight.numel() + rows, prunable=["lstm.weight_hh_l0"], source={},
+        precision="fp32", block=block,
+    )  # fmt: skip
+    assert info.nonzero == int(mask.sum()) + rows
+    assert inspect_artifact(tmp_path / "a")["problems"] == []
+    restored = read_artifact(tmp_path / "a").state["lstm.weight_hh_l0"]
+    assert torch.equal(restored, state["lstm.weight_hh_l0"])
