@@ -196,7 +196,7 @@ def test_an_interrupted_sweep_continues_its_run(config: Path) -> None:
     sweep.send_signal(signal.SIGTERM)
     _, told = sweep.communicate(timeout=120)
     assert sweep.returncode == 143
-    assert "stopped in run 1 of 1; the same command continues" in told
+    assert "stopped with 0 of 1 runs done; the same command continues" in told
     state = json.loads(Path("sweeps/long/runs.json").read_text())
     (entry,) = state.values()
     assert entry["status"] == "interrupted"

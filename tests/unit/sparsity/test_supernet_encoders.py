@@ -64,11 +64,13 @@ def test_the_right_matrices_are_pruned(kind: str) -> None:
     rest = ["encoder.input_projection.weight", "predictor.layers.0.weight_ih_l0"]
     rest += ["predictor.layers.0.weight_hh_l0", "joiner.encoder_projection.weight"]
     rest += ["joiner.predictor_projection.weight"]
-    assert sorted(find_prunable(net)) == sorted(expected + rest)
     attention = [f"{LAYERS[kind]}.{i}.{name}.weight" for i in (0, 1) for name in ATTENTION[kind]]
+    assert sorted(find_prunable(net)) == sorted(expected + rest + attention)
     inner = "pos_ff" if kind == "emformer" else "feed_forward|convolution.(expand|contract)"
-    wider = find_prunable(net, include=["attention", inner, "projection", "weight_[ih]h"])
-    assert sorted(wider) == sorted(expected + rest + attention)
+    named = find_prunable(net, include=["attention", inner, "projection", "weight_[ih]h"])
+    assert sorted(named) == sorted(expected + rest + attention)
+    narrower = find_prunable(net, include=[inner, "projection", "weight_[ih]h"], exclude=["atten"])
+    assert sorted(narrower) == sorted(expected + rest)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
