@@ -6,7 +6,6 @@ A manifest is data, and may be a stranger's: nothing that it names is run or fet
 from __future__ import annotations
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +16,19 @@ from omnisparse.data.formats.lines import locate, parse_json, read_lines
 from omnisparse.data.validation import Item, Listing, SkippedItem, duration_tolerance
 
 # What is raised where a record lacks what it expects.
-NOT_A_CUT = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError)
+NOT_A_CUT = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+    OverflowError,  # a whole number that no float can be
+)
 _PLAIN = {"MonoCut", "MultiCut", "Cut"}
 _ADVICE = "only 'file' is read; save the audio to files and name those"
 _NANOSECOND = 1e-9
+_MAX_SECONDS = 1e9  # 30 years: times a sampling rate it is a number of samples still
 
 
 def list_cuts(path: Path) -> Listing:
@@ -136,9 +144,9 @@ def _supervisions(record: dict[str, Any]) -> list[dict[str, Any]]:
         return list(record.get("supervisions") or [])
     found = []
     for track in record["tracks"]:
-        offset = float(track.get("offset", 0.0))
+        offset = float(_number(track.get("offset", 0.0), "offset of a track"))
         for one in track["cut"].get("supervisions") or []:
-            found.append({**one, "start": float(one["start"]) + offset})
+            found.append({**one, "start": float(_number(one["start"], "start")) + offset})
     return found
 
 
@@ -146,7 +154,8 @@ def _length_of(record: dict[str, Any]) -> Any:
     if record.get("type") != "MixedCut":
         return record["duration"]
     ends = (
-        float(t.get("offset", 0.0)) + float(_number(t["cut"]["duration"], "duration"))
+        float(_number(t.get("offset", 0.0), "offset of a track"))
+        + float(_number(t["cut"]["duration"], "duration"))
         for t in record["tracks"]
     )
     return max(ends)
@@ -273,7 +282,9 @@ def _first_path(record: dict[str, Any]) -> Path:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # A comparison, because a whole number of any length is legal in JSON; NaN fails it, too.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not -_MAX_SECONDS < value < _MAX_SECONDS:
         raise ValueError(f"{name} must be a number of seconds, got {str(value)[:40]!r}")
     return value
 
