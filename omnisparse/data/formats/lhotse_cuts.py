@@ -131,7 +131,7 @@ def list_record(
     for supervision in supervisions:
         alone = len(supervisions) == 1 and not by_supervision
         utterance = identity if alone else str(supervision.get("id", identity))
-        stretch = _clip(supervision, float(_number(_length_of(record), "duration")))
+        stretch = _clip(supervision, _number(_length_of(record), "duration"))
         if isinstance(stretch, SkippedItem):
             listing.skipped.append(replace(stretch, id=utterance))
             continue
@@ -144,9 +144,9 @@ def _supervisions(record: dict[str, Any]) -> list[dict[str, Any]]:
         return list(record.get("supervisions") or [])
     found = []
     for track in record["tracks"]:
-        offset = float(_number(track.get("offset", 0.0), "offset of a track"))
+        offset = _number(track.get("offset", 0.0), "offset of a track")
         for one in track["cut"].get("supervisions") or []:
-            found.append({**one, "start": float(_number(one["start"], "start")) + offset})
+            found.append({**one, "start": _number(one["start"], "start") + offset})
     return found
 
 
@@ -154,8 +154,8 @@ def _length_of(record: dict[str, Any]) -> Any:
     if record.get("type") != "MixedCut":
         return record["duration"]
     ends = (
-        float(_number(t.get("offset", 0.0), "offset of a track"))
-        + float(_number(t["cut"]["duration"], "duration"))
+        _number(t.get("offset", 0.0), "offset of a track")
+        + _number(t["cut"]["duration"], "duration")
         for t in record["tracks"]
     )
     return max(ends)
@@ -163,8 +163,8 @@ def _length_of(record: dict[str, Any]) -> Any:
 
 def _clip(supervision: dict[str, Any], length: float) -> tuple[float, float] | SkippedItem:
     """Start and end of a supervision within its cut, in s; an item where it does not lie there."""
-    start = float(_number(supervision["start"], "start of a supervision"))
-    duration = float(_number(supervision["duration"], "duration of a supervision"))
+    start = _number(supervision["start"], "start of a supervision")
+    duration = _number(supervision["duration"], "duration of a supervision")
     end = start + duration
     if duration <= 0:
         return SkippedItem("", "empty", f"a supervision of {duration:g} s")
@@ -200,7 +200,7 @@ def _item(
     channels = _channels(record, supervision, name)
     holders = [source for source in recording["sources"] if set(channels) & set(source["channels"])]
     source = holders[0] if holders else recording["sources"][0]
-    start = float(_number(record["start"], "start")) + stretch[0]
+    start = _number(record["start"], "start") + stretch[0]
     if start < -_NANOSECOND:
         raise ValueError(f"cut {name} begins at {start:g} s, before its recording")
     if len(holders) > 1 or recording.get("transforms"):
@@ -209,7 +209,7 @@ def _item(
     known = list(source["channels"])
     # A channel that the manifest does not know lies behind those that it does.
     places = [known.index(one) if one in known else max(one, len(known)) for one in channels]
-    length = float(_number(recording["duration"], "duration of the recording"))
+    length = _number(recording["duration"], "duration of the recording")
     starts, ends = start < _NANOSECOND, start + stretch[1] - stretch[0] > length - _NANOSECOND
     return replace(
         item,
@@ -286,7 +286,7 @@ def _number(value: Any, name: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not -_MAX_SECONDS < value < _MAX_SECONDS:
         raise ValueError(f"{name} must be a number of seconds, got {str(value)[:40]!r}")
-    return value
+    return float(value)
 
 
 def _heard_sources(record: dict[str, Any]) -> list[dict[str, Any]]:
