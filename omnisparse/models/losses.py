@@ -70,7 +70,7 @@ class _TransducerLoss(torch.autograd.Function):
         ctx: Any, lattice: Tensor, frame_lengths: Tensor, token_lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
         torchaudio, _ = find_torchaudio()
-        if torchaudio is None:
+        if torchaudio is None or _ours_is_quicker(lattice):
             loss, grad = _loss_in_torch(lattice, frame_lengths, token_lengths)
         else:
             loss, grad = _loss_in_torchaudio(torchaudio, lattice, frame_lengths, token_lengths)
@@ -87,6 +87,18 @@ class _TransducerLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * scale, None, None
+
+
+def _ours_is_quicker(lattice: Tensor) -> bool:
+    """Whether this is a bfloat16 step on a CPU, where our loss takes half the time of torchaudio's.
+
+    A float32 run goes on bit by bit with the loss with which earlier versions began it.
+    """
+    return (
+        lattice.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    )
 
 
 def _loss_in_torchaudio(

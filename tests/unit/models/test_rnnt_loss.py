@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omnisparse.errors import OmnisparseError
 from omnisparse.models import losses
-from omnisparse.models.losses import EMIT_BLANK, LABEL, LOG_ZERO
+from omnisparse.models.losses import EMIT_BLANK, LABEL, LOG_ZERO, transducer_loss
 from omnisparse.models.rnnt_loss import rnnt_loss_and_uses
 from omnisparse.models.torchaudio import find_torchaudio, require_torchaudio
 from omnisparse.models.transducer import TransducerModel
@@ -131,3 +131,17 @@ def test_a_torchaudio_of_another_torch_is_told_with_the_pairs_that_load(
     assert "does not load (Could not load this library: lib/_torchaudio.abi3.so)" in reason
     assert "torch==2.11.0 torchaudio==2.11.0 or torch==2.14.1" in reason
     assert "\n" not in reason
+
+
+def test_a_bfloat16_step_on_a_cpu_takes_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, tokens = torch.tensor([4, 3]), torch.tensor([2, 1])
+    lattice = torch.randn(2, 4, 3, 3).log_softmax(-1).requires_grad_()
+    expected, occupancy = transducer_loss(lattice, frames, tokens)
+    (grad,) = torch.autograd.grad(expected, lattice)
+    with monkeypatch.context() as patched, torch.autocast("cpu", torch.bfloat16):
+        patched.setattr(losses, "_loss_in_torchaudio", None)  # not called
+        found, also = transducer_loss(lattice, frames, tokens)
+        (other,) = torch.autograd.grad(found, lattice)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(also, occupancy)
+    torch.testing.assert_close(other, grad)
