@@ -8,7 +8,7 @@ DEMO_ARGS ?=
 CROSS ?= aarch64-linux-gnu-
 WHEEL := OMNISPARSE_MANYLINUX=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-.PHONY: setup demo test test-slow test-interop lint format docs bench wheels \
+.PHONY: setup demo test test-slow test-interop test-nemo lint format docs bench wheels \
   wheel-x86_64 wheel-aarch64 clean
 
 setup: $(STAMP)
@@ -31,6 +31,13 @@ test-slow: setup
 test-interop: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,interop]"
 	$(BIN)/python -m pytest -q -m interop
+
+# In an environment of its own: NeMo needs other packages in other versions.
+test-nemo: setup
+	$(PYTHON) -m venv .venv-nemo
+	.venv-nemo/bin/python -m pip install --quiet --constraint constraints.txt torch torchaudio
+	.venv-nemo/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,nemo]"
+	.venv-nemo/bin/python -m pytest -q -m interop tests/interop/test_nemo.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -68,6 +75,6 @@ wheel-aarch64:
 
 # Trainings (runs) and corpora (data) are the user's: they stay.
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-nemo demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path "./runs/*" -not -path "./data/*" -prune \
 	  -exec rm -rf {} +

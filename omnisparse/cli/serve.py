@@ -48,7 +48,7 @@ def serve(
             ServedModel(
                 name=model.resolve().name, recognizer=recognizer, bytes=counts["bytes"],
                 nonzero=counts["nonzero"], parameters=counts["parameters"],
-                streams=recognizer.model.kind == "transducer",
+                streams=recognizer.streams,
             )
         )  # fmt: skip
     limits = Limits(max_bytes=round(1e6 * max_megabytes), max_seconds=max_seconds)

@@ -1,4 +1,4 @@
-"""Log-mel filterbanks, normalised per corpus and stacked: Kaldi's, or torchaudio's.
+"""Log-mel filterbanks, normalised and stacked: Kaldi's, torchaudio's or NeMo's.
 
 The options of the first are those of sherpa-onnx and icefall: 80 bins, 25 ms Povey windows every
 10 ms, no dither, edges kept, samples in [-1, 1], highest frequency 400 Hz below Nyquist.
@@ -16,19 +16,22 @@ from einops import rearrange
 
 from omnisparse.data.fbank import log_mel_frames
 from omnisparse.data.log_mel import piecewise_log_mel
+from omnisparse.data.nemo_mel import nemo_log_mel, normalised_by_utterance
 from omnisparse.errors import PositiveInt, Range, check_ranges
 
 FloatArray = npt.NDArray[np.float32]
 
-FeatureKind = Literal["kaldi", "torchaudio"]
+FeatureKind = Literal["kaldi", "torchaudio", "nemo"]
+Normalisation = Literal["corpus", "utterance", "none"]
 
 # Frames computed at once: an hour of audio must not need gigabytes, and 5 s stay in the cache.
 _CHUNK_FRAMES = 500
-# Kaldi's frame reaches 7.5 ms before and after its own shift; torchaudio's is around its start, and
-# reaches 12.5 ms before it. Two neighbours on each side are enough for both.
-_MARGIN_FRAMES: dict[FeatureKind, int] = {"kaldi": 1, "torchaudio": 2}
-# Below this many samples the edges would mirror more audio than there is.
-_MIN_SAMPLES_SECONDS = 0.025
+# Kaldi's frame reaches 7.5 ms before and after its own shift; the others' are around its start, and
+# reach 12.5 ms before it. Two neighbours on each side are enough for all.
+_MARGIN_FRAMES: dict[FeatureKind, int] = {"kaldi": 1, "torchaudio": 2, "nemo": 2}
+# Below this many samples the edges would mirror more audio than there is. NeMo's are zeros.
+_MIN_SAMPLES_SECONDS: dict[FeatureKind, float] = {"kaldi": 0.025, "torchaudio": 0.025, "nemo": 0.0}
+_COMPUTE = {"kaldi": log_mel_frames, "torchaudio": piecewise_log_mel, "nemo": nemo_log_mel}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +45,12 @@ class FeatureConfig:
     sampling_rate: Annotated[int, Range(minimum=8000, maximum=384_000)] = 16000
     """Rate of the audio, in Hz."""
     kind: FeatureKind = "kaldi"
-    """Filterbanks of Kaldi, or of torchaudio's RNN-T pipelines (for a net that starts from one)."""
+    """Filterbanks of Kaldi, of torchaudio's RNN-T pipelines, or of NeMo's recognisers (for a net
+    that starts from one)."""
+    normalize: Normalisation = "corpus"
+    """What takes mean and deviation away: statistics of the training data; those of each
+    ``utterance``, as NeMo's ``per_feature`` does, which needs its end, so that such a net cannot
+    stream; or ``none``, as NeMo's streaming nets have it."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -68,9 +76,11 @@ class FeatureExtractor:
         mean: Mean of each bin over the training data, [num_bins]; None normalises nothing.
         std: Standard deviation of each bin, above 0, [num_bins]; given with ``mean``.
         kind: Whose filterbanks.
+        per_utterance: Normalise by the mean and deviation of each utterance instead.
 
     Raises:
-        ValueError: If a size is out of range, or ``mean`` and ``std`` do not fit ``num_bins``.
+        ValueError: If a size is out of range, ``mean`` and ``std`` do not fit ``num_bins``, or are
+            given for ``per_utterance``.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class FeatureExtractor:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         kind: FeatureKind = "kaldi",
+        per_utterance: bool = False,
     ) -> None:
         FeatureConfig(num_bins=num_bins, stack=stack, sampling_rate=sampling_rate)
         if kind not in _TYPES:
@@ -92,10 +103,20 @@ class FeatureExtractor:
         self.sampling_rate = sampling_rate
         self.mean = _statistic("mean", mean, num_bins)
         self.std = _statistic("std", std, num_bins)
+        self.per_utterance = per_utterance
+        if per_utterance and self.mean is not None:
+            raise ValueError("features that are normalised per utterance have no mean and std")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be given together")
         if self.std is not None and float(self.std.min()) <= 0:
             raise ValueError(f"std must be above 0 for every bin, got {float(self.std.min())}")
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What takes mean and deviation away."""
+        if self.per_utterance:
+            return "utterance"
+        return "none" if self.mean is None else "corpus"
 
     @property
     def input_dim(self) -> int:
@@ -110,16 +131,19 @@ class FeatureExtractor:
         """Log-mel energies.
 
         Args:
-            samples: [N] float32 in [-1, 1], at least half a frame shift (5 ms).
+            samples: [N] float32 in [-1, 1], at least half a frame shift (5 ms; NeMo's, 10 ms).
 
         Returns:
             [T, num_bins] float32, T being `num_frames(N)`.
 
         Raises:
-            ValueError: If ``samples`` is not a vector or shorter than 5 ms.
+            ValueError: If ``samples`` is not a vector or shorter than that.
         """
         if samples.ndim != 1 or self.num_frames(len(samples)) < 1:
-            raise ValueError(f"samples must be [N] with at least 5 ms, got shape {samples.shape}")
+            least = 10 if self.kind == "nemo" else 5
+            raise ValueError(
+                f"samples must be [N] with at least {least} ms, got shape {samples.shape}"
+            )
         shift = self.sampling_rate // 100
         total = self.num_frames(len(samples))
         margin = _MARGIN_FRAMES[self.kind]
@@ -138,22 +162,25 @@ class FeatureExtractor:
 
     def _extract(self, samples: FloatArray) -> FloatArray:
         count = self.num_frames(len(samples))
-        smallest = round(_MIN_SAMPLES_SECONDS * self.sampling_rate)
+        smallest = round(_MIN_SAMPLES_SECONDS[self.kind] * self.sampling_rate)
         if len(samples) < smallest:
             samples = np.pad(samples, (0, smallest - len(samples)))
-        compute = log_mel_frames if self.kind == "kaldi" else piecewise_log_mel
-        frames = compute(samples, sampling_rate=self.sampling_rate, num_bins=self.num_bins)
+        frames = _COMPUTE[self.kind](
+            samples, sampling_rate=self.sampling_rate, num_bins=self.num_bins
+        )
         return frames[:count]
 
     def normalise(self, frames: FloatArray) -> FloatArray:
         """Subtract the mean of each bin and divide by its standard deviation.
 
         Args:
-            frames: [T, num_bins].
+            frames: [T, num_bins]; with ``per_utterance`` all of an utterance.
 
         Returns:
             [T, num_bins] float32; ``frames`` itself if there are no statistics.
         """
+        if self.per_utterance:
+            return normalised_by_utterance(frames)
         if self.mean is None or self.std is None:
             return frames
         normalised = frames - self.mean
@@ -187,7 +214,10 @@ class FeatureExtractor:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything needed to compute the same features, as JSON."""
+        # Only where it is so: what older versions wrote and read stays as it is.
+        more = {"per_utterance": True} if self.per_utterance else {}
         return {
+            **more,
             "type": _TYPES[self.kind],
             "num_bins": self.num_bins,
             "stack": self.stack,
@@ -209,24 +239,49 @@ class FeatureExtractor:
         if not kinds:
             legal = " or ".join(_TYPES.values())
             raise ValueError(f"features must be of type {legal}, got {name!r}")
+        per_utterance = fields.pop("per_utterance", False)
+        if not isinstance(per_utterance, bool):
+            raise ValueError(f"per_utterance must be true or false, got {per_utterance!r}")
         expected = {"num_bins", "stack", "sampling_rate", "mean", "std"}
         if set(fields) != expected:
             raise ValueError(f"features must have {sorted(expected)}, got {sorted(fields)}")
-        return cls(**fields, kind=kinds[0])
+        return cls(**fields, kind=kinds[0], per_utterance=per_utterance)
+
+    def normalised_by(self, normalize: Normalisation) -> FeatureExtractor:
+        """The same features, of which ``normalize`` takes mean and deviation away.
+
+        ``corpus`` keeps the statistics that are there.
+        """
+        if normalize == "corpus":
+            return self
+        return FeatureExtractor(
+            num_bins=self.num_bins,
+            stack=self.stack,
+            sampling_rate=self.sampling_rate,
+            kind=self.kind,
+            per_utterance=normalize == "utterance",
+        )
 
 
-_TYPES: dict[FeatureKind, str] = {"kaldi": "kaldi-fbank", "torchaudio": "torchaudio-log-mel"}
+_TYPES: dict[FeatureKind, str] = {
+    "kaldi": "kaldi-fbank",
+    "torchaudio": "torchaudio-log-mel",
+    "nemo": "nemo-log-mel",
+}
 """Names of the kinds in a description."""
 
 
 def num_frames(num_samples: int, sampling_rate: int = 16000, kind: FeatureKind = "kaldi") -> int:
     """Number of frames of 10 ms with edges kept.
 
-    Kaldi's are as many as there are shifts, rounded; torchaudio's are those around 0, 10, ... ms.
+    Kaldi's are as many as there are shifts, rounded; NeMo's rounded down; torchaudio's are those
+    around 0, 10, ... ms.
     """
     shift = sampling_rate // 100
     if kind == "torchaudio":
         return num_samples // shift + 1
+    if kind == "nemo":
+        return num_samples // shift
     return (num_samples + shift // 2) // shift
 
 

@@ -183,6 +183,7 @@ class LiveFeatures:
             num_bins=self._extractor.num_bins,
             stack=stack,
             sampling_rate=self._extractor.sampling_rate,
+            kind=self._extractor.kind,
             mean=self._mean,
             std=self._std,
         )

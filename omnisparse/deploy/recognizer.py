@@ -164,7 +164,8 @@ class Recognizer:
                 f"{model.get('vocab_size')}"
             )
         if cut_above is None:
-            cut_above = cut_length(files.trained_seconds, streams=model["kind"] == "transducer")
+            streams = model["kind"] == "transducer" and not extractor.per_utterance
+            cut_above = cut_length(files.trained_seconds, streams=streams)
         return cls(
             build_engine(files),
             tokenizer,
@@ -176,7 +177,7 @@ class Recognizer:
     @property
     def streams(self) -> bool:
         """Whether it recognises audio while it arrives, and so audio of any length."""
-        return self.engine.kind == "transducer"
+        return self.engine.kind == "transducer" and not self.extractor.per_utterance
 
     @property
     def frame_seconds(self) -> float:

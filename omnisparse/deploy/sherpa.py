@@ -129,6 +129,11 @@ def _runnable(source: Source) -> TransducerModel:
             f"{source.name} is a {model.kind}, which sherpa-onnx has no place for; train a "
             f"transducer ({RECIPE}), or use --format onnx"
         )
+    if source.extractor.kind != "kaldi" or source.extractor.per_utterance:
+        raise OmnisparseError(
+            f"{source.name} reads features that are not Kaldi's (data.features), which sherpa-onnx "
+            f"would compute for it; train with Kaldi's ({RECIPE}), or use --format onnx"
+        )
     if not isinstance(model.predictor, StatelessPredictor):
         raise OmnisparseError(
             f"{source.name} has an LSTM predictor, which sherpa-onnx runs with NeMo's features "

@@ -60,9 +60,17 @@ class StreamingFeatures:
 
     Args:
         extractor: Computes the frames.
+
+    Raises:
+        UsageError: If they are normalised by the whole utterance.
     """
 
     def __init__(self, extractor: FeatureExtractor) -> None:
+        if extractor.per_utterance:
+            raise UsageError(
+                "this model cannot stream: its features are normalised by the whole utterance "
+                "(data.features.normalize=utterance); recognise offline"
+            )
         self.extractor = extractor
         self._shift = extractor.sampling_rate // 100
         self._samples = np.zeros(0, dtype=np.float32)

@@ -343,12 +343,13 @@ def check_relatives(
     (model, extractor, tokenizer), (student, features, tokens) = other, own
     if model.kind != student.kind:
         raise OmnisparseError(f"{name} is a {model.kind}; a {student.kind} is needed")
-    for what in ("kind", "num_bins", "stack", "sampling_rate"):
+    for what in ("kind", "num_bins", "stack", "sampling_rate", "per_utterance"):
         theirs, ours = getattr(extractor, what), getattr(features, what)
         if theirs != ours:
+            key = "normalize" if what == "per_utterance" else what
             raise OmnisparseError(
                 f"{name} reads features with {what} {theirs}; this run's have {ours} "
-                f"(data.features.{what})"
+                f"(data.features.{key})"
             )
     if model.vocab_size != student.vocab_size:
         raise OmnisparseError(

@@ -70,7 +70,7 @@ def decoder_of(recognizer: Recognizer, *, beam: int, streaming: bool) -> Decoder
     def transcribe(samples: Any) -> str:
         return recognizer.transcribe(samples, beam=beam, streaming=streaming).text
 
-    hears_any_length = recognizer.cut_above is None and recognizer.model.streams
+    hears_any_length = recognizer.cut_above is None and recognizer.streams
     return Decoder(
         recognizer.model,
         recognizer.extractor,
@@ -253,7 +253,7 @@ def _model_notes(recognizers: Mapping[Path, Recognizer], result: EvaluationResul
             seconds,
             recognizer.trained_seconds,
             cut_above=recognizer.cut_above,
-            streams=recognizer.model.streams,
+            streams=recognizer.streams,
         )
         notes += [f"{path}: {note}" for note in (unseen, long) if note]
     return notes

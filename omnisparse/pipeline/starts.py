@@ -87,17 +87,24 @@ def choose_extractor(
         OmnisparseError: If ``init`` cannot be read.
     """
     own = features.extractor(config.data.features.stack)
+    own = own.normalised_by(config.data.features.normalize)
     if not is_fresh:
         return runs.extractor_of(run)
     if config.init is None:
         return own
     if config.data.statistics == "own":
-        stage("features are normalised by the statistics of this run's training data")
+        if own.normalisation == "corpus":
+            stage("features are normalised by the statistics of this run's training data")
         return own
     given = _extractor_of(config.init)
-    shapes = [(one.kind, one.num_bins, one.stack, one.sampling_rate) for one in (given, own)]
+    shapes = [
+        (one.kind, one.num_bins, one.stack, one.sampling_rate, one.per_utterance)
+        for one in (given, own)
+    ]
     if shapes[0] != shapes[1]:
         return own  # refused later together with the net, with a message about the difference
+    if own.normalisation != "corpus":
+        return own  # as it is asked for, there are no statistics to take
     stage(f"features are normalised by the statistics of {config.init}")
     return given
 
