@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,16 @@ OPSET = 18
 
 IR_VERSION = 9
 """Of the file; the one that belongs to the opset."""
+
+STAGES = 8
+"""Most stages in which weights are unpacked: onnxruntime folds constants in at most 10 rounds."""
+
+STAGE_SHARE = 0.3
+"""Share of what is left that a stage unpacks: its work takes about as much memory again as the
+weights that it gives."""
+
+STAGED_BYTES = 1 << 25
+"""Weights, in bytes of memory, from which on stages are worth their nodes."""
 
 Array = npt.NDArray[Any]
 Shape = Sequence[int | str]
@@ -39,8 +50,9 @@ class GraphBuilder:
         self._sparse: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
+        self._known: list[Any] = []
         self._constants: dict[bytes, str] = {}
-        self._zeros: dict[int, str] = {}
+        self._staged: list[tuple[int, list[Any]]] = []
         self._count = 0
 
     def fresh(self, hint: str) -> str:
@@ -83,12 +95,67 @@ class GraphBuilder:
         """A constant without dimensions: int64, or float32."""
         return self.constant(np.asarray(value, np.int64 if isinstance(value, int) else np.float32))
 
-    def zeros(self, size: int) -> str:
-        """A vector of float32 zeros that takes no room in the file; one for each size."""
-        if size not in self._zeros:
-            value = numpy_helper.from_array(np.zeros(1, np.float32))
-            self._zeros[size] = self.op("ConstantOfShape", self.ints(size), value=value)
-        return self._zeros[size]
+    def staged(self, size: int, *vectors: str) -> list[str]:
+        """Hold back stored vectors until a stage of loading; see :meth:`_write_stages`.
+
+        Args:
+            size: Bytes of memory of what is unpacked from them.
+            *vectors: Their names.
+
+        Returns:
+            Names of the same vectors, held back.
+        """
+        held = [self.op("Reshape", name, "") for name in vectors]
+        self._staged.append((size, self._nodes[-len(vectors) :]))
+        return held
+
+    def _write_stages(self) -> list[Any]:
+        """The nodes that the vectors of :meth:`staged` wait for, to be put before all others.
+
+        onnxruntime folds constants in rounds, and frees what nothing uses any more only between two
+        rounds. If all weights were unpacked in one, all values on the way would be in memory
+        together. So each vector passes a ``Reshape`` to a shape, which is always [-1] and is known
+        in the round of its stage only: a ``Shape`` of something that has the shape of the stage
+        before. That one comes out of an ``If`` with an unknown condition, because the shapes behind
+        all other nodes are inferred within the round. Once folded, nothing of this is left.
+        """
+        stages = self._stages()
+        if not stages:
+            return []
+        written, self._nodes = self._nodes, []
+        shapes = [self.ints(-1)]
+        if max(stages):
+            given = self._inputs[0]
+            number = given.type.tensor_type.elem_type
+            dtype = helper.tensor_dtype_to_np_dtype(number).type
+            some = self.op("ReduceMax", given.name, keepdims=0)
+            unknown = self.op("Cast", some, to=BOOL)
+        for _ in range(max(stages)):
+            size = self.op("Neg", shapes[-1])
+            branches = {}
+            for branch in ("then_branch", "else_branch"):
+                inner = GraphBuilder(self.fresh(branch), outer=self)
+                inner.output(f"{inner.name}/vector", inner.op("Expand", some, size), dtype, ["S"])
+                branches[branch] = inner.graph()
+            shapes.append(self.op("Neg", self.op("Shape", self.op("If", unknown, **branches))))
+        for stage, (_, nodes) in zip(stages, self._staged, strict=True):
+            for node in nodes:
+                node.input[1] = shapes[stage]
+        waits, self._nodes = self._nodes, written
+        return waits
+
+    def _stages(self) -> list[int]:
+        """The stage of each item of ``_staged``: largest first, a share of the rest each."""
+        sizes = [size for size, _ in self._staged]
+        stages = [0] * len(sizes)
+        left = total = sum(sizes)
+        if total < STAGED_BYTES:
+            return stages
+        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+            stage = math.floor(math.log(left / total) / math.log(1 - STAGE_SHARE))
+            stages[index] = min(stage, STAGES - 1)
+            left -= sizes[index]
+        return stages
 
     def initializer(self, name: str, value: Array) -> str:
         """A stored array under a name of its own."""
@@ -108,6 +175,10 @@ class GraphBuilder:
         self._inputs.append(_value_info(name, dtype, shape))
         return name
 
+    def known(self, name: str, dtype: type[np.generic], shape: Shape) -> None:
+        """Say the shape of a value that onnxruntime cannot infer: it folds no unknown shapes."""
+        self._known.append(_value_info(name, dtype, shape))
+
     def output(self, name: str, value: str, dtype: type[np.generic], shape: Shape) -> None:
         """Declare a value as an output under another name."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name=self.fresh("output")))
@@ -115,9 +186,10 @@ class GraphBuilder:
 
     def graph(self) -> Any:
         """The graph, for a node that holds one."""
+        waits = self._write_stages()
         return helper.make_graph(
-            self._nodes, self.name, self._inputs, self._outputs, self._initializers,
-            sparse_initializer=self._sparse,
+            waits + self._nodes, self.name, self._inputs, self._outputs, self._initializers,
+            sparse_initializer=self._sparse, value_info=self._known,
         )  # fmt: skip
 
     def model(self, metadata: Mapping[str, str]) -> bytes:
@@ -154,6 +226,8 @@ def _value_info(name: str, dtype: type[np.generic], shape: Shape) -> Any:
     return helper.make_tensor_value_info(name, kind, list(shape))
 
 
+BOOL = int(TensorProto.BOOL)
+"""ONNX's number for truth values."""
 FLOAT = int(TensorProto.FLOAT)
 """ONNX's number for float32, as ``Cast`` wants it."""
 INT64 = int(TensorProto.INT64)

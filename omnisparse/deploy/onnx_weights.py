@@ -5,13 +5,15 @@ onnxruntime computes once while it loads a file ("constant folding"); what runs 
 dense net.
 
 Packed: the values that are not zero, and the distance of each from the one before, in 4 or 8 bits.
-``CumSum`` of the distances is where the values belong; ``ScatterElements`` puts them there, zeros
-elsewhere. A bit mask would be as small, but the operator that finds its set bits (``NonZero``) is
-never folded: the number of places is not known from shapes, so it would run at every call.
+``CumSum`` of the distances is where the values belong; ``MaxUnpool`` puts them there, zeros
+elsewhere, in the shape of an LSTM's matrix, without another copy. A bit mask would be as small, but
+the operator that finds its set bits (``NonZero``) is never folded: the number of places is not
+known from shapes, so it would run at every call.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,7 +28,7 @@ from omnisparse.artifact.precision import (
     round_values,
     row_scales,
 )
-from omnisparse.deploy.onnx_graph import FLOAT, Array, GraphBuilder
+from omnisparse.deploy.onnx_graph import FLOAT, INT64, Array, GraphBuilder
 
 Layout = Literal["dense", "packed", "sparse"]
 """All weights; a bit mask and those that are not zero; ONNX's own sparse tensors."""
@@ -105,9 +107,9 @@ class WeightStore:
         if self.layout == "sparse" and kept * (8 + values.itemsize) < values.nbytes:
             return self._place_sparse(graph, label, values, scales)
         if self.layout == "packed" and kept:
-            packed = min(_gap_bytes(values.reshape(-1), bits) for bits in GAP_BITS)
-            if packed + _NODE_BYTES < values.nbytes:
-                return _restored(graph, _unpacked(graph, label, values), scales)
+            packed = _pack(values)
+            if packed is not None and packed.nbytes + _NODE_BYTES < values.nbytes:
+                return _restored(graph, packed.write(graph, label, values.shape), scales)
         return self._place_values(graph, label, values, scales)
 
     def _place_values(
@@ -152,37 +154,69 @@ def _restored(graph: GraphBuilder, floats: str, scales: FloatArray | None) -> st
     return floats if scales is None else graph.op("Mul", floats, graph.constant(scales))
 
 
-def _unpacked(graph: GraphBuilder, label: str, values: Array) -> str:
-    """A packed array, unpacked by nodes: float32 in the shape of ``values``."""
-    flat = values.reshape(-1)
-    bits = min(GAP_BITS, key=lambda bits: _gap_bytes(flat, bits))
-    gaps, kept = _gaps(flat, bits)
-    stored = graph.initializer(f"{label}/values", kept)
-    floats = stored if kept.dtype == np.float32 else graph.op("Cast", stored, to=FLOAT)
-    packed = gaps if bits == 8 else gaps[0::2] | gaps[1::2] << 4
-    steps = graph.initializer(f"{label}/gaps", packed)
-    if bits == 4:
-        shifts = graph.constant(np.array([[0, 4]], np.uint8))
-        pairs = graph.op("Unsqueeze", steps, graph.ints(1))
-        pairs = graph.op("BitShift", pairs, shifts, direction="RIGHT")
-        pairs = graph.op("BitwiseAnd", pairs, graph.constant(np.array(15, np.uint8)))
-        steps = graph.op("Reshape", pairs, graph.ints(-1))
-    places = graph.op("CumSum", graph.op("Cast", steps, to=INT32), graph.scalar(0))
-    dense = graph.op("ScatterElements", graph.zeros(flat.size), places, floats, axis=0)
-    return graph.op("Reshape", dense, graph.ints(*values.shape))
+@dataclass(frozen=True)
+class _Packed:
+    """An array ``[..., R, C]`` whose values stand in R rows of as many columns as they need."""
+
+    gaps: npt.NDArray[np.uint8]
+    """Distances, in ``bits`` bits, 0 where the values before are repeated to fill up."""
+    values: Array
+    """As many."""
+    bits: int
+    rows: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in a file."""
+        return self.gaps.size * self.bits // 8 + self.values.nbytes
+
+    def write(self, graph: GraphBuilder, label: str, shape: tuple[int, ...]) -> str:
+        """The nodes that restore it, float32."""
+        gaps, bits = self.gaps, self.bits
+        steps, floats = graph.staged(
+            4 * math.prod(shape),
+            graph.initializer(f"{label}/gaps", gaps if bits == 8 else gaps[::2] | gaps[1::2] << 4),
+            graph.initializer(f"{label}/values", self.values),
+        )
+        if bits == 4:
+            shifts = graph.constant(np.array([[0, 4]], np.uint8))
+            pairs = graph.op("Unsqueeze", steps, graph.ints(1))
+            pairs = graph.op("BitShift", pairs, shifts, direction="RIGHT")
+            pairs = graph.op("BitwiseAnd", pairs, graph.constant(np.array(15, np.uint8)))
+            steps = graph.op("Reshape", pairs, graph.ints(-1))
+        places = graph.op("CumSum", graph.op("Cast", steps, to=INT32), graph.scalar(0))
+        by_row = graph.ints(1, self.rows, -1)
+        places = graph.op("Cast", graph.op("Reshape", places, by_row), to=INT64)
+        floats = graph.op("Reshape", floats, by_row)
+        if self.values.dtype != np.float32:
+            floats = graph.op("Cast", floats, to=FLOAT)
+        room = (1, self.rows, shape[-1])
+        dense = graph.op("MaxUnpool", floats, places, graph.ints(*room), kernel_shape=[1])
+        graph.known(dense, np.float32, room)
+        return dense if shape == room else graph.op("Reshape", dense, graph.ints(*shape))
 
 
-def _gap_bytes(flat: Array, bits: int) -> float:
-    """Bytes that the gaps and values of a vector take."""
-    gaps, kept = _gaps(flat, bits)
-    return gaps.size * bits / 8 + kept.nbytes
+def _pack(values: Array) -> _Packed | None:
+    """The smaller way to pack an array that is not all zeros; None if none has room for it."""
+    columns = values.shape[-1]
+    rows = values.size // columns
+    ways = []
+    for bits in GAP_BITS:
+        gaps, kept = _gaps(values.reshape(-1), bits)
+        width = -(-gaps.size // rows)
+        width += bits == 4 and rows * width % 2  # two distances are a byte
+        if width <= columns:
+            lacking = rows * width - gaps.size
+            gaps = np.append(gaps, np.zeros(lacking, np.uint8))
+            kept = np.append(kept, np.repeat(kept[-1:], lacking))
+            ways.append(_Packed(gaps, kept, bits, rows))
+    return min(ways, key=lambda way: way.nbytes, default=None)
 
 
 def _gaps(flat: Array, bits: int) -> tuple[npt.NDArray[np.uint8], Array]:
     """Distances between values that are not zero, and the values.
 
-    A distance that ``bits`` cannot hold is passed in steps, each with a value of zero. With 4 bits
-    the number of distances is even: the last value may be there twice.
+    A distance that ``bits`` cannot hold is passed in steps, each with a value of zero.
     """
     longest = (1 << bits) - 1
     places = np.flatnonzero(flat)
@@ -193,6 +227,4 @@ def _gaps(flat: Array, bits: int) -> tuple[npt.NDArray[np.uint8], Array]:
     kept = np.zeros(gaps.size, flat.dtype)
     gaps[ends] = distances - steps * longest
     kept[ends] = flat[places]
-    if bits == 4 and gaps.size % 2:
-        gaps, kept = np.append(gaps, np.uint8(0)), np.append(kept, kept[-1:])
     return gaps, kept
