@@ -24,6 +24,7 @@ from omnisparse.artifact.packed import PackedModel, PackedTensor, dense_tensor
 from omnisparse.artifact.precision import round_values, row_scales
 from omnisparse.deploy.layers import Lstm, WeightReader
 from omnisparse.deploy.native import LEVELS, kernels
+from omnisparse.deploy.sparse_kernels import Room
 
 LAYERS, CELLS, FEATURES = 5, 1400, 240
 TAGS = {"fp32": "F32", "fp16": "F16", "int8": "I8"}
@@ -178,15 +179,11 @@ def run_onnx(frames: np.ndarray) -> Callable[[], np.ndarray]:
     return run
 
 
-def bandwidth() -> float:
-    """GB/s that one thread reads, by a sum over 400 MB."""
-    array = np.ones(100_000_000, np.float32)
-    best = 9.0
-    for _ in range(5):
-        start = time.thread_time()
-        array.sum()
-        best = min(best, time.thread_time() - start)
-    return array.nbytes / best / 1e9
+def read_seconds(array: np.ndarray) -> float:
+    """Time of one thread to read an array once, by a product with itself."""
+    start = time.thread_time()
+    np.vdot(array, array)
+    return time.thread_time() - start
 
 
 def main() -> None:
@@ -222,12 +219,16 @@ def main() -> None:
             difference = np.abs(first[label] - first["torch"]).max()
             assert difference < 1e-4, (label, difference)
         times: dict[str, list[float]] = {label: [] for label in runs}
+        large = Room().empty((50_000_000,), np.float32)
+        large[:] = 1
+        reading = []
         for _ in range(options.rounds):
+            reading.append(read_seconds(large))
             for label, run in runs.items():
                 start = time.thread_time()
                 run()
                 times[label].append(time.thread_time() - start)
-        speed = bandwidth()
+        speed = large.nbytes / min(reading) / 1e9
         dense = np.minimum(times["torch"], times["onnxruntime"])
         print(f"\n{count} frame(s) a call; read bandwidth {speed:.1f} GB/s\n")
         print(

@@ -16,7 +16,7 @@ _BELOW_NYQUIST = 400.0
 _WINDOW_POWER = 0.85
 
 
-class _Tables(NamedTuple):
+class FilterbankTables(NamedTuple):
     """What depends on the rate and the number of bins only."""
 
     window: FloatArray
@@ -27,7 +27,8 @@ class _Tables(NamedTuple):
 
 
 @cache
-def _tables(sampling_rate: int, num_bins: int) -> _Tables:
+def filterbank_tables(sampling_rate: int, num_bins: int) -> FilterbankTables:
+    """The tables of a rate in Hz and a number of mel bins."""
     length = sampling_rate * 25 // 1000
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))
     half = _fft_length(length) // 2
@@ -36,7 +37,7 @@ def _tables(sampling_rate: int, num_bins: int) -> _Tables:
     bins = _mel(np.arange(half) * (sampling_rate / (2 * half)))[:, None]
     left, center, right = edges[:-2], edges[1:-1], edges[2:]
     triangles = np.minimum((bins - left) / (center - left), (right - bins) / (right - center))
-    return _Tables(
+    return FilterbankTables(
         (hann**_WINDOW_POWER).astype(np.float32), np.maximum(triangles, 0.0).astype(np.float32)
     )
 
@@ -48,6 +49,24 @@ def _mel(hertz: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def _fft_length(window: int) -> int:
     """The next power of two."""
     return 1 << (window - 1).bit_length()
+
+
+def mirror_edges(samples: FloatArray, shift: int, length: int) -> tuple[FloatArray, int]:
+    """Samples with mirrored edges, so that each shift has a whole window around it.
+
+    Args:
+        samples: [N], at least a window.
+        shift: Samples from frame to frame.
+        length: Samples of a window.
+
+    Returns:
+        The samples from which a window starts every ``shift``, and the number of windows.
+    """
+    count = (len(samples) + shift // 2) // shift
+    before = (length - shift) // 2
+    after = max(0, (count - 1) * shift + length - len(samples) - before)
+    edges = [samples[:before][::-1], samples, samples[len(samples) - after :][::-1]]
+    return np.concatenate(edges).astype(np.float32, copy=False), count
 
 
 def log_mel_frames(samples: FloatArray, *, sampling_rate: int, num_bins: int) -> FloatArray:
@@ -67,14 +86,9 @@ def log_mel_frames(samples: FloatArray, *, sampling_rate: int, num_bins: int) ->
     Source: Kaldi's ``compute-fbank-feats`` with ``--dither=0 --snip-edges=false
     --high-freq=-400 --use-energy=false``.
     """
-    window, filters = _tables(sampling_rate, num_bins)
+    window, filters = filterbank_tables(sampling_rate, num_bins)
     shift, length = sampling_rate // 100, len(window)
-    count = (len(samples) + shift // 2) // shift
-    before = (length - shift) // 2
-    after = max(0, (count - 1) * shift + length - len(samples) - before)
-    padded = np.concatenate(
-        [samples[:before][::-1], samples, samples[len(samples) - after :][::-1]]
-    ).astype(np.float32, copy=False)
+    padded, count = mirror_edges(samples, shift, length)
     frames = np.lib.stride_tricks.sliding_window_view(padded, length)[::shift][:count]
     frames = frames - frames.mean(axis=1, keepdims=True)
     emphasised = np.empty_like(frames)

@@ -6,9 +6,10 @@ The options of the first are those of sherpa-onnx and icefall: 80 bins, 25 ms Po
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,15 @@ FloatArray = npt.NDArray[np.float32]
 
 FeatureKind = Literal["kaldi", "torchaudio", "nemo"]
 Normalisation = Literal["corpus", "utterance", "none"]
+
+
+class LogMel(Protocol):
+    """Computes log-mel energies ``[T, num_bins]`` of samples ``[N]`` of at least 25 ms."""
+
+    def __call__(self, samples: FloatArray, *, sampling_rate: int, num_bins: int) -> FloatArray:
+        """The energies."""
+        ...
+
 
 # Frames computed at once: an hour of audio must not need gigabytes, and 5 s stay in the cache.
 _CHUNK_FRAMES = 500
@@ -98,6 +108,7 @@ class FeatureExtractor:
         if kind not in _TYPES:
             raise ValueError(f"kind is {kind!r}; legal: {', '.join(_TYPES)}")
         self.kind: FeatureKind = kind
+        self._log_mel: LogMel = _COMPUTE[kind]
         self.num_bins = num_bins
         self.stack = stack
         self.sampling_rate = sampling_rate
@@ -110,6 +121,13 @@ class FeatureExtractor:
             raise ValueError("mean and std must be given together")
         if self.std is not None and float(self.std.min()) <= 0:
             raise ValueError(f"std must be above 0 for every bin, got {float(self.std.min())}")
+
+    def by(self, log_mel: LogMel) -> FeatureExtractor:
+        """The same extractor, Kaldi's log-mel energies computed by another function."""
+        other = copy.copy(self)
+        if self.kind == "kaldi":
+            other._log_mel = log_mel
+        return other
 
     @property
     def normalisation(self) -> Normalisation:
@@ -165,9 +183,7 @@ class FeatureExtractor:
         smallest = round(_MIN_SAMPLES_SECONDS[self.kind] * self.sampling_rate)
         if len(samples) < smallest:
             samples = np.pad(samples, (0, smallest - len(samples)))
-        frames = _COMPUTE[self.kind](
-            samples, sampling_rate=self.sampling_rate, num_bins=self.num_bins
-        )
+        frames = self._log_mel(samples, sampling_rate=self.sampling_rate, num_bins=self.num_bins)
         return frames[:count]
 
     def normalise(self, frames: FloatArray) -> FloatArray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from omnisparse.deploy.log_mel import native_log_mel
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.errors import OmnisparseError
 
@@ -39,7 +40,7 @@ def load(runtime: str, model: str, place: str) -> Recognizer:
     from omnisparse.deploy.onnx_engine import OnnxTransducer
 
     files = omnisparse.open_model(model)
-    extractor = FeatureExtractor.from_dict(files.features)
+    extractor = FeatureExtractor.from_dict(files.features).by(native_log_mel)
     engine = OnnxTransducer(Path(place), files.model, extractor)
     return Recognizer(engine, Tokenizer.from_bytes(files.tokenizer), extractor)
 

@@ -1,27 +1,32 @@
 """The streaming LSTM encoder on packed weights; a whole recording is one long chunk.
 
-Legend: T frames, F features, D output width.
+Legend: T frames, F features, D output width, M floats of the memory.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from omnisparse.deploy.layers import FloatArray, LayerNorm, Lstm, State, WeightReader
+from omnisparse.deploy.layers import FloatArray, LayerNorm, Lstm, WeightReader
+from omnisparse.deploy.native import LayerStruct, kernels
+from omnisparse.deploy.sparse_kernels import LANES
 from omnisparse.errors import FormatError
 
 
 class EncoderMemory(NamedTuple):
     """What is carried from chunk to chunk; never changed in place."""
 
-    layers: tuple[State, ...]
-    """A state for each layer."""
+    floats: FloatArray
+    """``[M]``: of each layer its output and cell, and where it halves the frame rate a frame that
+    waits for its partner."""
 
-    pending: tuple[FloatArray, ...]
-    """For each halving of the frame rate ``[0 or 1, D]``: a frame that waits for its partner."""
+    waiting: npt.NDArray[np.int64]
+    """Of each layer, 1 where a frame waits."""
 
 
 class LstmEncoder:
@@ -45,7 +50,7 @@ class LstmEncoder:
         self.output_dim = int(projection or dim)
         self._layers: list[Lstm] = []
         self._norms: list[LayerNorm | None] = []
-        width = int(model["input_dim"])
+        width = self._widest = int(model["input_dim"])
         for index in range(num_layers):
             self._layers.append(Lstm(reader, f"encoder.layers.{index}", width, dim, projection))
             norm = f"encoder.norms.{index}"
@@ -53,13 +58,30 @@ class LstmEncoder:
                 LayerNorm(reader, norm, self.output_dim) if model["layer_norm"] else None
             )
             width = self.output_dim * (2 if index < self._halvings else 1)
+        self._dim = dim
+        self._widest = max(self._widest, 2 * self.output_dim)
+        self._structs = (LayerStruct * num_layers)(
+            *(
+                LayerStruct(
+                    layer.input.pointer, layer.recurrent.pointer,
+                    None if layer.projection is None else layer.projection.pointer,
+                    layer.bias.ctypes.data,
+                    *(None, None) if norm is None
+                    else (norm.gain.ctypes.data, norm.bias.ctypes.data),
+                    index < self._halvings,
+                )
+                for index, (layer, norm) in enumerate(
+                    zip(self._layers, self._norms, strict=True)
+                )
+            )
+        )  # fmt: skip
+        inputs = max(layer.input.columns for layer in self._layers)
+        self._work = max(LANES * (4 * dim + inputs), dim)
 
     def initial_memory(self) -> EncoderMemory:
         """The memory before the first chunk."""
-        nothing = np.zeros((0, self.output_dim), np.float32)
-        return EncoderMemory(
-            tuple(layer.zero_state(1) for layer in self._layers), (nothing,) * self._halvings
-        )
+        size = len(self._layers) * (self.output_dim + self._dim) + self._halvings * self.output_dim
+        return EncoderMemory(np.zeros(size, np.float32), np.zeros(len(self._layers), np.int64))
 
     def advance(
         self, features: FloatArray, memory: EncoderMemory, *, final: bool
@@ -74,19 +96,51 @@ class LstmEncoder:
         Returns:
             ``[T', D]``, T' possibly 0, and the memory for the next chunk.
         """
-        frames, states, pending = features, list(memory.layers), list(memory.pending)
+        library, _ = kernels()
+        floats, waiting = memory.floats.copy(), memory.waiting.copy()
+        if library is None:
+            frames = self._advance_by_numpy(features, floats, waiting, final=final)
+            return frames, EncoderMemory(floats, waiting)
+        steps, width = features.shape
+        room = (steps + 1) * self._widest
+        sizes = (room, room, (steps + 1) * 4 * self._dim, self._work if steps > 3 else self._dim)
+        work = np.empty(sum(sizes), np.float32)
+        work[: steps * width] = features.reshape(-1)
+        start = work.ctypes.data
+        places = [start]
+        for size in sizes[:-1]:
+            places.append(places[-1] + 4 * size)
+        x, y, gates, more = places
+        count = library.omni_encoder(
+            ctypes.addressof(self._structs), len(self._layers), steps, final, x, y,
+            floats.ctypes.data, waiting.ctypes.data, gates, more,
+        )  # fmt: skip
+        frames = work[: count * self.output_dim].reshape(count, self.output_dim).copy()
+        return frames, EncoderMemory(floats, waiting)
+
+    def _advance_by_numpy(
+        self, frames: FloatArray, floats: FloatArray, waiting: npt.NDArray[np.int64], *, final: bool
+    ) -> FloatArray:
+        """The same without kernels; changes the memory that it is given."""
+        out, at = self.output_dim, 0
         for index, (layer, norm) in enumerate(zip(self._layers, self._norms, strict=True)):
+            hidden, cell = floats[at : at + out], floats[at + out : at + out + self._dim]
+            at += out + self._dim
             if len(frames) == 0:
-                frames = np.zeros((0, self.output_dim), np.float32)
+                frames = np.zeros((0, out), np.float32)
             else:
-                frames, states[index] = layer.run(frames, states[index])
+                frames, state = layer.run(frames, (hidden[None], cell[None]))
+                hidden[:], cell[:] = state[0][0], state[1][0]
                 frames = frames if norm is None else norm(frames)
             if index < self._halvings:
-                if len(pending[index]):
-                    frames = np.concatenate([pending[index], frames])
+                pending = floats[at : at + out]
+                at += out
+                if waiting[index]:
+                    frames = np.concatenate([pending[None], frames])
                 if final and len(frames) % 2:
                     frames = np.concatenate([frames, np.zeros_like(frames[:1])])
-                paired = len(frames) // 2 * 2
-                pending[index] = frames[paired:].copy()
-                frames = frames[:paired].reshape(paired // 2, 2 * self.output_dim)
-        return frames, EncoderMemory(tuple(states), tuple(pending))
+                waiting[index] = len(frames) % 2
+                if waiting[index]:
+                    pending[:] = frames[-1]
+                frames = frames[: len(frames) // 2 * 2].reshape(-1, 2 * out)
+        return frames

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from omnisparse.artifact.packed import PackedModel, PackedTensor
 from omnisparse.deploy.native import kernels
-from omnisparse.deploy.sparse_kernels import LANES, PackedMatrix, pack
+from omnisparse.deploy.sparse_kernels import LANES, PackedMatrix, Room, pack
 from omnisparse.errors import FormatError
 
 FloatArray = npt.NDArray[np.float32]
@@ -31,12 +31,13 @@ class WeightReader:
     def __init__(self, files: PackedModel) -> None:
         self._files = files
         self._left = set(files.names)
+        self._room = Room()
         self.num_bytes = 0
         self.kinds: dict[str, str] = {}
 
     def matrix(self, fqn: str, rows: int, columns: int) -> PackedMatrix:
         """A matrix [rows, columns], packed for the kernels."""
-        matrix = pack(self._read(fqn, (rows, columns)))
+        matrix = pack(self._read(fqn, (rows, columns)), room=self._room)
         self.num_bytes += matrix.num_bytes
         self.kinds[fqn] = matrix.kind
         return matrix

@@ -34,6 +34,27 @@ class MatrixStruct(ctypes.Structure):
     )
 
 
+class LayerStruct(ctypes.Structure):
+    """``layer`` of ``sparse_kernels.c``."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("input", "recurrent", "projection", "bias", "gain", "shift")
+        ),
+        ("halves", ctypes.c_int64),
+    )
+
+
+class FilterbankStruct(ctypes.Structure):
+    """``filterbank`` of ``sparse_kernels.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("shift", "length", "half", "bins")),
+        *((name, ctypes.c_void_p) for name in ("window", "turns", "first", "last", "filters")),
+    )
+
+
 @cache
 def kernels() -> tuple[ctypes.CDLL | None, int]:
     """The library and the level to use; ``(None, 0)`` where only numpy is there.
@@ -70,6 +91,8 @@ def _load() -> ctypes.CDLL | None:
         "products": (pointer, integer, pointer, pointer, pointer),
         "gates": (integer, integer, integer, pointer, pointer, pointer),
         "lstm": (*(pointer,) * 4, integer, *(pointer,) * 6),
+        "encoder": (pointer, *(integer,) * 3, *(pointer,) * 6),
+        "fbank": (integer, pointer, integer, *(pointer,) * 3),
         "norm": (integer, integer, *(pointer,) * 4),
         "columns": (integer, integer, *(pointer,) * 3),
         "panels": (*(integer,) * 4, *(pointer,) * 6),
@@ -80,6 +103,7 @@ def _load() -> ctypes.CDLL | None:
         for name, types in signatures.items():
             function = getattr(library, f"omni_{name}")
             function.argtypes, function.restype = types, None
+        library.omni_encoder.restype = integer
     except (OSError, AttributeError):  # absent, of another processor, or of an older version
         return None
     return library

@@ -19,6 +19,7 @@ from omnisparse.artifact.packed import PackedModel
 from omnisparse.data.pauses import MIN_PIECE_SECONDS, cut_at_pauses, cut_length
 from omnisparse.data.resampling import StreamingResampler
 from omnisparse.deploy.engine import build_engine, engine_of, needs_torch, require_torch
+from omnisparse.deploy.log_mel import native_log_mel
 from omnisparse.deploy.recognizer_stream import RecognizerStream
 from omnisparse.deploy.recording import (
     audio_chunks,
@@ -127,7 +128,7 @@ class Recognizer:
         return cls(
             loaded.model,
             loaded.tokenizer,
-            loaded.extractor,
+            loaded.extractor.by(native_log_mel),
             cut_above=loaded.cut_above if cut_above is None else cut_above or None,
             trained_seconds=loaded.trained_seconds,
         )
@@ -169,7 +170,7 @@ class Recognizer:
         return cls(
             build_engine(files),
             tokenizer,
-            extractor,
+            extractor.by(native_log_mel),
             cut_above=cut_above or None,
             trained_seconds=files.trained_seconds,
         )

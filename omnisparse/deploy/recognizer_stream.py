@@ -41,6 +41,7 @@ class RecognizerStream:
         self._recognizer = recognizer
         self._session = StreamingSession(recognizer.engine, self._extractor, beam=beam)
         self._tokens: list[int] = []
+        self._told: tuple[list[int], str] = [], ""
         self._num_samples = 0
         self._seconds = 0.0
         self._utterance_frame = 0
@@ -50,7 +51,9 @@ class RecognizerStream:
     @property
     def text(self) -> str:
         """What is recognised so far."""
-        return self._tokenizer.decode(self._tokens)
+        if self._told[0] != self._tokens:
+            self._told = self._tokens, self._tokenizer.decode(self._tokens)
+        return self._told[1]
 
     @property
     def audio_seconds(self) -> float:

@@ -1,4 +1,4 @@
-/* Products of a packed matrix with one vector or sixteen, and LSTM layers made of them.
+/* Products of a packed matrix with one vector or sixteen, LSTM layers made of them, and features.
  *
  * A matrix is packed in one of three ways (enum kind):
  *   BLOCK  bands of `height` rows (8 or 16); a band is a list of columns, each with `height` values.
@@ -408,6 +408,150 @@ void omni_norm(int64_t count, int64_t dim, const float *x, const float *gain, co
     for (row = 0; row < count; row++) norm_any(dim, x + row * dim, gain, bias, y + row * dim);
 }
 
+/* An LSTM layer of an encoder, as omni_lstm takes it; after it a norm where `gain` is given, and
+ * pairs of frames are joined where `halves`. */
+typedef struct {
+    const matrix *input, *recurrent, *projection;
+    const float *bias, *gain, *shift;
+    int64_t halves;
+} layer;
+
+/* The next `steps` frames through all layers; returns the frames of the result, which lie at `x`.
+ *
+ * x [steps, columns of the first input], with room for [steps + 1, twice the widest output]; y the
+ * same room; memory of each layer: hidden [P], cell [H], and where it halves the frame that waits
+ * [P]; waiting [layers]: 1 where one does. Unless `final`, a frame without partner waits; gates
+ * [steps + 1, 4 H] of the widest; work as of omni_lstm.
+ */
+int64_t omni_encoder(const layer *layers, int64_t count, int64_t steps, int64_t final, float *x,
+                     float *y, float *memory, int64_t *waiting, float *gates, float *work) {
+    int64_t at, size = sizeof(float);
+    for (at = 0; at < count; at++) {
+        const layer *w = layers + at;
+        int64_t cells = w->input->rows / 4, out = w->projection ? w->projection->rows : cells;
+        int64_t before = w->halves ? waiting[at] : 0;
+        float *hidden = memory, *cell = memory + out, *pending = cell + cells, *to = y + before * out;
+        if (steps) omni_lstm(w->input, w->recurrent, w->projection, w->bias, steps, x, hidden, cell,
+                             to, gates, work);
+        if (w->gain) omni_norm(steps, out, to, w->gain, w->shift, to);
+        memory = w->halves ? pending + out : pending;
+        if (w->halves) {
+            if (before) memcpy(y, pending, (size_t)(out * size));
+            steps += before;
+            if (final && steps % 2) memset(y + steps++ * out, 0, (size_t)(out * size));
+            waiting[at] = steps % 2;
+            if (waiting[at]) memcpy(pending, y + (steps - 1) * out, (size_t)(out * size));
+            steps /= 2;
+        }
+        memcpy(x, y, (size_t)(steps * (w->halves ? 2 : 1) * out * size));
+    }
+    return steps;
+}
+
+/* ---- log-mel filterbanks ---- */
+
+typedef struct {
+    int64_t shift, length, half, bins; /* half: of the Fourier transform's length */
+    const float *window;               /* [length] */
+    const float *turns;                /* [half, 2]: cos, -sin of 2 pi k / (2 half) */
+    const int32_t *first, *last;       /* [bins]: frequencies of each filter */
+    const float *filters;              /* those of all filters, one after the other */
+} filterbank;
+
+INLINE v8 log8(v8 x) { /* of normal numbers above zero */
+    i8x bits = (i8x)x, exponent = ((bits >> 23) & 255) - 126, low;
+    v8 m = (v8)((bits & 0x7fffff) | 0x3f000000), square, p, e; /* in [0.5, 1) */
+    low = m < splat(0.70710678f);
+    m = m + choose(low, m, splat(0.0f)) - splat(1.0f);
+    e = __builtin_convertvector(exponent + low, v8);
+    square = m * m;
+    p = splat(7.0376836292e-2f);
+    p = p * m - splat(1.1514610310e-1f);
+    p = p * m + splat(1.1676998740e-1f);
+    p = p * m - splat(1.2420140846e-1f);
+    p = p * m + splat(1.4249322787e-1f);
+    p = p * m - splat(1.6668057665e-1f);
+    p = p * m + splat(2.0000714765e-1f);
+    p = p * m - splat(2.4999993993e-1f);
+    p = p * m + splat(3.3333331174e-1f);
+    p = p * m * square - e * splat(2.12194440e-4f) - splat(0.5f) * square;
+    return m + p + e * splat(0.693359375f);
+}
+
+/* Eight frames at once, a lane each; those beyond `left` repeat the last. work: 6 half v8. */
+INLINE void fbank_any(const filterbank *f, int64_t left, const float *samples, v8 *work, float *out) {
+    int64_t half = f->half, length = f->length, lane, t, k, q, span, stride, bin;
+    v8 *from = work, *to = work + 2 * half, *power = work + 4 * half, *swap;
+    float *values = (float *)work;
+    for (lane = 0; lane < 8; lane++) {
+        const float *frame = samples + f->shift * (lane < left ? lane : left - 1);
+        v8 total = splat(0.0f);
+        float sum, before;
+        for (t = 0; t + 8 <= length; t += 8) total += get8(frame + t);
+        for (sum = sum8(total); t < length; t++) sum += frame[t];
+        sum /= (float)length;
+        before = frame[0] - sum;
+        for (t = 0; t < length; t++) {
+            float now = frame[t] - sum;
+            values[t * 8 + lane] = (now - 0.97f * before) * f->window[t];
+            before = now;
+        }
+    }
+    for (t = length; t < 2 * half; t++) from[t] = splat(0.0f);
+    for (span = half / 2, stride = 1; span; span /= 2, stride *= 2) { /* Stockham's transform */
+        for (k = 0; k < span; k++) {
+            float re = f->turns[4 * stride * k], im = f->turns[4 * stride * k + 1];
+            for (q = 0; q < stride; q++) {
+                const v8 *a = from + 2 * (q + stride * k), *b = a + 2 * stride * span;
+                v8 *y = to + 2 * (q + 2 * stride * k), *z = y + 2 * stride;
+                v8 r = a[0] - b[0], i = a[1] - b[1];
+                y[0] = a[0] + b[0], y[1] = a[1] + b[1];
+                z[0] = r * re - i * im, z[1] = r * im + i * re;
+            }
+        }
+        swap = from, from = to, to = swap;
+    }
+    for (k = 0; k < half; k++) { /* of the even and odd samples that were one complex number */
+        const v8 *a = from + 2 * k, *b = from + 2 * ((half - k) % half);
+        float re = f->turns[2 * k], im = f->turns[2 * k + 1];
+        v8 er = a[0] + b[0], ei = a[1] - b[1], or = a[1] + b[1], oi = b[0] - a[0];
+        v8 r = er + or * re - oi * im, i = ei + or * im + oi * re;
+        power[k] = (r * r + i * i) * 0.25f;
+    }
+    const float *weight = f->filters;
+    for (bin = 0; bin < f->bins; bin++) {
+        v8 sum = splat(0.0f);
+        for (k = f->first[bin]; k < f->last[bin]; k++) sum += power[k] * *weight++;
+        sum = log8(choose(sum > splat(1.1920929e-7f), sum, splat(1.1920929e-7f)));
+        for (lane = 0; lane < 8 && lane < left; lane++) out[lane * f->bins + bin] = sum[lane];
+    }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static void fbank_avx2(const filterbank *f, int64_t left,
+                                                            const float *samples, v8 *work,
+                                                            float *out) {
+    fbank_any(f, left, samples, work, out);
+}
+#endif
+
+/* [count, bins] of frames that start every `shift` samples; work: 48 half floats, at 32 bytes. */
+void omni_fbank(int64_t level, const filterbank *f, int64_t count, const float *samples, float *work,
+                float *out) {
+    int64_t at;
+    for (at = 0; at < count; at += 8) {
+        const float *from = samples + at * f->shift;
+        float *to = out + at * f->bins;
+#if defined(__x86_64__)
+        if (level != PLAIN)
+            fbank_avx2(f, count - at, from, (v8 *)work, to);
+        else
+#endif
+            fbank_any(f, count - at, from, (v8 *)work, to);
+    }
+    (void)level;
+}
+
 /* Columns of the set bits of [rows, ceil(columns / 8)]; offsets [rows + 1]. */
 void omni_columns(int64_t rows, int64_t columns, const uint8_t *bits, int32_t *offsets,
                   uint16_t *indices) {
@@ -484,30 +628,52 @@ TARGET INLINE void NAME(add)(const matrix *w, int64_t row, int64_t count, v8 sum
         y[row + lane] += w->scale ? w->scale[row + lane] * sum[lane] : sum[lane];
 }
 
+/* Narrow values are asked for in time; of float32 the processor's own prefetch is faster. */
+#define AHEAD 4096
+TARGET INLINE void NAME(fetch)(const VALUE *values, int64_t count) {
+    int64_t at;
+    if (sizeof(VALUE) < 4)
+        for (at = 0; at < count * (int64_t)sizeof(VALUE); at += 64)
+            __builtin_prefetch((const char *)values + AHEAD + at);
+}
+
+/* Column `n` of four that are read at once: reads are what a block costs. */
+#define COLUMN(four, n) (int64_t)(((four) >> (16 * (n))) & 0xffff)
+
 /* A band of 8 rows at `values` with a stride of `height` values per block. */
 TARGET INLINE v8 NAME(band)(int64_t blocks, int64_t height, const uint16_t *indices,
                             const VALUE *values, const float *x) {
     v8 a = splat(0.0f), b = a, c = a, d = a;
-    int64_t i = 0;
-    if (indices) {
-        for (; i + 4 <= blocks; i += 4) {
-            const VALUE *v = values + i * height;
-            a += LOAD8(v) * x[indices[i]];
-            b += LOAD8(v + height) * x[indices[i + 1]];
-            c += LOAD8(v + 2 * height) * x[indices[i + 2]];
-            d += LOAD8(v + 3 * height) * x[indices[i + 3]];
+    int64_t i = 0, half;
+    uint64_t four;
+    for (; i + 8 <= blocks; i += 8) {
+        NAME(fetch)(values + i * height, 8 * height);
+#pragma GCC unroll 2
+        for (half = i; half < i + 8; half += 4) {
+            const VALUE *v = values + half * height;
+            memcpy(&four, indices + half, 8);
+            a += LOAD8(v) * x[COLUMN(four, 0)];
+            b += LOAD8(v + height) * x[COLUMN(four, 1)];
+            c += LOAD8(v + 2 * height) * x[COLUMN(four, 2)];
+            d += LOAD8(v + 3 * height) * x[COLUMN(four, 3)];
         }
-        for (; i < blocks; i++) a += LOAD8(values + i * height) * x[indices[i]];
-    } else {
-        for (; i + 4 <= blocks; i += 4) {
-            const VALUE *v = values + i * height;
-            a += LOAD8(v) * x[i];
-            b += LOAD8(v + height) * x[i + 1];
-            c += LOAD8(v + 2 * height) * x[i + 2];
-            d += LOAD8(v + 3 * height) * x[i + 3];
-        }
-        for (; i < blocks; i++) a += LOAD8(values + i * height) * x[i];
     }
+    for (; i < blocks; i++) a += LOAD8(values + i * height) * x[indices[i]];
+    return (a + b) + (c + d);
+}
+
+/* The same of all columns. */
+TARGET INLINE v8 NAME(whole)(int64_t columns, int64_t height, const VALUE *values, const float *x) {
+    v8 a = splat(0.0f), b = a, c = a, d = a;
+    int64_t i = 0;
+    for (; i + 4 <= columns; i += 4) {
+        const VALUE *v = values + i * height;
+        a += LOAD8(v) * x[i];
+        b += LOAD8(v + height) * x[i + 1];
+        c += LOAD8(v + 2 * height) * x[i + 2];
+        d += LOAD8(v + 3 * height) * x[i + 3];
+    }
+    for (; i < columns; i++) a += LOAD8(values + i * height) * x[i];
     return (a + b) + (c + d);
 }
 
@@ -517,13 +683,18 @@ TARGET INLINE v16 NAME(band16)(int64_t blocks, const uint16_t *indices, const VA
                                const float *x) {
     v16 a = {0}, b = a, c = a, d = a;
     int64_t i = 0;
+    uint64_t four = 0;
 #define SIXTEEN(p) ((v16)NAME3(some, OMNI_TYPE, of)(0xffff, p))
     for (; i + 4 <= blocks; i += 4) {
         const VALUE *v = values + i * 16;
-        a += SIXTEEN(v) * x[indices ? indices[i] : i];
-        b += SIXTEEN(v + 16) * x[indices ? indices[i + 1] : i + 1];
-        c += SIXTEEN(v + 32) * x[indices ? indices[i + 2] : i + 2];
-        d += SIXTEEN(v + 48) * x[indices ? indices[i + 3] : i + 3];
+        if (indices) {
+            NAME(fetch)(v, 64);
+            memcpy(&four, indices + i, 8);
+        }
+        a += SIXTEEN(v) * x[indices ? COLUMN(four, 0) : i];
+        b += SIXTEEN(v + 16) * x[indices ? COLUMN(four, 1) : i + 1];
+        c += SIXTEEN(v + 32) * x[indices ? COLUMN(four, 2) : i + 2];
+        d += SIXTEEN(v + 48) * x[indices ? COLUMN(four, 3) : i + 3];
     }
     for (; i < blocks; i++) a += SIXTEEN(values + i * 16) * x[indices ? indices[i] : i];
 #undef SIXTEEN
@@ -550,9 +721,16 @@ TARGET static void NAME(block)(const matrix *w, const float *x, float *y, int64_
 #endif
         for (half = 0; half < height; half += 8) {
             int64_t row = band * height + half, left = w->rows - row;
+            const VALUE *v = values + half;
+            v8 sum;
             if (left <= 0) break;
-            NAME(add)(w, row, left < 8 ? left : 8,
-                      NAME(band)(blocks, height, indices, values + half, x), y);
+            if (!indices)
+                sum = NAME(whole)(blocks, height, v, x);
+            else if (height == 8)
+                sum = NAME(band)(blocks, 8, indices, v, x);
+            else
+                sum = NAME(band)(blocks, 16, indices, v, x);
+            NAME(add)(w, row, left < 8 ? left : 8, sum, y);
         }
     }
 }
@@ -724,6 +902,8 @@ TARGET static void NAME(panels)(const matrix *w, const float *x, float *y, int64
 
 #undef OMNI_TYPE
 #undef ONE
+#undef AHEAD
+#undef COLUMN
 #undef LOAD8
 #undef VALUE
 #undef one_f32_of

@@ -124,12 +124,111 @@ static void check_gates(int level) {
         }
 }
 
+/* Frames against a transform in double. */
+static void check_fbank(int level) {
+    enum { HALF = 32, LENGTH = 50, SHIFT = 20, BINS = 5, MOST = 19 };
+    int32_t first[BINS], last[BINS];
+    int i, k, n, t, frames = 1 + (int)draw(MOST), size = SHIFT * (frames - 1) + LENGTH;
+    float window[LENGTH], turns[2 * HALF], filters[BINS * HALF];
+    float *samples = malloc(sizeof(float) * (size_t)size);
+    float *out = malloc(sizeof(float) * (size_t)(frames * BINS));
+    float *work = aligned_alloc(64, sizeof(float) * 48 * HALF);
+    filterbank f = {SHIFT, LENGTH, HALF, BINS, window, turns, first, last, filters};
+    for (i = 0; i < size; i++) samples[i] = number();
+    for (i = 0; i < LENGTH; i++) window[i] = 0.5f + 0.5f * number();
+    for (k = 0; k < HALF; k++) {
+        turns[2 * k] = (float)cos(M_PI * k / HALF);
+        turns[2 * k + 1] = (float)-sin(M_PI * k / HALF);
+    }
+    for (i = n = 0; i < BINS; i++) {
+        first[i] = (int32_t)draw(HALF), last[i] = first[i] + (int32_t)draw((uint32_t)(HALF - first[i]) + 1);
+        for (k = first[i]; k < last[i]; k++) filters[n++] = 1.0f + number();
+    }
+    omni_fbank(level, &f, frames, samples, work, out);
+    for (n = 0; n < frames; n++) {
+        double power[HALF], mean = 0.0, sum;
+        const float *x = samples + n * SHIFT, *filter = filters;
+        for (t = 0; t < LENGTH; t++) mean += x[t] / (double)LENGTH;
+        for (k = 0; k < HALF; k++) {
+            double re = 0.0, im = 0.0;
+            for (t = 0; t < LENGTH; t++) {
+                double v = (x[t] - mean - 0.97 * (x[t ? t - 1 : 0] - mean)) * window[t];
+                re += v * cos(M_PI * k * t / HALF), im -= v * sin(M_PI * k * t / HALF);
+            }
+            power[k] = re * re + im * im;
+        }
+        for (i = 0; i < BINS; i++) {
+            for (sum = 0.0, k = first[i]; k < last[i]; k++) sum += power[k] * *filter++;
+            sum = log(sum > 1.1920929e-7 ? sum : 1.1920929e-7);
+            if (!(fabs(out[n * BINS + i] - sum) < 2e-3)) {
+                printf("fbank: level %d: %g, expected %g\n", level, out[n * BINS + i], sum);
+                exit(1);
+            }
+        }
+    }
+    free(samples), free(out), free(work);
+}
+
+/* Chunks of any length give the frames of all at once. */
+static void check_encoder(int level) {
+    enum { CELLS = 6, WIDE = 4, LAYERS = 3, MOST = 17, ROOM = (MOST + 1) * 2 * CELLS };
+    enum { WEIGHTS = 4 * 8 * 2 * CELLS }; /* 24 rows fill three bands of eight */
+    int32_t at, i;
+    float *weights[2 * LAYERS], bias[4 * CELLS] = {0}, gain[CELLS], input[MOST * WIDE];
+    matrix w[2 * LAYERS];
+    layer layers[LAYERS];
+    int steps = 1 + (int)draw(MOST), round, expected = 0;
+    float whole[ROOM], pieces[ROOM];
+    for (i = 0; i < CELLS; i++) gain[i] = 1.0f + 0.5f * number();
+    for (i = 0; i < MOST * WIDE; i++) input[i] = number();
+    for (at = 0; at < 2 * LAYERS; at++) {
+        int32_t wide = at % 2 ? CELLS : at == 0 ? WIDE : 2 * CELLS;
+        int32_t *offset = malloc(sizeof(int32_t) * 4);
+        weights[at] = calloc(WEIGHTS + 16, sizeof(float));
+        for (i = 0; i < 4 * CELLS * wide; i++) weights[at][i] = 0.3f * number();
+        for (i = 0; i < 4; i++) offset[i] = i * wide;
+        w[at] = (matrix){4 * CELLS, wide, BLOCK, F32, 8, level, offset, 0, 0, 0, weights[at], 0};
+    }
+    for (at = 0; at < LAYERS; at++)
+        layers[at] = (layer){w + 2 * at, w + 2 * at + 1, 0, bias, gain, bias, at < LAYERS - 1};
+    for (round = 0; round < 2; round++) {
+        float memory[LAYERS * 3 * CELLS] = {0}, *found = round ? pieces : whole;
+        int64_t waiting[LAYERS] = {0}, from = 0, count = 0;
+        while (from < steps || !from) {
+            int64_t left = steps - from, take = round ? 1 + draw((uint32_t)left) : left, given;
+            float *x = malloc(sizeof(float) * (size_t)((take + 1) * 2 * CELLS));
+            float *y = malloc(sizeof(float) * (size_t)((take + 1) * 2 * CELLS));
+            float *gates = malloc(sizeof(float) * (size_t)((take + 1) * 4 * CELLS));
+            float *work = malloc(sizeof(float) * LANES * 6 * CELLS);
+            memcpy(x, input + from * WIDE, sizeof(float) * (size_t)(take * WIDE));
+            given = omni_encoder(layers, LAYERS, take, from + take == steps, x, y, memory, waiting,
+                                 gates, work);
+            memcpy(found + count * CELLS, x, sizeof(float) * (size_t)(given * CELLS));
+            count += given, from += take;
+            free(x), free(y), free(gates), free(work);
+        }
+        if (round == 0) expected = (int)count;
+        if (count != (steps + 3) / 4 || count != expected) {
+            printf("encoder: %d frames of %d\n", (int)count, steps);
+            exit(1);
+        }
+    }
+    for (i = 0; i < expected * CELLS; i++)
+        if (!(fabs(whole[i] - pieces[i]) < 1e-4)) {
+            printf("encoder: level %d: %g, expected %g\n", level, pieces[i], whole[i]);
+            exit(1);
+        }
+    for (at = 0; at < 2 * LAYERS; at++) free(weights[at]), free((void *)w[at].offsets);
+}
+
 int main(int argc, char **argv) {
     int rounds = argc > 1 ? atoi(argv[1]) : 20, best = omni_level(), level, type, round, checks = 0;
     for (level = 0; level <= best; level++) {
         if (best == NEON && level != PLAIN && level != NEON) continue;
         for (round = 0; round < rounds; round++) {
             check_gates(level);
+            check_fbank(level);
+            check_encoder(level);
             for (type = F32; type <= I8; type++, checks += 3) {
                 check_shape(level, type, BLOCK, draw(2) ? 8 : 16);
                 check_shape(level, type, CSR, 0);

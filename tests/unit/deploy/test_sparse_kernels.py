@@ -15,7 +15,7 @@ from omnisparse.artifact.packed import PackedTensor
 from omnisparse.artifact.precision import restore_values, round_values
 from omnisparse.deploy import native
 from omnisparse.deploy.cost import fastest, product_ns
-from omnisparse.deploy.sparse_kernels import PackedMatrix, pack, padded_empty
+from omnisparse.deploy.sparse_kernels import PackedMatrix, Room, pack
 
 TAGS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "int8": "I8"}
 
@@ -151,11 +151,25 @@ def test_a_thinned_matrix_takes_no_dense_room() -> None:
         assert pack(tensor, kind).num_bytes < limit * dense
 
 
-def test_stored_arrays_are_aligned_and_padded() -> None:
-    array = padded_empty((7, 3), np.float16)
+def test_stored_arrays_are_aligned_padded_and_apart() -> None:
+    room = Room()
+    arrays = [room.empty(shape, np.float16) for shape in ((7, 3), (0,), (5,), (17, 1 << 20), (9,))]
+    for number, array in enumerate(arrays):
+        array[:] = number
+        assert array.ctypes.data % 64 == 0
+        base: Any = array.base
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        assert base.ctypes.data + base.nbytes >= array.ctypes.data + array.nbytes + 64
+    for number, array in enumerate(arrays):
+        assert (array == number).all()
+
+
+def test_a_system_without_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("mmap.MADV_HUGEPAGE", raising=False)
+    array = Room().empty((7, 3), np.float32)
     assert array.ctypes.data % 64 == 0
-    assert array.base is not None
-    assert array.base.ctypes.data + array.base.nbytes >= array.ctypes.data + array.nbytes + 64
+    assert not array.any()
 
 
 def test_an_unknown_level_is_told_once(at_level: Any, capsys: pytest.CaptureFixture[str]) -> None:
