@@ -9,12 +9,14 @@
         --device cuda --batch 64 --seconds 12 --tokens 45
 
 Each step is one of the real loop: losses, backward, clipping, optimizer. Both nets learn from one
-random batch. With `--against` a second process runs the other revision, from a git worktree that is
-made for it and removed afterwards, with the configuration file of that revision, in float32; the
-steps of the two processes take turns, in changing order. Reported are medians of seconds, and as
-speedups and ratios the medians over neighbouring steps (which need not be those of the medians).
-Seconds are CPU time (all threads) on a CPU, which a busy machine stretches less than the clock, and
-time on the clock, the device waited for, on a GPU. Peaks are of the whole process.
+random batch, or with `--lengths N` from N of different lengths in turn, from half of `--seconds` to
+all: a training seldom sees a shape twice, and some kernels prepare for each. With `--against` a
+second process runs the other revision, from a git worktree that is made for it and removed
+afterwards, with the configuration file of that revision, in float32; the steps of the two processes
+take turns, in changing order. Reported are medians of seconds, and as speedups and ratios the
+medians over neighbouring steps (which need not be those of the medians). Seconds are CPU time (all
+threads) on a CPU, which a busy machine stretches less than the clock, and time on the clock, the
+device waited for, on a GPU. Peaks are of the whole process.
 
 With `--memory` the processes run one after the other, both in the wanted precision, and nothing is
 timed: what is reported of each is the peak of its memory and what is in it. `rest` is that of the
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -61,9 +64,9 @@ class Side:
         )
         self.built = json.loads(self._ask(json.dumps(order)))
 
-    def step(self, net: str) -> float:
-        """Seconds of one step."""
-        return float(self._ask(net))
+    def step(self, net: str, number: int) -> float:
+        """Seconds of one step on batch ``number``."""
+        return float(self._ask(f"{net} {number}"))
 
     def held(self) -> dict[str, int]:
         """Bytes of what it holds between two steps."""
@@ -109,10 +112,16 @@ def measure(sides: list[Side], nets: list[str], steps: int) -> dict[str, list[li
         numbers = list(range(len(sides)))
         for net in nets:
             for number in numbers if index % 2 else reversed(numbers):
-                taken = sides[number].step(net)
+                taken = sides[number].step(net, index)
                 if index >= STEPS_OF_GROWTH:
                     seconds[net][number].append(taken)
     return seconds
+
+
+def lengths_of(count: int) -> list[float]:
+    """Lengths of batches as shares of the longest, from 1 down to 1/2, in a mixed order."""
+    stride = next(n for n in range(count // 2 + 1, count + 2) if math.gcd(n, count) == 1)
+    return [1 - 0.5 * (index * stride % count) / max(1, count - 1) for index in range(count)]
 
 
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
@@ -135,7 +144,7 @@ def config_of(tree: Path, config: Path | None) -> str | None:
 def report(arguments: argparse.Namespace, sides: list[Side], nets: list[str]) -> dict[str, Any]:
     """Measure, end the processes, and put the numbers together."""
     seconds = measure(sides, nets, arguments.steps)
-    audio = arguments.batch * arguments.seconds
+    audio = arguments.batch * arguments.seconds * statistics.mean(lengths_of(arguments.lengths))
     built = sides[0].built
     result: dict[str, Any] = {
         **{key: built[key] for key in ("model", "parameters", "device")},
@@ -143,6 +152,7 @@ def report(arguments: argparse.Namespace, sides: list[Side], nets: list[str]) ->
         "threads": arguments.threads,
         "batch": arguments.batch,
         "audio_seconds": audio,
+        "lengths": arguments.lengths,
         "steps": arguments.steps,
     }
     for net, (own, *_) in seconds.items():
@@ -164,8 +174,8 @@ def report(arguments: argparse.Namespace, sides: list[Side], nets: list[str]) ->
 def memory_of(tree: Path, order: dict[str, Any], steps: int) -> dict[str, Any]:
     """Bytes of one revision at its peak, by what they are."""
     side = Side(tree, order)
-    for _ in range(steps):
-        side.step(order["nets"][-1])
+    for number in range(steps):
+        side.step(order["nets"][-1], number)
     held, before = side.held(), int(side.built["bytes_before"])
     peak = side.close()
     parts = {"before": before, **held, "rest": peak - before - sum(held.values())}
@@ -197,6 +207,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="utterances")
     parser.add_argument("--tokens", type=int, default=20, help="per utterance")
     parser.add_argument("--seconds", type=float, default=4.0, help="per utterance")
+    parser.add_argument("--lengths", type=int, default=1, help="batches of different lengths")
     parser.add_argument("--vocab-size", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -226,6 +237,7 @@ def main() -> None:
         for key in ("model", "overrides", "batch", "seconds", "tokens", "vocab_size", "threads")
     }
     order["sandwich"] = {name: value for name, value in given.items() if value is not None}
+    order["lengths"] = lengths_of(arguments.lengths)
     order["nets"] = nets = [net for net in NETS if net in arguments.nets]
     order["precision"] = arguments.precision or ("bf16" if has_bf16(arguments.device) else "fp32")
     if arguments.device == "cpu":

@@ -1,9 +1,9 @@
 """Takes training steps when told to: one side of `tools/benchmark_training.py`.
 
-Reads one JSON object, what to build; then one name a line (`dense` or `sandwich`), each answered by
-the seconds of one step of that net, or `memory`, answered by bytes of what the nets hold between
-two steps. Behind the last line it prints the peak of its memory. It runs on any revision of the
-package since f1feb7c: the one that is on `PYTHONPATH`.
+Reads one JSON object, what to build; then a line for each step, a net (`dense` or `sandwich`) and
+the number of its batch, answered by the seconds of the step, or `memory`, answered by bytes of what
+the nets hold between two steps. Behind the last line it prints the peak of its memory. It runs on
+any revision of the package since f1feb7c: the one that is on `PYTHONPATH`.
 """
 
 from __future__ import annotations
@@ -150,8 +150,11 @@ def main() -> None:
         keep_freed_memory()
         accelerator = make_accelerator(order["precision"])
     config = make_config(order)
-    batch = make_batch(config, order["batch"], order["seconds"], order["tokens"])
-    batch = batch.to(accelerator.device)
+    batches = [
+        make_batch(config, order["batch"], order["seconds"] * part, round(order["tokens"] * part))
+        for part in order["lengths"]
+    ]
+    batches = [batch.to(accelerator.device) for batch in batches]
     with tempfile.TemporaryDirectory() as folder:
         before = resident_bytes()
         trainers = {
@@ -170,10 +173,11 @@ def main() -> None:
                 print(json.dumps({key: sum(one.get(key, 0) for one in held) for key in held[-1]}))
                 sys.stdout.flush()
                 continue
+            net, number = line.split()
+            trainer = trainers[net]
             started = clock(accelerator.device)
-            trainer = trainers[line.strip()]
             step = "train_step" if hasattr(trainer, "train_step") else "_train_step"  # of before
-            getattr(trainer, step)(batch)
+            getattr(trainer, step)(batches[int(number) % len(batches)])
             print(clock(accelerator.device) - started, flush=True)
     print(peak_bytes(accelerator.device), flush=True)
 

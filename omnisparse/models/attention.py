@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnisparse.models.losses import length_mask
 from omnisparse.models.operations import count_product
+from omnisparse.models.products_bf16 import Linear, in_float32, is_bf16_on_cpu
 
 
 class AttentionMemory(NamedTuple):
@@ -52,9 +53,9 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dim = dim
-        self.query = nn.Linear(query_dim, dim)
-        self.key = nn.Linear(memory_dim, dim, bias=False)
-        self.value = nn.Linear(memory_dim, dim)
+        self.query = Linear(query_dim, dim)
+        self.key = Linear(memory_dim, dim, bias=False)
+        self.value = Linear(memory_dim, dim)
         for linear in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(linear.weight)
         for biased in (self.query, self.value):
@@ -77,6 +78,9 @@ class MultiHeadAttention(nn.Module):
         scale = 1.0 if self.score is not None else (self.heads / self.dim) ** 0.5
         keys = (self._split(self.key(encoded)) * scale).transpose(1, 2)
         values = self._split(self.value(encoded))
+        if is_bf16_on_cpu(encoded):  # the products with them are small
+            keys = keys.float() if self.score is None else keys
+            values = values.float()
         padding = ~length_mask(lengths, encoded.size(1)).repeat_interleave(self.heads, dim=0)
         bias = torch.zeros_like(padding, dtype=values.dtype).masked_fill_(padding, float("-inf"))
         return AttentionMemory(keys=keys, values=values, bias=bias[:, None, :])
@@ -84,7 +88,8 @@ class MultiHeadAttention(nn.Module):
     def forward(self, queries: Tensor, memory: AttentionMemory) -> Tensor:
         """Contexts of ``[B, U, D]`` decoder states: ``[B, U, A]``."""
         weights = torch.softmax(self.scores(queries, memory), dim=-1)
-        context = torch.bmm(weights, memory.values)
+        with in_float32(weights):
+            context = torch.bmm(weights.to(memory.values.dtype), memory.values)
         count_product(weights.size(1) * memory.values.numel(), weights, memory.values)
         return rearrange(context, "(b h) u d -> b u (h d)", h=self.heads)
 
@@ -93,7 +98,8 @@ class MultiHeadAttention(nn.Module):
         split = self._split(self.query(queries))
         count_product(split.size(1) * memory.keys.numel(), split, memory.keys)
         if self.score is None:
-            return torch.baddbmm(memory.bias, split, memory.keys)
+            with in_float32(split):
+                return torch.baddbmm(memory.bias, split.to(memory.keys.dtype), memory.keys)
         weights = self.score.view(self.heads, -1).repeat(memory.keys.size(0) // self.heads, 1)
         # One token at a time: all of them at once are [B * H, U, A / H, T'] values.
         rows = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omnisparse.models.encoder import Encoder, EncoderState
+from omnisparse.models.products_bf16 import Linear
 
 BLANK = 0
 """Token id of the transducer's blank; padding of token tensors."""
@@ -119,7 +120,7 @@ class SpeechModel(nn.Module, ABC):
 
     def new_ctc_output(self) -> nn.Linear:
         """A new CTC layer for this net's encoder."""
-        return nn.Linear(self.encoder.output_dim, self.vocab_size)
+        return Linear(self.encoder.output_dim, self.vocab_size)
 
     def shipped_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the net as it is shipped, by name, in model order."""

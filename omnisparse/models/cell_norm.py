@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from omnisparse.models.base import BLANK
 from omnisparse.models.dropout import Dropout
 from omnisparse.models.predictor import PredictorState
+from omnisparse.models.products_bf16 import Linear
 
 _EPSILON = 1e-3
 """Of the norms within a cell, as in ``emformer_rnnt_base``."""
@@ -31,8 +32,8 @@ class CellNormLstm(nn.Module):
     def __init__(self, input_dim: int, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.x2g = nn.Linear(input_dim, 4 * dim, bias=False)
-        self.p2g = nn.Linear(dim, 4 * dim, bias=False)
+        self.x2g = Linear(input_dim, 4 * dim, bias=False)
+        self.p2g = Linear(dim, 4 * dim, bias=False)
         self.c_norm = nn.LayerNorm(dim, eps=_EPSILON)
         self.g_norm = nn.LayerNorm(4 * dim, eps=_EPSILON)
 
@@ -109,7 +110,7 @@ class NormalisedProjection(nn.Module):
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(input_dim, output_dim)
+        self.linear = Linear(input_dim, output_dim)
         self.norm = nn.LayerNorm(output_dim)
 
     def forward(self, inputs: Tensor) -> Tensor:

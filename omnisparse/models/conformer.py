@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from omnisparse.models.encoder import SegmentEncoder
 from omnisparse.models.operations import count_product
+from omnisparse.models.products_bf16 import Linear
 
 ROTARY_BASE = 10000.0
 """Longest wavelength of the rotary embedding, over 2 pi."""
@@ -65,8 +66,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.expand = nn.Linear(dim, hidden_dim)
-        self.contract = nn.Linear(hidden_dim, dim)
+        self.expand = Linear(dim, hidden_dim)
+        self.contract = Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -99,8 +100,8 @@ class SegmentAttention(nn.Module):
         self.segment = segment
         self.left_context = left_context
         self.norm = nn.LayerNorm(dim)
-        self.input = nn.Linear(dim, 3 * dim)
-        self.output = nn.Linear(dim, dim)
+        self.input = Linear(dim, 3 * dim)
+        self.output = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor, rotation: _Rotation, mask: Tensor) -> Tensor:
@@ -184,10 +185,10 @@ class CausalConvolution(nn.Module):
     def __init__(self, dim: int, kernel: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.expand = nn.Linear(dim, 2 * dim)
+        self.expand = Linear(dim, 2 * dim)
         self.depthwise = nn.Conv1d(dim, dim, kernel, groups=dim)
         self.depthwise_norm = nn.LayerNorm(dim)
-        self.contract = nn.Linear(dim, dim)
+        self.contract = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnisparse.models.losses import length_mask
+from omnisparse.models.products_bf16 import Linear
 
 
 class EncoderState(NamedTuple):
@@ -149,7 +150,7 @@ class SegmentEncoder(Encoder):
         self.segment = segment
         self.left_context = left_context
         self.right_context = right_context
-        self.input_projection = nn.Linear(input_dim, dim // time_reduction, bias=input_bias)
+        self.input_projection = Linear(input_dim, dim // time_reduction, bias=input_bias)
         self.build_layers(num_layers, feed_forward_dim, dropout, **layer_options)
 
     @abstractmethod

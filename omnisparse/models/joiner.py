@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from omnisparse.models.base import BLANK
 from omnisparse.models.cell_norm import NormalisedProjection
 from omnisparse.models.lattice import Activation, join_lattice
+from omnisparse.models.products_bf16 import Linear
 
 
 class Joiner(nn.Module):
@@ -44,9 +45,9 @@ class Joiner(nn.Module):
             self.encoder_projection = NormalisedProjection(encoder_dim, dim)
             self.predictor_projection = NormalisedProjection(predictor_dim, dim)
         else:
-            self.encoder_projection = nn.Linear(encoder_dim, dim)
-            self.predictor_projection = nn.Linear(predictor_dim, dim, bias=False)
-        self.output = nn.Linear(dim, vocab_size)
+            self.encoder_projection = Linear(encoder_dim, dim)
+            self.predictor_projection = Linear(predictor_dim, dim, bias=False)
+        self.output = Linear(dim, vocab_size)
 
     def forward(
         self,

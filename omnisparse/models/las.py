@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from omnisparse.errors import PositiveInt, Probability, check_ranges
@@ -19,6 +19,7 @@ from omnisparse.models.base import SOS_EOS, Hypothesis, ModelOutput, SpeechModel
 from omnisparse.models.decoding import NextLogProbs, las_beam_search, las_greedy_search
 from omnisparse.models.losses import ctc_loss, label_smoothed_cross_entropy, length_mask
 from omnisparse.models.lstm import LstmEncoder, num_reductions
+from omnisparse.models.products_bf16 import Linear
 from omnisparse.models.speller import DecoderState, LasDecoder
 from omnisparse.models.validation import check_multiple, check_projection
 
@@ -177,7 +178,7 @@ class LasModel(SpeechModel):
             heads=attention_heads,
             additive=attention == "additive",
         )
-        self.output = nn.Linear(self.decoder.output_dim + attention_dim, vocab_size)
+        self.output = Linear(self.decoder.output_dim + attention_dim, vocab_size)
         self.ctc_weight = ctc_weight
         self.ctc_output = self.new_ctc_output() if ctc_weight else None
 

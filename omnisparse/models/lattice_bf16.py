@@ -10,6 +10,7 @@ Legend: B batch, T encoder frames, N nodes of a frame, J joiner, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from omnisparse.models.losses import LOG_ZERO, gradient_before_norm
+from omnisparse.models.products_bf16 import rounded_rows
 
 _LANES = 16
 """Values that C sums side by side."""
@@ -45,15 +47,20 @@ class _Nodes:
         )
         self.dtype = encoded.dtype
 
-    def hidden(self, rows: slice, frames: int, nodes: int) -> Tensor:
-        """``[b, t, n, J]`` activations."""
+    def hidden(
+        self, rows: slice, frames: int, nodes: int
+    ) -> tuple[Tensor, tuple[int, int, int, int]]:
+        """``[R, J]`` activations of ``[b, t, n]``, with rows of zeros behind; (b, t, n, J)."""
         left, right = self.left[rows], self.right[rows]
-        hidden = left.new_empty(len(left), frames, nodes, left.size(2), dtype=self.dtype)
+        shape = len(left), frames, nodes, left.size(2)
+        real = math.prod(shape[:3])
+        hidden = left.new_empty(rounded_rows(real), shape[3], dtype=self.dtype)
+        hidden[real:] = 0
         self.library.omni_join(
-            *hidden.shape, left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0),
+            *shape, left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0),
             hidden.data_ptr(),
         )  # fmt: skip
-        return hidden
+        return hidden, shape
 
     def labels_of(self, rows: slice, nodes: int) -> Tensor:
         """``[b, n]`` labels, contiguous."""
@@ -80,10 +87,11 @@ class _JoinLattice(torch.autograd.Function):
         place = _Nodes(library, encoded, predicted, labels)
         scratch = torch.empty(weight.size(0) + _LANES)
         for rows, frames, nodes in chunks:
-            logits = F.linear(place.hidden(rows, frames, nodes), weight, bias)
-            some, ids = torch.empty(*logits.shape[:3], 3), place.labels_of(rows, nodes)
+            hidden, shape = place.hidden(rows, frames, nodes)
+            logits = F.linear(hidden, weight, bias)
+            some, ids = torch.empty(*shape[:3], 3), place.labels_of(rows, nodes)
             library.omni_collapse(
-                *logits.shape, logits.data_ptr(), ids.data_ptr(), blank,
+                *shape[:3], len(weight), logits.data_ptr(), ids.data_ptr(), blank,
                 LOG_ZERO, scratch.data_ptr(), some.data_ptr(),
             )  # fmt: skip
             lattice[rows, :frames, :nodes] = some
@@ -102,19 +110,19 @@ class _JoinLattice(torch.autograd.Function):
         place = _Nodes(ctx.library, encoded, predicted, labels)
         scratch = torch.empty(weight.size(0) + _LANES)
         for rows, frames, nodes in ctx.chunks:
-            hidden = place.hidden(rows, frames, nodes)
+            hidden, shape = place.hidden(rows, frames, nodes)
             logits = F.linear(hidden, weight, bias)
             scores = scores_grad[rows, :frames, :nodes].contiguous()
             ids = place.labels_of(rows, nodes)
             ctx.library.omni_collapse_backward(
-                *logits.shape, logits.data_ptr(), ids.data_ptr(),
+                *shape[:3], len(weight), logits.data_ptr(), ids.data_ptr(),
                 ctx.blank, scores.data_ptr(), scratch.data_ptr(), bias_grad.data_ptr(),
             )  # fmt: skip
-            weight_grad += logits.flatten(0, 2).t() @ hidden.flatten(0, 2)
+            weight_grad += logits.t() @ hidden  # zeros behind the last node
             reached = logits @ weight
             left, right = left_grad[rows], right_grad[rows]
             ctx.library.omni_join_backward(
-                *hidden.shape, reached.data_ptr(), hidden.data_ptr(), left.data_ptr(),
+                *shape, reached.data_ptr(), hidden.data_ptr(), left.data_ptr(),
                 left.stride(0), right.data_ptr(), right.stride(0),
             )  # fmt: skip
         grads = (left_grad, right_grad, weight_grad, bias_grad)

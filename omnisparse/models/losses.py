@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from omnisparse.models.products_bf16 import is_bf16_on_cpu
 from omnisparse.models.rnnt_loss import rnnt_loss_and_uses
 from omnisparse.models.torchaudio import find_torchaudio
 
@@ -94,11 +95,7 @@ def _ours_is_quicker(lattice: Tensor) -> bool:
 
     A float32 run goes on bit by bit with the loss with which earlier versions began it.
     """
-    return (
-        lattice.device.type == "cpu"
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    )
+    return is_bf16_on_cpu(lattice)
 
 
 def _loss_in_torchaudio(

@@ -6,8 +6,11 @@ oneDNN's matrix products, with weights packed once per call, and between them a 
 the gates of a frame. The backward pass stores inputs, outputs and gate sums in bfloat16 and cells
 in float32, and makes the weights' gradients of all frames in one product.
 
-Where the kernel was not built, oneDNN's LSTM does the work, which keeps cells in float32 if the
-first cell is float32; it has no LSTMP, which is computed in float32 then.
+Small layers are computed in another way. For few utterances and cells oneDNN's float32 LSTM is
+quicker, with inputs and weights that were rounded to bfloat16; for short sequences it is oneDNN's
+bfloat16 LSTM, which keeps cells in float32 if the first cell is float32. The choice depends only on
+shapes, so a resumed run repeats it. Where the kernel was not built, oneDNN's LSTM does all the
+work; it has no LSTMP, which is computed in float32 then.
 
 Legend: T frames, B batch, I input width, H cells, P output width (H without a projection).
 """
@@ -24,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from omnisparse.models.bf16_kernels import kernels
+from omnisparse.models.products_bf16 import with_rounded_rows
 
 _PLAIN = 4
 """Number of weights of an LSTM; an LSTMP has one more."""
@@ -31,11 +35,15 @@ _PLAIN = 4
 _LSTM_MODE = 2
 """oneDNN's number for an LSTM."""
 
-_FEW_ROWS = 8
-"""Utterances up to which oneDNN's LSTM loses to float32 products of the same bfloat16 numbers."""
+_SMALL = 1 << 20
+"""Multiplications of a frame's recurrent product below which float32 is quicker (measured with 1 to
+25 utterances and 128 to 1400 cells). An LSTMP in float32 has no kernel, and is never quicker."""
+
+_MEDIUM = 1 << 23
+"""Multiplications below which oneDNN's LSTM is quicker for short sequences..."""
 
 _FEW_FRAMES = 32
-"""Frames below which oneDNN's LSTM wins if there are more rows: here each call packs weights."""
+"""...of fewer frames than this: the kernel packs its weights in each call."""
 
 
 class _Product:
@@ -84,7 +92,8 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         length, batch, _ = inputs.shape
         cells = weight_hh.size(0) // 4
-        from_inputs = F.linear(inputs, weight_ih, bias).unbind(0)
+        rows = with_rounded_rows(inputs.reshape(length * batch, -1))
+        from_inputs = torch.split(F.linear(rows, weight_ih, bias)[: length * batch], batch)
         recur = _Product(weight_hh, batch)
         project = None if weight_hr is None else _Product(weight_hr, batch)
         outputs = inputs.new_empty(length + 1, batch, weight_hh.size(1))
@@ -102,8 +111,8 @@ class _Layer(torch.autograd.Function):
             )  # fmt: skip
             if project is not None:
                 output_at[step + 1].copy_(project(emitted[step + 1]))
-        ctx.save_for_backward(inputs, weight_ih, weight_hh, weight_hr, outputs, levels, *sums)
-        ctx.library = library
+        ctx.save_for_backward(rows, weight_ih, weight_hh, weight_hr, outputs, levels, *sums)
+        ctx.library, ctx.shape = library, inputs.shape
         last = levels[-1].clone()
         ctx.mark_non_differentiable(last)
         return outputs[1:], last
@@ -111,14 +120,17 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight_ih, weight_hh, weight_hr, outputs, levels, *sums = ctx.saved_tensors
-        length, batch, _ = inputs.shape
+        rows, weight_ih, weight_hh, weight_hr, outputs, levels, *sums = ctx.saved_tensors
+        length, batch, _ = ctx.shape
+        real = length * batch
         cells = weight_hh.size(0) // 4
         recur = _Product(weight_hh.t().contiguous(), batch)
         project = None if weight_hr is None else _Product(weight_hr.t().contiguous(), batch)
-        sums_grad = inputs.new_empty(length, batch, 4 * cells)
+        flat = rows.new_empty(len(rows), 4 * cells)
+        flat[real:] = 0
+        sums_grad = flat[:real].view(length, batch, -1)
         # Without a projection the emissions are the outputs, which are there already.
-        emitted = inputs.new_empty(1 if project is None else length, batch, cells)
+        emitted = rows.new_empty(1 if project is None else length, batch, cells)
         emitted_at = _places(emitted)
         output_grads: list[Tensor] = []
         cell_grad = torch.zeros(batch, cells)
@@ -136,17 +148,17 @@ class _Layer(torch.autograd.Function):
                 arrived.data_ptr(), cell_grad.data_ptr(), place_at[step],
                 emitted_at[0 if project is None else step],
             )  # fmt: skip
-        flat = sums_grad.flatten(0, 1)
         columns = flat.t()
         hr_grad = None
         if weight_hr is not None:
-            hr_grad = torch.cat(output_grads[::-1]).t() @ emitted.flatten(0, 1)
+            arrivals = with_rounded_rows(torch.cat(output_grads[::-1]))
+            hr_grad = arrivals.t() @ with_rounded_rows(emitted.flatten(0, 1))
         return (
             None,
-            (flat @ weight_ih).view_as(inputs) if ctx.needs_input_grad[1] else None,
-            columns @ inputs.reshape(len(flat), -1),
-            columns @ outputs[:-1].reshape(len(flat), -1),
-            flat.sum(0),
+            (flat @ weight_ih)[:real].view(ctx.shape) if ctx.needs_input_grad[1] else None,
+            columns @ rows,
+            columns @ with_rounded_rows(outputs[:-1].reshape(real, -1)),
+            flat[:real].sum(0),
             hr_grad,
             sums_grad[0] @ weight_hh if ctx.needs_input_grad[6] else None,
             cell_grad if ctx.needs_input_grad[7] else None,
@@ -177,9 +189,10 @@ def lstm_bf16(
     else:
         hidden, cell = state[0].to(inputs.dtype), state[1].float()
     library = kernels()
-    fused = len(weights) == _PLAIN and hasattr(torch.ops.aten, "mkldnn_rnn_layer")
-    fused = fused and batch > _FEW_ROWS
-    if library is not None and not (fused and inputs.size(0) < _FEW_FRAMES):
+    plain, per_frame = len(weights) == _PLAIN, batch * weight_hh.numel()
+    fused = plain and per_frame >= _SMALL and hasattr(torch.ops.aten, "mkldnn_rnn_layer")
+    short = fused and per_frame < _MEDIUM and inputs.size(0) < _FEW_FRAMES
+    if library is not None and not short and not (plain and per_frame < _SMALL):
         weight_ih, _, bias_ih, bias_hh = weights[:_PLAIN]
         weight_hr = weights[_PLAIN] if len(weights) > _PLAIN else None
         outputs, last = _Layer.apply(  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from omnisparse.models.base import BLANK
 from omnisparse.models.dropout import Dropout
 from omnisparse.models.lstm import lstm_step, make_lstm, run_lstm, zero_state
+from omnisparse.models.products_bf16 import Linear
 
 CONTEXT_SIZE = 2
 """Tokens that the stateless predictor sees."""
@@ -99,7 +100,7 @@ class StatelessPredictor(nn.Module):
         super().__init__()
         self.output_dim = dim
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
-        self.context = nn.Linear(CONTEXT_SIZE * embedding_dim, dim)
+        self.context = Linear(CONTEXT_SIZE * embedding_dim, dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:

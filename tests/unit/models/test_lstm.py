@@ -51,7 +51,7 @@ def test_autocast_reaches_it_in_bfloat16(projection: int | None) -> None:
 )
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a layer is computed in bfloat16 on a CPU."""
-    monkeypatch.setattr(lstm_bf16_module, "_FEW_ROWS", 8 if request.param == "float32" else 0)
+    monkeypatch.setattr(lstm_bf16_module, "_SMALL", (1 << 20) if request.param == "float32" else 0)
     monkeypatch.setattr(lstm_bf16_module, "_FEW_FRAMES", 99 * (request.param == "few frames"))
     if request.param in ("fused", "float32"):
         monkeypatch.setattr(lstm_bf16_module, "kernels", lambda: None)
