@@ -10,7 +10,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 
 _PREEMPHASIS = 0.97
-_ZERO_GUARD = 2.0**-24
+ZERO_GUARD = 2.0**-24
+"""Added to an energy before its log is taken."""
 _SMALLEST_STD = 1e-5
 
 # Slaney's mel scale: 3 mel are 200 Hz up to 1 kHz; above it 27 mel are a factor of 6.4.
@@ -69,7 +70,7 @@ def nemo_log_mel(samples: FloatArray, *, sampling_rate: int, num_bins: int) -> F
     frames = np.lib.stride_tricks.sliding_window_view(padded, length)[::shift][:count]
     spectrum = np.fft.rfft(frames * window, _fft_length(length))
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
-    logs: FloatArray = np.log(power @ filters + np.float32(_ZERO_GUARD))
+    logs: FloatArray = np.log(power @ filters + np.float32(ZERO_GUARD))
     return logs
 
 

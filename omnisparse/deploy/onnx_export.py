@@ -51,16 +51,11 @@ class Source:
     name: str
 
     def __post_init__(self) -> None:
-        """Refuse nets whose layers or features have no ONNX form here."""
+        """Refuse nets whose layers have no ONNX form here."""
         if getattr(self.model, "family", "omnisparse") != "omnisparse":
             raise OmnisparseError(
                 "ONNX files of a transducer of family torchaudio cannot be written yet; "
                 "transcribe, serve and Recognizer run it in torch"
-            )
-        if self.extractor.kind != "kaldi":
-            raise OmnisparseError(
-                f"ONNX files of a net that reads {self.extractor.kind} features cannot be written "
-                "yet: runtimes compute Kaldi's"
             )
 
 
@@ -150,6 +145,11 @@ def export_onnx(
         ValueError: If ``precision`` is unknown, or the net cannot be written in ONNX.
     """
     require_runtime()
+    if source.extractor.kind != "kaldi":
+        raise OmnisparseError(
+            f"ONNX files of a net that reads {source.extractor.kind} features cannot be written "
+            "yet: runtimes compute Kaldi's"
+        )
     from omnisparse.deploy.onnx_check import Comparison, check_las, check_transducer
     from omnisparse.deploy.onnx_models import LasGraphs, TransducerGraphs
 

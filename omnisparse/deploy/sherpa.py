@@ -1,11 +1,13 @@
 """Writes a transducer as files that an unmodified sherpa-onnx loads.
 
-The layout is icefall's: ``encoder.onnx``, ``decoder.onnx``, ``joiner.onnx``, ``tokens.txt``, and
-``bpe.vocab`` for hotwords. sherpa-onnx ends the whole process where a file does not keep its
-contract, so :func:`check_contract` is asked before anything is written.
+With a stateless predictor the layout is icefall's: ``encoder.onnx``, ``decoder.onnx``,
+``joiner.onnx``, ``tokens.txt``, and ``bpe.vocab`` for hotwords. With an LSTM predictor it is NeMo's
+(:mod:`omnisparse.deploy.onnx_nemo`), for which sherpa-onnx computes NeMo's features. It ends the
+whole process where a file does not keep its contract, so that is checked before anything is
+written.
 
-Source: sherpa-onnx 2.0.1, ``csrc/online-{lstm,conformer}-transducer-model.cc`` for keys, order and
-shapes; measured with that version.
+Source: sherpa-onnx 2.0.1, ``csrc/online-{lstm,conformer}-transducer-model.cc`` and
+``csrc/online-transducer-nemo-model.cc`` for keys, order and shapes; measured with that version.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from omnisparse.deploy.onnx_export import (
 )
 from omnisparse.deploy.sherpa_card import render_sherpa_card
 from omnisparse.errors import OmnisparseError, UsageError
+from omnisparse.models.lstm import LstmEncoder
 from omnisparse.models.predictor import CONTEXT_SIZE, StatelessPredictor
 from omnisparse.models.transducer import TransducerModel
 from omnisparse.version import __version__
 
 if TYPE_CHECKING:
+    from omnisparse.deploy.onnx_check import Comparison
     from omnisparse.deploy.onnx_models import TransducerGraphs
     from omnisparse.deploy.onnx_weights import Layout
 
@@ -52,6 +56,21 @@ ENCODER_KEYS: Mapping[str, tuple[str, ...]] = {
 
 DECODER_KEYS = ("vocab_size", "context_size")
 """Numbers that it reads from the decoder's metadata."""
+
+
+NEMO_KEYS = (
+    "vocab_size", "window_size", "chunk_shift", "subsampling_factor", "pred_rnn_layers",
+    "pred_hidden", "cache_last_channel_dim1", "cache_last_channel_dim2", "cache_last_channel_dim3",
+    "cache_last_time_dim1", "cache_last_time_dim2", "cache_last_time_dim3",
+)  # fmt: skip
+"""Numbers that it reads from the encoder's metadata in NeMo's layout."""
+
+NEMO_SYMBOLS = 10
+"""Tokens that it may emit in one frame in NeMo's layout."""
+
+NEMO_LEAD = 0.005
+"""Seconds of silence before a recording: sherpa-onnx's frames are around 5, 15, ... ms, NeMo's
+around 0, 10, ... ms."""
 
 
 def export_sherpa(
@@ -90,24 +109,33 @@ def export_sherpa(
     assert isinstance(twin, TransducerModel)
     graphs = TransducerGraphs(twin, store, frames_of(source.extractor))
     chunk = _chunk_frames(graphs, chunk_ms)
-    _warn_of_differences(model, graphs, warn)
-    common = {"version": "1", "model_author": "omnisparse", "comment": source.name}
-    encoder = {**_encoder_metadata(graphs, chunk), **common}
-    decoder = {"vocab_size": str(model.vocab_size), "context_size": str(CONTEXT_SIZE), **common}
-    files = {
-        "encoder.onnx": graphs.encoder(encoder, chunk=chunk),
-        "decoder.onnx": graphs.decoder(decoder),
-        "joiner.onnx": graphs.joiner(
-            {"joiner_dim": str(model.joiner.output.in_features), **common}
-        ),
-    }
-    check_contract(files)
+    is_nemo = not isinstance(model.predictor, StatelessPredictor)
+    _warn_of_differences(model, graphs, warn, is_nemo=is_nemo)
     comparison = Comparison(source.extractor)
-    check_transducer(graphs, twin, files, comparison, chunk=chunk)
-    files["tokens.txt"] = source.tokenizer.tokens_txt().encode()
-    files["bpe.vocab"] = source.tokenizer.scores_txt().encode()
-    tail = (int(encoder["T"]) + SUBSAMPLING) / 100
-    card = render_sherpa_card(source, files, layout=layout, precision=store.precision, tail=tail)
+    common = {"version": "1", "model_author": "omnisparse", "comment": source.name}
+    if is_nemo:
+        assert chunk is not None
+        size = shift = chunk
+        files = _nemo_files(source, graphs, twin, comparison, chunk, common)
+    else:
+        encoder = {**_encoder_metadata(graphs, chunk), **common}
+        size, shift = int(encoder["T"]), int(encoder["decode_chunk_len"])
+        decoder = {"vocab_size": str(model.vocab_size), "context_size": str(CONTEXT_SIZE)}
+        width = str(model.joiner.output.in_features)
+        files = {
+            "encoder.onnx": graphs.encoder(encoder, chunk=chunk),
+            "decoder.onnx": graphs.decoder({**decoder, **common}),
+            "joiner.onnx": graphs.joiner({"joiner_dim": width, **common}),
+        }
+        check_contract(files)
+        check_transducer(graphs, twin, files, comparison, chunk=chunk)
+        files["tokens.txt"] = source.tokenizer.tokens_txt().encode()
+        files["bpe.vocab"] = source.tokenizer.scores_txt().encode()
+    tail = (size + SUBSAMPLING) / 100
+    lead = NEMO_LEAD if is_nemo else 0.0
+    card = render_sherpa_card(
+        source, files, layout=layout, precision=store.precision, tail=tail, lead=lead
+    )
     return Exported(
         files={**files, "README.md": card.encode()},
         max_abs_difference=comparison.largest,
@@ -115,10 +143,28 @@ def export_sherpa(
         description={
             "format": "sherpa", "kind": model.kind, "layout": layout, "precision": store.precision,
             "version": __version__, "features": source.extractor.to_dict(),
-            "chunk_frames": int(encoder["decode_chunk_len"]), "read_frames": int(encoder["T"]),
-            "tail_seconds": tail,
+            "chunk_frames": shift, "read_frames": size, "lead_seconds": lead, "tail_seconds": tail,
         },
     )  # fmt: skip
+
+
+def _nemo_files(
+    source: Source, graphs: TransducerGraphs, twin: TransducerModel, comparison: Comparison,
+    chunk: int, common: Mapping[str, str],
+) -> dict[str, bytes]:  # fmt: skip
+    """A net with an LSTM predictor, in NeMo's layout."""
+    from omnisparse.deploy.onnx_nemo import NemoGraphs, check_nemo, nemo_tokens
+
+    nemo = NemoGraphs(graphs, chunk)
+    files = {
+        "encoder.onnx": nemo.encoder({**nemo.metadata(), **common}),
+        "decoder.onnx": nemo.decoder(common),
+        "joiner.onnx": nemo.joiner(common),
+        "tokens.txt": nemo_tokens(source.tokenizer.tokens_txt()).encode(),
+    }
+    check_nemo_contract(files)
+    check_nemo(nemo, twin, files, comparison)
+    return files
 
 
 def _runnable(source: Source) -> TransducerModel:
@@ -129,15 +175,28 @@ def _runnable(source: Source) -> TransducerModel:
             f"{source.name} is a {model.kind}, which sherpa-onnx has no place for; train a "
             f"transducer ({RECIPE}), or use --format onnx"
         )
-    if source.extractor.kind != "kaldi" or source.extractor.per_utterance:
-        raise OmnisparseError(
-            f"{source.name} reads features that are not Kaldi's (data.features), which sherpa-onnx "
-            f"would compute for it; train with Kaldi's ({RECIPE}), or use --format onnx"
-        )
-    if not isinstance(model.predictor, StatelessPredictor):
+    if isinstance(model.predictor, StatelessPredictor):
+        if source.extractor.kind != "kaldi":
+            raise OmnisparseError(
+                f"{source.name} reads features that are not Kaldi's (data.features), which "
+                f"sherpa-onnx would compute for it; train with Kaldi's ({RECIPE})"
+            )
+        return model
+    if source.extractor.kind != "nemo":
         raise OmnisparseError(
             f"{source.name} has an LSTM predictor, which sherpa-onnx runs with NeMo's features "
-            f"only; train with model.predictor_layers=0 ({RECIPE}), or use --format onnx"
+            "only; train with data.features.kind=nemo, or with model.predictor_layers=0 "
+            f"({RECIPE}), or use --format onnx"
+        )
+    if source.extractor.per_utterance:
+        raise OmnisparseError(
+            f"{source.name} normalises each utterance, which needs its end; train with "
+            "data.features.normalize=corpus or none"
+        )
+    if not isinstance(model.encoder, LstmEncoder):
+        raise OmnisparseError(
+            f"{source.name} has no LSTM encoder; with an LSTM predictor, train with "
+            f"model.encoder=lstm, or with model.predictor_layers=0 ({RECIPE})"
         )
     return model
 
@@ -159,14 +218,15 @@ def _chunk_frames(graphs: TransducerGraphs, chunk_ms: int | None) -> int | None:
 
 
 def _warn_of_differences(
-    model: TransducerModel, graphs: TransducerGraphs, warn: Callable[[str], None]
+    model: TransducerModel, graphs: TransducerGraphs, warn: Callable[[str], None], *, is_nemo: bool
 ) -> None:
-    if model.max_symbols_per_frame != 1:
+    emits = NEMO_SYMBOLS if is_nemo else 1
+    if model.max_symbols_per_frame != emits:
         warn(
-            f"this net may emit {model.max_symbols_per_frame} tokens a frame, sherpa-onnx emits 1: "
-            "texts may differ (train with model.max_symbols_per_frame=1)"
+            f"this net may emit {model.max_symbols_per_frame} tokens a frame, sherpa-onnx emits "
+            f"{emits}: texts may differ (train with model.max_symbols_per_frame={emits})"
         )
-    if graphs.frames_per_step != SUBSAMPLING:
+    if not is_nemo and graphs.frames_per_step != SUBSAMPLING:
         warn(
             f"encoder frames are {10 * graphs.frames_per_step} ms, sherpa-onnx reckons with "
             f"{10 * SUBSAMPLING} ms: its timestamps and pauses will be off by that factor"
@@ -252,6 +312,51 @@ def check_contract(files: Mapping[str, bytes]) -> None:
     logits = _shape(models["joiner.onnx"].graph.output[0])
     if logits != ("N", int(decoder["vocab_size"])):
         raise OmnisparseError(f"joiner.onnx: gives {logits}, not N, vocab_size")
+
+
+def check_nemo_contract(files: Mapping[str, bytes]) -> None:
+    """Demand what sherpa-onnx reads of NeMo's layout; see :func:`check_contract`.
+
+    Args:
+        files: Bytes of the three ONNX files and of ``tokens.txt``.
+
+    Raises:
+        OmnisparseError: Naming the file and what it lacks.
+    """
+    import onnx
+
+    models = {name: onnx.load_from_string(files[name]) for name in
+              ("encoder.onnx", "decoder.onnx", "joiner.onnx")}  # fmt: skip
+    encoder = _metadata(models["encoder.onnx"])
+    _check_numbers("encoder.onnx", encoder, NEMO_KEYS)
+    if encoder.get("normalize_type") != "NA":
+        raise OmnisparseError(
+            f"encoder.onnx: metadata normalize_type is {encoder.get('normalize_type')!r}; here it "
+            "must be NA"
+        )
+    number = {key: int(encoder[key]) for key in NEMO_KEYS}
+    caches = [
+        ("N", *(number[f"cache_last_{cache}_dim{place}"] for place in (1, 2, 3)))
+        for cache in ("channel", "time")
+    ]
+    inputs = [_shape(value) for value in models["encoder.onnx"].graph.input]
+    if inputs[1:] != [("N",), *caches, ("N",)]:
+        raise OmnisparseError(f"encoder.onnx: inputs {inputs} do not fit its metadata")
+    if inputs[0][0] != "N" or inputs[0][2] != number["window_size"]:
+        raise OmnisparseError(f"encoder.onnx: reads {inputs[0]}, not N, bins, window_size")
+    state = (number["pred_rnn_layers"], "N", number["pred_hidden"])
+    inputs = [_shape(value) for value in models["decoder.onnx"].graph.input]
+    if inputs != [("N", 1), ("N",), state, state]:
+        raise OmnisparseError(f"decoder.onnx: inputs {inputs} do not fit the encoder's metadata")
+    if len(models["decoder.onnx"].graph.output) != 4:
+        raise OmnisparseError("decoder.onnx: must have an output, its length and two states")
+    vocab_size = number["vocab_size"] + 1
+    logits = _shape(models["joiner.onnx"].graph.output[0])
+    if logits[-1] != vocab_size:
+        raise OmnisparseError(f"joiner.onnx: gives {logits}, not vocab_size + 1 scores")
+    tokens = files["tokens.txt"].decode().splitlines()
+    if len(tokens) != vocab_size or tokens[-1] != f"<blk> {vocab_size - 1}":
+        raise OmnisparseError("tokens.txt: must have vocab_size + 1 lines, <blk> in the last")
 
 
 def _check_numbers(name: str, metadata: Mapping[str, str], keys: tuple[str, ...]) -> None:

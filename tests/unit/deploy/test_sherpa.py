@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ import soundfile
 import torch
 from small_exports import NUM_BINS, make_source
 
-from omnisparse.deploy.onnx_export import Exported, Source
-from omnisparse.deploy.sherpa import check_contract, export_sherpa
+from omnisparse.data.features import FeatureExtractor
+from omnisparse.data.nemo_mel import ZERO_GUARD
+from omnisparse.deploy.onnx_export import Exported, Source, export_onnx
+from omnisparse.deploy.sherpa import check_contract, check_nemo_contract, export_sherpa
 from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.models.transducer import TransducerModel
 from omnisparse.models.transducer_decoding import transducer_greedy_search
@@ -23,6 +26,8 @@ onnx = pytest.importorskip("onnx")
 sherpa_onnx = pytest.importorskip("sherpa_onnx")
 
 RATE = 16000
+UNKNOWN = 2
+"""Our token, which the two searches write differently."""
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +49,13 @@ def load(out: Path, **options: Any) -> Any:
     )
 
 
-def texts(client: Any, recordings: list[np.ndarray], *, tail: float) -> list[str]:
+def texts(
+    client: Any, recordings: list[np.ndarray], *, tail: float, lead: float = 0.0
+) -> list[str]:
     """What sherpa-onnx finds, all streams in one batch."""
     streams = [client.create_stream() for _ in recordings]
     for stream, samples in zip(streams, recordings, strict=True):
+        stream.accept_waveform(RATE, np.zeros(int(lead * RATE), np.float32))
         stream.accept_waveform(RATE, samples)
         stream.accept_waveform(RATE, np.zeros(int(tail * RATE), np.float32))
         stream.input_finished()
@@ -60,12 +68,20 @@ def _with_tail(samples: np.ndarray, tail: float) -> np.ndarray:
     return np.concatenate([samples, np.zeros(int(tail * RATE), np.float32)])
 
 
+def _floored(frames: np.ndarray) -> np.ndarray:
+    """NeMo's log energies without those that sherpa-onnx's features lose: below 2^-23."""
+    energies = np.exp(frames.astype(np.float64)) - ZERO_GUARD
+    return np.log(np.where(energies > 2.0**-23, energies, 0.0) + ZERO_GUARD).astype(np.float32)
+
+
 @torch.inference_mode()
 def our_text(source: Source, samples: np.ndarray, description: Mapping[str, Any]) -> str:
     """What we find in the frames that sherpa-onnx hands over: it leaves the last ones out."""
     model = source.model
     assert isinstance(model, TransducerModel)
     frames = source.extractor.fbank(_with_tail(samples, description["tail_seconds"]))
+    if source.extractor.kind == "nemo":
+        frames = _floored(frames)
     size, shift = description["read_frames"], description["chunk_frames"]
     chunks = max(0, -(-(len(frames) - size) // shift))
     read = frames[: (chunks - 1) * shift + size]
@@ -95,6 +111,66 @@ def test_texts_are_ours(
     found = texts(load(tmp_path / "net"), recordings, tail=tail)
     assert found == [text.strip() for text in ours]
     assert len(set(ours)) > 1
+
+
+def nemo_source(folder: Path, **features: Any) -> Source:
+    """A net with an LSTM predictor that hears NeMo's features."""
+    source = make_source("reduced", folder, time_reduction=2, max_symbols_per_frame=10)
+    statistics = {"mean": [-9.0] * NUM_BINS, "std": [4.0] * NUM_BINS}
+    extractor = FeatureExtractor(
+        num_bins=NUM_BINS, stack=4, kind="nemo", **{**statistics, **features}
+    )
+    with torch.no_grad():
+        source.model.joiner.output.bias[UNKNOWN] -= 1e9  # type: ignore[union-attr, operator]
+    return dataclasses.replace(source, extractor=extractor, name="nemo")
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed"])
+def test_texts_of_an_lstm_predictor_are_ours_in_nemos_layout(
+    layout: Any, folder: Path, recordings: list[np.ndarray], tmp_path: Path
+) -> None:
+    source = nemo_source(folder)
+    warned: list[str] = []
+    exported = export_sherpa(source, layout=layout, precision="fp32", warn=warned.append)
+    exported.write(tmp_path / "net")
+    description = exported.description
+    assert not warned
+    assert "bpe.vocab" not in exported.files
+    assert "Put 5 ms of silence before" in exported.files["README.md"].decode()
+    ours = [our_text(source, samples, description) for samples in recordings]
+    found = texts(
+        load(tmp_path / "net"), recordings,
+        tail=description["tail_seconds"], lead=description["lead_seconds"],
+    )  # fmt: skip
+    assert found == [text.strip() for text in ours]
+    assert len(set(ours)) > 1
+
+
+def test_a_breach_of_nemos_contract_is_found_by_us(folder: Path) -> None:
+    files = dict(export_sherpa(nemo_source(folder)).files)
+    check_nemo_contract(files)
+    keys = {e.key for e in onnx.load_from_string(files["encoder.onnx"]).metadata_props}
+    for key in keys - {"version", "model_author", "comment"}:
+        with pytest.raises(OmnisparseError, match=f"encoder.onnx: .*{key} is"):
+            check_nemo_contract({**files, "encoder.onnx": _without(files["encoder.onnx"], key)})
+    with pytest.raises(OmnisparseError, match="tokens.txt: "):
+        check_nemo_contract({**files, "tokens.txt": b"<blk> 0\n"})
+
+
+def test_nets_that_nemos_layout_has_no_place_for_are_refused(folder: Path) -> None:
+    emformer = make_source("emformer", folder, predictor_layers=1)
+    hears_kaldi = nemo_source(folder)
+    extractor = FeatureExtractor(num_bins=NUM_BINS, stack=4)
+    for source, message in (
+        (nemo_source(folder, mean=None, std=None, per_utterance=True), "normalize=corpus or none"),
+        (dataclasses.replace(hears_kaldi, extractor=extractor), "data.features.kind=nemo"),
+        (dataclasses.replace(emformer, extractor=hears_kaldi.extractor), "has no LSTM encoder"),
+    ):
+        with pytest.raises(OmnisparseError, match=message) as caught:
+            export_sherpa(source)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(OmnisparseError, match="nemo features cannot be written"):
+        export_onnx(nemo_source(folder))
 
 
 def test_int8_and_a_beam_and_hotwords(
