@@ -97,7 +97,8 @@ class RunConfig:
     init: str | None = None
     """Run, artifact or checkpoint folder with the initial weights: a net of the same shape, or the
     same net without projections, which is then factorised by truncated SVD; null for random
-    weights. ``torchaudio:PATH`` reads a net of torchaudio's ``emformer_rnnt``."""
+    weights. ``torchaudio:PATH`` reads a net of torchaudio's ``emformer_rnnt``, ``nemo:PATH`` an
+    LSTM transducer of NeMo."""
     reduce_init: bool = False
     """Whether ``init`` may also be a larger net of the same kind, of which only a part is taken:
     some of its layers, some of their units, or products of a lower rank."""

@@ -15,10 +15,11 @@ class ReorderedPieces(NamedTuple):
     tokenizer: Tokenizer
 
     order: Sequence[int]
-    """For each of our ids, the id there; for blank the number of pieces there."""
+    """For each of our ids, the id there; for blank the number of pieces there, and for a sentence
+    mark that is not there one more."""
 
 
-def reordered(model: bytes) -> ReorderedPieces:
+def reordered(model: bytes, *, start_may_lack: bool = False) -> ReorderedPieces:
     """Move the special pieces of a sentencepiece model to where ours are, and add a blank.
 
     A text is cut into the same pieces: these depend on scores, not on ids. ``<s>`` takes the place
@@ -27,9 +28,10 @@ def reordered(model: bytes) -> ReorderedPieces:
     Args:
         model: A serialised sentencepiece model with ``<s>`` and ``<unk>``, whose net has one more
             symbol, the blank, behind the pieces.
+        start_may_lack: Whether it may be without ``<s>``.
 
     Raises:
-        DataError: If it is none, or has no ``<s>``.
+        DataError: If it is none, or has no ``<unk>`` or ``<s>``.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -43,7 +45,11 @@ def reordered(model: bytes) -> ReorderedPieces:
     kind = sentencepiece_model_pb2.ModelProto.SentencePiece.Type
     unknown = [index for index, piece in enumerate(pieces) if piece.type == kind.UNKNOWN]
     start = theirs.trainer_spec.bos_id
-    if len(unknown) != 1 or not 0 <= start < len(pieces) or start in unknown:
+    if start_may_lack and not 0 <= start < len(pieces):
+        start = len(pieces) + 1
+        if len(unknown) != 1:
+            raise DataError("its word pieces have no <unk>, which our nets need")
+    elif len(unknown) != 1 or not 0 <= start < len(pieces) or start in unknown:
         raise DataError("its word pieces have no <s> or no <unk>, of which our nets need both")
     rest = [index for index in range(len(pieces)) if index not in (start, unknown[0])]
     order = [len(pieces), start, unknown[0], *rest]

@@ -52,10 +52,11 @@ class Source:
 
     def __post_init__(self) -> None:
         """Refuse nets whose layers have no ONNX form here."""
-        if getattr(self.model, "family", "omnisparse") != "omnisparse":
+        family = getattr(self.model, "family", "omnisparse")
+        if family != "omnisparse":
             raise OmnisparseError(
-                "ONNX files of a transducer of family torchaudio cannot be written yet; "
-                "transcribe, serve and Recognizer run it in torch"
+                f"ONNX files of a transducer of family {family} cannot be written yet; "
+                "transcribe, serve and Recognizer run it"
             )
 
 

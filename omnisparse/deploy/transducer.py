@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from omnisparse.deploy.encoder import LstmEncoder
 from omnisparse.deploy.layers import FloatArray, LayerNorm, Linear, Lstm, WeightReader
+from omnisparse.deploy.stacked_encoder import StackedLstmEncoder
 from omnisparse.deploy.tokens import BLANK, NO_FINITE_SCORE, SOS_EOS, FoundToken
 from omnisparse.errors import OmnisparseError
 
@@ -75,14 +76,17 @@ class LstmPredictor:
 
     def __init__(self, reader: WeightReader, model: Mapping[str, Any]) -> None:
         embedding, dim = int(model["embedding_dim"]), int(model["predictor_dim"])
+        projection = model.get("predictor_projection")
+        self.output_dim = int(projection or dim)
+        has_norms = model["layer_norm"] and model.get("family") != "nemo"
         self._embedding = reader.table("predictor.embedding.weight", model["vocab_size"], embedding)
         self._layers: list[Lstm] = []
         self._norms: list[LayerNorm | None] = []
         for index in range(int(model["predictor_layers"])):
-            width = dim if index else embedding
-            self._layers.append(Lstm(reader, f"predictor.layers.{index}", width, dim, None))
+            width = self.output_dim if index else embedding
+            self._layers.append(Lstm(reader, f"predictor.layers.{index}", width, dim, projection))
             norm = f"predictor.norms.{index}"
-            self._norms.append(LayerNorm(reader, norm, dim) if model["layer_norm"] else None)
+            self._norms.append(LayerNorm(reader, norm, self.output_dim) if has_norms else None)
 
     def initial_memory(self) -> Memory:
         """The state of one hypothesis before the start symbol."""
@@ -103,6 +107,7 @@ class StatelessPredictor:
 
     def __init__(self, reader: WeightReader, model: Mapping[str, Any]) -> None:
         embedding, dim = int(model["embedding_dim"]), int(model["predictor_dim"])
+        self.output_dim = dim
         self._embedding = reader.table("predictor.embedding.weight", model["vocab_size"], embedding)
         self._context = Linear(reader, "predictor.context", 2 * embedding, dim, bias=True)
 
@@ -133,7 +138,8 @@ class Transducer:
     """How each matrix is packed."""
 
     def __init__(self, reader: WeightReader, model: Mapping[str, Any]) -> None:
-        self.encoder = LstmEncoder(reader, model)
+        is_nemos = model.get("family") == "nemo"
+        self.encoder = (StackedLstmEncoder if is_nemos else LstmEncoder)(reader, model)
         self.time_reduction = self.encoder.time_reduction
         self.max_symbols = int(model.get("max_symbols_per_frame", MAX_SYMBOLS_PER_FRAME))
         stateless = not model["predictor_layers"]
@@ -143,8 +149,9 @@ class Transducer:
             reader, "joiner.encoder_projection", self.encoder.output_dim, dim, bias=True
         )
         self._from_predictor = Linear(
-            reader, "joiner.predictor_projection", int(model["predictor_dim"]), dim, bias=False
+            reader, "joiner.predictor_projection", self._predictor.output_dim, dim, bias=False
         )
+        self._is_relu = is_nemos
         self._output = Linear(reader, "joiner.output", dim, int(model["vocab_size"]), bias=True)
         reader.skip("ctc_output.")
 
@@ -173,7 +180,7 @@ class Transducer:
 
     def score(self, total: FloatArray) -> FloatArray:
         """``[K, V]`` logits of sums ``[K, J]``."""
-        return self._output(np.tanh(total))
+        return self._output(np.maximum(total, 0) if self._is_relu else np.tanh(total))
 
 
 class TransducerStream:

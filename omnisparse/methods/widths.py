@@ -31,6 +31,7 @@ WIDTHS = (
     "decoder_dim",
     "decoder_projection",
     "predictor_dim",
+    "predictor_projection",
     "attention_dim",
     "joiner_dim",
 )
@@ -172,7 +173,7 @@ def _steps(family: ModelConfig) -> Widths:
 def _with_widths(family: ModelConfig, widths: Widths) -> ModelConfig:
     """The member of the family with these widths; projections are kept narrower than the cells."""
     legal = dict(widths)
-    for part in ("encoder", "decoder"):
+    for part in ("encoder", "decoder", "predictor"):
         if f"{part}_projection" in legal:
             legal[f"{part}_dim"] = max(legal[f"{part}_dim"], legal[f"{part}_projection"] + 1)
     return replace(family, **legal)  # type: ignore[arg-type]

@@ -189,7 +189,11 @@ class _Memory(NamedTuple):
     """One state per layer."""
 
     pending: tuple[Tensor | None, ...]
-    """Per time reduction ``[1, B, D]``: a frame that waits for the second of its pair."""
+    """Per time reduction ``[1, B, D]``: a frame that waits for the second of its pair. With
+    ``stacked`` one entry ``[n, B, F]``: frames that wait for the rest of their stack."""
+
+    has_begun: bool = False
+    """Whether a stack was encoded; for ``stacked``."""
 
 
 class LstmEncoder(Encoder):
@@ -204,6 +208,11 @@ class LstmEncoder(Encoder):
             concatenated) after each of the first log2(time_reduction) layers.
         dropout: Probability, on the output of every layer.
         layer_norm: Normalise the output of every layer.
+        stacked: Join ``time_reduction`` input frames, any number, and project them to the width of
+            the layers, instead of halving. Frames at the end that fill no stack are left out.
+
+    Source: NeMo 3.0, ``RNNEncoder`` with ``subsampling: stacking``, for ``stacked``. Deviation:
+    NeMo counts one more stack where an utterance is padded to a longer one of its batch.
     """
 
     def __init__(
@@ -216,10 +225,16 @@ class LstmEncoder(Encoder):
         time_reduction: int = 1,
         dropout: float = 0.0,
         layer_norm: bool = True,
+        stacked: bool = False,
     ) -> None:
         super().__init__()
-        self.num_reductions = num_reductions(time_reduction, num_layers)
+        self.num_reductions = 0 if stacked else num_reductions(time_reduction, num_layers)
+        self.stack = time_reduction if stacked else 1
         self.output_dim = projection or dim
+        self.input_projection: nn.Linear | None = None
+        if stacked:
+            self.input_projection = nn.Linear(time_reduction * input_dim, self.output_dim)
+            input_dim = self.output_dim
         widths = [input_dim] + [
             self.output_dim * (2 if index < self.num_reductions else 1)
             for index in range(num_layers - 1)
@@ -231,7 +246,12 @@ class LstmEncoder(Encoder):
         self.dropout = Dropout(dropout)
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
-        """Output frames for ``[B]`` input lengths: halved and rounded up, at least 1."""
+        """Output frames for ``[B]`` input lengths: halved and rounded up, at least 1.
+
+        With ``stacked``, whole stacks, and at least 1.
+        """
+        if self.input_projection is not None:
+            lengths = lengths // self.stack
         for _ in range(self.num_reductions):
             lengths = (lengths + 1) // 2
         return lengths.clamp(min=1)
@@ -248,6 +268,10 @@ class LstmEncoder(Encoder):
         """
         # No packing needed: the layers look only back, so padding does not reach a valid frame.
         frames = features.transpose(0, 1).contiguous()
+        if self.input_projection is not None:
+            valid = torch.arange(frames.size(0), device=frames.device)[:, None] < lengths
+            frames = self._stacked(frames * valid[:, :, None].to(frames.dtype))
+            lengths = lengths // self.stack
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.LSTM)
             frames, _ = run_lstm(layer, frames)
@@ -262,13 +286,24 @@ class LstmEncoder(Encoder):
     def initial_memory(self, batch: int) -> _Memory:
         """Zeros, and no frame waiting."""
         states = tuple(zero_state(layer, batch) for layer in self.layers)  # type: ignore[arg-type]
-        return _Memory(layers=states, pending=(None,) * self.num_reductions)
+        waits = self.num_reductions if self.input_projection is None else 1
+        return _Memory(layers=states, pending=(None,) * waits)
 
     def advance(self, features: Tensor, memory: Any, *, final: bool) -> tuple[Tensor, _Memory]:
         """Run the layers from their present state; see :meth:`Encoder.forward_chunk`."""
         assert isinstance(memory, _Memory)
         frames = features.transpose(0, 1)
         states, pending = list(memory.layers), list(memory.pending)
+        has_begun = memory.has_begun
+        if self.input_projection is not None:
+            if pending[0] is not None:
+                frames = torch.cat([pending[0], frames])
+            whole = frames.size(0) // self.stack * self.stack
+            if final and not has_begun:
+                whole = max(whole, min(self.stack, frames.size(0)))
+            pending[0] = frames[whole:].clone()
+            has_begun = has_begun or whole > 0
+            frames = self._stacked(frames[:whole])
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.LSTM)
             if frames.size(0) == 0:
@@ -284,7 +319,19 @@ class LstmEncoder(Encoder):
                 # A clone, so that a long chunk does not stay in memory with its last frame.
                 pending[index] = frames[paired:].clone() if paired < frames.size(0) else None
                 frames = _pair(frames[:paired])
-        return frames.transpose(0, 1), _Memory(tuple(states), tuple(pending))
+        return frames.transpose(0, 1), _Memory(tuple(states), tuple(pending), has_begun)
+
+    def _stacked(self, frames: Tensor) -> Tensor:
+        """Projected whole stacks of ``[T, B, F]``; fewer frames than one are filled with zeros."""
+        assert self.input_projection is not None
+        if 0 < frames.size(0) < self.stack:
+            frames = F.pad(frames, (0, 0, 0, 0, 0, self.stack - frames.size(0)))
+        whole = frames[: frames.size(0) // self.stack * self.stack]
+        joined = rearrange(
+            whole, "(time stack) batch dim -> time batch (stack dim)", stack=self.stack
+        )
+        projected: Tensor = self.input_projection(joined)
+        return projected
 
 
 def num_reductions(time_reduction: int, num_layers: int) -> int:

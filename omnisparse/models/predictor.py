@@ -31,6 +31,7 @@ class LstmPredictor(nn.Module):
         dim: Cells per layer, the output width.
         dropout: Probability, on the embedding and on the output of every layer.
         layer_norm: Normalise the output of every layer.
+        projection: LSTMP width of every layer, then the output width; None for plain LSTM layers.
     """
 
     def __init__(
@@ -42,14 +43,15 @@ class LstmPredictor(nn.Module):
         dim: int,
         dropout: float,
         layer_norm: bool,
+        projection: int | None = None,
     ) -> None:
         super().__init__()
-        self.output_dim = dim
+        self.output_dim = projection or dim
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
-        widths = [embedding_dim] + [dim] * (num_layers - 1)
-        self.layers = nn.ModuleList(make_lstm(width, dim) for width in widths)
+        widths = [embedding_dim] + [self.output_dim] * (num_layers - 1)
+        self.layers = nn.ModuleList(make_lstm(width, dim, projection) for width in widths)
         self.norms = nn.ModuleList(
-            nn.LayerNorm(dim) if layer_norm else nn.Identity() for _ in widths
+            nn.LayerNorm(self.output_dim) if layer_norm else nn.Identity() for _ in widths
         )
         self.dropout = Dropout(dropout)
 

@@ -30,7 +30,7 @@ from omnisparse.models.transducer_decoding import (
 from omnisparse.models.validation import check_multiple, check_projection
 
 EncoderKind = Literal["lstm", "emformer", "conformer"]
-Family = Literal["omnisparse", "torchaudio"]
+Family = Literal["omnisparse", "torchaudio", "nemo"]
 Predictor = LstmPredictor | StatelessPredictor | CellNormPredictor
 
 _ENCODER_KEYS: dict[str, tuple[EncoderKind, ...]] = {
@@ -41,7 +41,7 @@ _ENCODER_KEYS: dict[str, tuple[EncoderKind, ...]] = {
     "segment": ("emformer", "conformer"),
     "left_context": ("emformer", "conformer"),
     "right_context": ("emformer",),
-    "family": ("emformer",),
+    "family": ("emformer", "lstm"),
 }
 """Keys that only some encoders have."""
 
@@ -97,14 +97,18 @@ class TransducerConfig:
     """Encoder frames after a segment that its attention sees (Emformer)."""
 
     time_reduction: PositiveInt = 2
-    """Feature frames per encoder frame. LSTM: a power of two, at most 2^(encoder_layers - 1);
-    Emformer, Conformer: a divisor of ``encoder_dim``."""
+    """Feature frames per encoder frame. LSTM: a power of two, at most 2^(encoder_layers - 1), with
+    family ``nemo`` any number; Emformer, Conformer: a divisor of ``encoder_dim``."""
 
     predictor_layers: NonNegativeInt = 1
     """LSTM layers of the predictor; 0 for the stateless one, which sees the last two tokens."""
 
     predictor_dim: PositiveInt = 256
     """Cells of each predictor layer, or output width of the stateless predictor."""
+
+    predictor_projection: PositiveInt | None = None
+    """LSTMP width of the predictor, below ``predictor_dim`` (family ``nemo``); None for plain LSTM
+    layers."""
 
     embedding_dim: PositiveInt = 128
     """Width of the token embedding."""
@@ -123,7 +127,9 @@ class TransducerConfig:
 
     family: Family = "omnisparse"
     """Whose layers: ours, or those of torchaudio's ``emformer_rnnt`` (Emformer): a predictor that
-    normalises within its cells, normalised projections, a joiner with ReLU, whole stacks only."""
+    normalises within its cells, normalised projections, a joiner with ReLU, whole stacks only; or
+    those of ``nemo`` (LSTM with ``encoder_projection``): features stacked and projected before the
+    first layer, no norms in the predictor, a joiner with ReLU."""
 
     predictor_warmup: NonNegativeInt = 250
     """Number of first optimizer steps that train without the predictor; see
@@ -142,13 +148,27 @@ class TransducerConfig:
         check_ranges(self)
         check_projection(self, "encoder")
         self._check_encoder()
-        if self.family == "torchaudio" and not self.predictor_layers:
-            raise ValueError("predictor_layers is 0; with family torchaudio it must be at least 1")
+        self._check_family()
         if self.family == "torchaudio" and self.right_context > 1:
             # Behind an utterance, two segments would look for different frames at one place.
             raise ValueError(
                 f"right_context is {self.right_context}; with family torchaudio it must be 0 or 1"
             )
+
+    def _check_family(self) -> None:
+        """Refuse what the layers of another toolkit do not have."""
+        check_projection(self, "predictor")
+        if self.predictor_projection is not None and self.family != "nemo":
+            raise ValueError("predictor_projection belongs to family nemo; leave it out")
+        wanted = {"torchaudio": "emformer", "nemo": "lstm"}.get(self.family, self.encoder)
+        if self.encoder != wanted:
+            raise ValueError(f"encoder is {self.encoder}; family {self.family} has {wanted}")
+        if self.family != "omnisparse" and not self.predictor_layers:
+            raise ValueError(
+                f"predictor_layers is 0; with family {self.family} it must be at least 1"
+            )
+        if self.family == "nemo" and (self.encoder_projection is None or not self.layer_norm):
+            raise ValueError("family nemo has an encoder_projection, and layer_norm is true")
 
     def _check_encoder(self) -> None:
         """Refuse keys of other encoders, and widths that cannot be divided."""
@@ -160,9 +180,9 @@ class TransducerConfig:
                     f"{item.name} is {value}, but belongs to encoder {' or '.join(owners)}; "
                     f"with encoder {self.encoder} leave it out"
                 )
-        if self.encoder == "lstm":
+        if self.encoder == "lstm" and self.family != "nemo":
             num_reductions(self.time_reduction, self.encoder_layers)
-        else:
+        elif self.encoder != "lstm":
             check_multiple(self, "encoder_dim", "time_reduction")
             # Rotary positions rotate pairs, so a Conformer head has an even width.
             check_multiple(
@@ -188,7 +208,8 @@ class TransducerModel(SpeechModel):
         right_context: Encoder frames after a segment.
         time_reduction: Feature frames per encoder frame.
         predictor_layers: LSTM layers, 0 for the stateless predictor.
-        predictor_dim: Output width of the predictor.
+        predictor_dim: Cells of the predictor, or its output width.
+        predictor_projection: LSTMP width or None.
         embedding_dim: Width of the embedding.
         joiner_dim: Width of the joiner.
         dropout: Probability in [0, 1).
@@ -225,6 +246,7 @@ class TransducerModel(SpeechModel):
         time_reduction: int = 2,
         predictor_layers: int = 1,
         predictor_dim: int = 256,
+        predictor_projection: int | None = None,
         embedding_dim: int = 128,
         joiner_dim: int = 256,
         dropout: float = 0.1,
@@ -241,15 +263,11 @@ class TransducerModel(SpeechModel):
         self.max_symbols_per_frame = max_symbols_per_frame
         self.predictor_warmup = predictor_warmup
         self._step = predictor_warmup
-        shape: dict[str, Any] = {
-            "input_dim": input_dim,
-            "num_layers": encoder_layers,
-            "dim": encoder_dim,
-            "time_reduction": time_reduction,
-            "dropout": dropout,
-        }
+        shape: dict[str, Any] = {"input_dim": input_dim, "num_layers": encoder_layers}
+        shape |= {"dim": encoder_dim, "time_reduction": time_reduction, "dropout": dropout}
         if encoder == "lstm":
             shape |= {"projection": encoder_projection, "layer_norm": layer_norm}
+            shape |= {"stacked": family == "nemo"}
         else:
             shape |= {
                 "heads": encoder_heads,
@@ -275,16 +293,19 @@ class TransducerModel(SpeechModel):
             self.predictor = CellNormPredictor(num_layers=predictor_layers, **shape)
         elif predictor_layers:
             self.predictor = LstmPredictor(
-                num_layers=predictor_layers, layer_norm=layer_norm, **shape
+                num_layers=predictor_layers,
+                layer_norm=layer_norm and family != "nemo",
+                projection=predictor_projection,
+                **shape,
             )
         else:
             self.predictor = StatelessPredictor(**shape)
         self.joiner = Joiner(
             encoder_dim=self.encoder.output_dim,
-            predictor_dim=predictor_dim,
+            predictor_dim=self.predictor.output_dim,
             dim=joiner_dim,
             vocab_size=vocab_size,
-            activation="relu" if is_theirs else "tanh",
+            activation="tanh" if family == "omnisparse" else "relu",
             normalised=is_theirs,
         )
         self.ctc_weight = ctc_weight
