@@ -45,7 +45,7 @@ PREFIX_SIZE_HELP = (
 @click.option(
     "--front", type=PATH,
     help="Take the spec of --size from what `search` found (its folder, or front.json in it); of a "
-    "size in bytes, the best that fits.",
+    "size in bytes, or a time such as 5ms, the best that fits.",
 )  # fmt: skip
 @click.option("--from", "place", help="Nested file, or its http(s) address, instead of a run.")
 @click.option(
@@ -126,7 +126,8 @@ def _extract_in_time(
         raise click.UsageError(
             "--latency and --rtf do not go with --from, --prefix, --front and --nested"
         )
-    from omnisparse.pipeline.extract_in_time import CHUNK_SECONDS, extract_in_time, parse_latency
+    from omnisparse.pipeline.extract_in_time import CHUNK_SECONDS, extract_in_time
+    from omnisparse.sparsity.sizes import parse_latency
 
     seconds = parse_latency(latency) if latency is not None else (rtf or 0.0) * CHUNK_SECONDS
     result = extract_in_time(

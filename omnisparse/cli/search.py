@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option("--run", type=PATH, help="Run directory; runs/latest if unset.")
 @click.option(
     "--sizes", required=True, metavar="A,B,C",
-    help="Sizes to find a model of: 16M = non-zero parameters, 25% = of the dense net's.",
+    help="Sizes to find a model of: 16M = non-zero parameters, 25% = of the dense net's; or 5ms = "
+    "time for 40 ms of audio on this machine.",
 )  # fmt: skip
 @click.option("--evaluations", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--manifest", type=PATH, help="Utterances; the run's dev split if unset.")
@@ -98,8 +99,10 @@ def search(
             run, wanted, SearchConfig(**options), manifest=manifest, out=out,
             on_progress=progress, on_stage=report.note, workers=workers,
         )  # fmt: skip
+    timed = any(entry["latency_ms"] is not None for entry in result["front"])
     report.table(
-        ["size", "non-zero", "WER %", "95 % interval", "CER %", "uniform WER %"],
+        ["size", "non-zero", "WER %", "95 % interval", "CER %", "uniform WER %"]
+        + ["ms per 40 ms"] * timed,
         [
             [
                 entry["size"],
@@ -108,6 +111,7 @@ def search(
                 format_interval(entry["wer_low"], entry["wer_high"]),
                 "-" if entry["cer"] is None else f"{entry['cer']:.2f}",
                 f"{entry['uniform_wer']:.2f}",
+                *([f"{entry['latency_ms']:.3f}"] if timed else []),
             ]
             for entry in result["front"]
         ],

@@ -28,7 +28,7 @@ from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.arrays import Array, count_nonzero
 from omnisparse.sparsity.budget import Budget, num_parameters
 from omnisparse.sparsity.keys import Norm, parse_block
-from omnisparse.sparsity.sizes import Size, parse_size, parse_sparsity
+from omnisparse.sparsity.sizes import Size, parse_size, parse_sparsity, seconds_of
 from omnisparse.sparsity.space import SubnetSpec
 
 
@@ -59,7 +59,7 @@ def extract(
         sparsity: Share of the prunable weights that becomes zero, in [0, 1).
         spec: JSON file with a sparsity for each matrix. Exactly one of these three is given.
         front: With ``size``: file (or folder) of a search; its spec of that size is used. For a
-            size in bytes, the best spec that fits is used.
+            size in bytes, or a time such as ``5ms``, the best spec that fits is used.
         out: Artifact directory; None for ``<run>/extracted/<request>``, such as ``25pct`` or
             ``25pct-int8-8x1``: options that differ from the default are in the name. If a file
             gives the sparsities, their digest is in the name, so that two files have two folders.
@@ -301,6 +301,9 @@ class _Request:
                 f"{record.training.run} ({record.training.identity}); search again, or use only "
                 "the sparsities: --spec with a file of the folder specs beside it"
             )
+        seconds = seconds_of(self.size)
+        if seconds is not None:
+            return front.pick_time(seconds)
         size = budget.parse(self.size)
         if size.kind != "bytes":
             return front.pick(budget.unprunable + budget.solve(size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from omnisparse.deploy.recognizer import Recognizer
-from omnisparse.errors import OmnisparseError, UsageError
+from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline.extract import extract
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.budget import Budget
@@ -25,24 +24,6 @@ AUDIO_SECONDS = 4.0
 REPETITIONS = 5
 TRIALS = 9
 """Models that are made and measured at most."""
-
-_TIME = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s)\s*")
-
-
-def parse_latency(text: str) -> float:
-    """Seconds of a time such as ``5ms`` or ``0.005s``.
-
-    Raises:
-        UsageError: If it is none, or not above 0.
-    """
-    found = _TIME.fullmatch(text)
-    seconds = 0.0 if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
-    if seconds <= 0:
-        raise UsageError(
-            f"latency {text!r} is no time; legal: 5ms or 0.005s, for {1000 * CHUNK_SECONDS:.0f} ms "
-            "of audio"
-        )
-    return seconds
 
 
 def latency_of(recognizer: Recognizer) -> float:

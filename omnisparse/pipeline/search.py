@@ -29,6 +29,7 @@ from omnisparse.evaluation.wer import (
 )
 from omnisparse.evaluation.workers import Workers
 from omnisparse.pipeline.extract import contents_of, searched
+from omnisparse.pipeline.search_latency import Latency, keeping
 from omnisparse.pipeline.search_task import Measured, SearchConfig, SearchTask
 from omnisparse.runs import directory as runs
 from omnisparse.search.evaluation_subset import Subset, choose_subset, spearman
@@ -62,7 +63,8 @@ def search_run(
 
     Args:
         run: Run directory; None for ``runs/latest``.
-        sizes: In the syntax of ``--size``, except bytes; all different.
+        sizes: In the syntax of ``--size``, except bytes, or all of them times for 40 ms of audio on
+            this machine, such as ``0.5ms``; all different.
         config: Number of evaluations, and the space to search.
         manifest: Utterances to search on; the run's dev split if None. The resulting word error
             rates are on these utterances: measure the models on other utterances, too.
@@ -83,7 +85,7 @@ def search_run(
     config = config or SearchConfig()
     run = runs.latest_run() if run is None else run
     task = SearchTask(run, sizes, config)
-    probes = task.probes()
+    probes = {} if task.timed else task.probes()
     rate = task.loaded.extractor.sampling_rate
     if manifest is not None:
         cuts = load_manifest(manifest, sampling_rate=rate, tell=on_stage)
@@ -100,6 +102,12 @@ def search_run(
     out = out or run / FOLDER
     measured = Measured(task, dev, workers)
     journal = Journal(out, {**measured.circumstances(), "utterances": dev.digest()})
+    latency = None
+    if task.timed:
+        on_stage("times of two models on this machine")
+        latency = Latency(task, journal)
+        latency.take_sizes(sizes)
+        probes = task.probes()
     scores = ItemScores(
         measured.scores, dev.tokens() if config.objective == "loss" else dev.words(), journal
     )
@@ -112,7 +120,8 @@ def search_run(
     on_stage("recognising the whole dev set with the best")
     recognised = _Recognised(measured, dev, journal)
     entries = [
-        _entry(task, size, found[total], recognised, journal) for size, total in task.totals.items()
+        _entry(task, size, found[total], recognised, journal, latency, on_stage)
+        for size, total in task.totals.items()
     ]
     facts = {
         "run": run.name,
@@ -136,8 +145,8 @@ def search_run(
         identity=task.record.training.identity, journal=journal.name, entries=tuple(entries)
     ).joined(_take_earlier(out / FRONT, journal, on_stage))
     _write(task, out, front, facts, recognised)
-    asked = {entry.requested for entry in entries}
-    entries = [entry for entry in front.entries if entry.requested in asked]
+    asked = {entry.key for entry in entries}
+    entries = [entry for entry in front.entries if entry.key in asked]
     return {"path": str(out / FRONT), **facts, "front": [entry.to_dict() for entry in entries]}
 
 
@@ -213,6 +222,8 @@ def _entry(
     candidates: Sequence[Candidate],
     recognised: _Recognised,
     journal: Journal,
+    latency: Latency | None,
+    on_stage: Callable[[str], None],
 ) -> FrontEntry:
     """The best subnet of a size: the one with the lowest WER of finalists and uniform subnet."""
     total = task.totals[size]
@@ -223,11 +234,15 @@ def _entry(
     uniform = next(one for one in candidates if one.spec == task.space.spec(total))
     chosen = [*candidates[: task.config.finalists], uniform]
     finalists = {one.spec: (one, recognised(one.spec)) for one in chosen}
-    best, rates = min(finalists.values(), key=lambda pair: pair[1].wer)
+    legal = list(finalists)
+    if latency is not None:
+        legal = keeping(size, {spec: latency.measured(spec) for spec in finalists}, on_stage)
+    best, rates = min((finalists[spec] for spec in legal), key=lambda pair: pair[1].wer)
+    nonzero = task.supernet.nonzero(best.spec)
     return FrontEntry(
         size=size,
-        requested=task.supernet.budget.unprunable + total,
-        nonzero=task.supernet.nonzero(best.spec),
+        requested=nonzero if latency else task.supernet.budget.unprunable + total,
+        nonzero=nonzero,
         wer=rates.wer,
         wer_low=rates.interval.low,
         wer_high=rates.interval.high,
@@ -238,6 +253,7 @@ def _entry(
         evaluations=len(spent),
         dominated=False,
         spec=best.spec,
+        latency_ms=1000 * latency.measured(best.spec) if latency else None,
     )
 
 
@@ -295,7 +311,8 @@ def _write(
     specs = out / "specs"
     specs.mkdir(exist_ok=True)
     for entry in front.entries:
-        with replacing(specs / f"{entry.requested}.json") as partial:
+        name = entry.requested if entry.latency_ms is None else entry.size
+        with replacing(specs / f"{name}.json") as partial:
             partial.write_text(entry.spec.to_json() + "\n", encoding="utf-8")
     weights = task.weights
     plain = contents_of(task.run, task.description, weights, task.record, block=task.supernet.block)
@@ -305,7 +322,13 @@ def _write(
         for entry in front.entries:
             spec, contents = entry.spec, searched(plain, entry)
             if curve == "uniform":
-                spec, contents = task.space.spec(entry.requested - budget.unprunable), plain
+                contents = plain
+                if entry.latency_ms is None:
+                    spec = task.plain_space.spec(entry.requested - budget.unprunable)
+                elif entry.size in task.totals:
+                    spec = task.space.spec(task.totals[entry.size])
+                else:  # of an earlier search, whose times are not modelled now
+                    continue
             rates = recognised(spec)
             planned = vars(replace(contents, spec=spec))
             rows.append(

@@ -17,7 +17,7 @@ from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
 from omnisparse.sparsity.allocation import allocate
 from omnisparse.sparsity.keys import parse_block, ranking_of
-from omnisparse.sparsity.sizes import parse_count
+from omnisparse.sparsity.sizes import are_times, parse_count
 from omnisparse.sparsity.space import MAX_SPREAD, SparsitySpace, SubnetSpec, subnet_generator
 from omnisparse.sparsity.supernet import Supernet
 
@@ -97,14 +97,20 @@ class SearchTask:
         budget = self.supernet.budget
         if not sizes:
             raise UsageError("sizes names no size; one or more, such as 50%,25%")
-        self.totals = {size.strip(): budget.solve(parse_count(size.strip())) for size in sizes}
-        self.space = SparsitySpace(
-            {fqn: budget.shapes[fqn] for fqn in budget.prunable},
-            spread=config.spread,
-            layer_groups=config.layer_groups,
-            num_layer_levels=_LAYER_LEVELS,
-            block=block,
+        self.timed = are_times(sizes)
+        self.sizes = tuple(sizes)
+        self.options: dict[str, Any] = {
+            "spread": config.spread, "layer_groups": config.layer_groups,
+            "num_layer_levels": _LAYER_LEVELS, "block": block,
+        }  # fmt: skip
+        self.plain_space = SparsitySpace(
+            {fqn: budget.shapes[fqn] for fqn in budget.prunable}, **self.options
         )
+        self.space = self.plain_space
+        self.totals: dict[str, int] = {}
+        if self.timed:  # totals and space are those of a Latency, which measures first
+            return
+        self.totals = {size.strip(): budget.solve(parse_count(size.strip())) for size in sizes}
         distinct = {self.space.spec(total) for total in self.totals.values()}
         if len(distinct) < len(sizes):  # with blocks, two totals may give the same subnet
             raise UsageError(f"sizes {','.join(sizes)}: two of them are the same size")
@@ -146,14 +152,17 @@ class SearchTask:
         weights = self.supernet.weights()
         numel = self.space.numel
         for index, total in enumerate(self.totals.values()):
-            lamp = allocate(weights, total, "lamp", block=self.supernet.block)
+            kept = sum(self.space.spec(total).counts(numel).values())
+            lamp = allocate(weights, kept, "lamp", block=self.supernet.block)
             offsets = self.space.offsets_of(lamp)
             half = {group: offset / 2 for group, offset in offsets.items()}
             generator = subnet_generator(self.config.seed, index, 2)
             drawn = [self.space.sample_offsets(generator) for _ in range(_RANDOM_PROBES)]
             specs = [
                 self.space.spec(total),
-                SubnetSpec.from_counts(lamp, numel),
+                self.space.spec(total, offsets)
+                if self.timed
+                else SubnetSpec.from_counts(lamp, numel),
                 *(self.space.spec(total, choice) for choice in (half, *drawn)),
             ]
             probes[total] = list(dict.fromkeys(specs))
@@ -177,9 +186,7 @@ class Measured:
     def __init__(self, task: SearchTask, dev: DevSet, workers: Workers | None) -> None:
         self._task, self._dev = task, dev
         self._workers = None if workers is None or workers.is_plain else workers
-        self._job = SubnetScores(
-            run=task.run, sizes=tuple(task.totals), config=task.config, dev=dev
-        )
+        self._job = SubnetScores(run=task.run, sizes=task.sizes, config=task.config, dev=dev)
 
     def circumstances(self) -> dict[str, Any]:
         """Those of the task, and a device that rounds in another way than a CPU."""

@@ -44,6 +44,13 @@ class FrontEntry:
     """Sparsity of every matrix."""
     cer: float | None = None
     """Character error rate on the whole dev set; None in fronts of earlier versions."""
+    latency_ms: float | None = None
+    """Milliseconds for 40 ms of audio on the machine of the search; None where the size is none."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What a front has one entry of: a time, or a number of non-zeros."""
+        return (self.size, 0) if self.latency_ms is not None else ("", self.requested)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -69,12 +76,12 @@ class Front:
             The joined front, the smallest size first, with ``dominated`` computed anew.
         """
         before = earlier.entries if earlier and earlier.journal == self.journal else ()
-        best = {entry.requested: entry for entry in before}
+        best = {entry.key: entry for entry in before}
         for entry in self.entries:
-            known = best.get(entry.requested)
+            known = best.get(entry.key)
             better = entry if known is None or entry.wer <= known.wer else known
             spent = max(one.evaluations for one in (entry, better))
-            best[entry.requested] = replace(better, evaluations=spent)
+            best[entry.key] = replace(better, evaluations=spent)
         ordered = sorted(best.values(), key=lambda entry: entry.nonzero)
         marked = (
             replace(entry, dominated=any(other.wer <= entry.wer for other in ordered[:index]))
@@ -101,6 +108,25 @@ class Front:
         raise ValueError(
             f"the front has no model of {requested} non-zero parameters; it has {there}; "
             "`omnisparse search --sizes` adds sizes"
+        )
+
+    def pick_time(self, seconds: float) -> FrontEntry:
+        """The entry of the lowest error rate among those that took at most so long when searched.
+
+        Args:
+            seconds: For 40 ms of audio.
+
+        Raises:
+            ValueError: If there is none; names the times there are.
+        """
+        timed = [entry for entry in self.entries if entry.latency_ms is not None]
+        fitting = [entry for entry in timed if (entry.latency_ms or 0.0) <= 1000 * seconds]
+        if fitting:
+            return min(fitting, key=lambda entry: (entry.wer, entry.nonzero))
+        there = ", ".join(f"{entry.size} ({entry.latency_ms:.3f} ms)" for entry in timed) or "none"
+        raise ValueError(
+            f"no model of the front takes at most {1000 * seconds:g} ms; it has times of {there}; "
+            "`omnisparse search --sizes` adds times, such as 5ms"
         )
 
     def pick_bytes(self, limit: int, bytes_of: Callable[[FrontEntry], int]) -> FrontEntry:
@@ -164,7 +190,7 @@ def _entry(fields: Mapping[str, Any]) -> FrontEntry:
     for name in entry.__dataclass_fields__:
         kind = kinds.get(name, float)
         value = getattr(entry, name)
-        if value is None and name in ("wer_low", "wer_high", "cer"):
+        if value is None and name in ("wer_low", "wer_high", "cer", "latency_ms"):
             continue
         if name != "spec" and type(value) is not kind:
             raise TypeError(f"{name} is {value!r}, not of type {kind.__name__}")

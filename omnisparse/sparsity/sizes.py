@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -42,6 +43,39 @@ class Size:
     kind: SizeKind
     value: Fraction
     text: str
+
+
+_TIME = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s)\s*")
+
+
+def seconds_of(text: str) -> float | None:
+    """Seconds of a time such as ``5ms`` or ``0.005s``; None if the text is none."""
+    found = _TIME.fullmatch(text)
+    return None if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
+def parse_latency(text: str) -> float:
+    """Seconds of a time such as ``5ms`` or ``0.005s``.
+
+    Raises:
+        UsageError: If it is none, or not above 0.
+    """
+    seconds = seconds_of(text)
+    if not seconds:
+        raise UsageError(f"latency {text!r} is no time; legal: 5ms or 0.005s, for 40 ms of audio")
+    return seconds
+
+
+def are_times(sizes: Sequence[str]) -> bool:
+    """Whether sizes are times.
+
+    Raises:
+        UsageError: If only some of them are.
+    """
+    times = [seconds_of(size) is not None for size in sizes]
+    if any(times) and not all(times):
+        raise UsageError(f"sizes {','.join(sizes)}: either all or none may be times")
+    return any(times)
 
 
 def parse_size(text: str | int) -> Size:

@@ -217,3 +217,35 @@ def test_a_search_at_one_size_that_is_the_dense_net_finds_it(run: Path, speech: 
     (entry,) = invoke_json("search", "--run", run, "--sizes", "100%", *options)["front"]
     assert set(entry["spec"]["sparsity"].values()) == {0.0}
     assert entry["wer"] == entry["uniform_wer"]
+
+
+def test_sizes_may_be_times_on_this_machine(run: Path, speech: Path) -> None:
+    options = ("--run", run, "--manifest", speech / "dev.jsonl", "--evaluations", 12)
+    impossible = invoke("search", *options, "--sizes", "0.0000001ms")
+    assert impossible.exit_code == 2
+    line = impossible.stderr.strip().splitlines()[-1]
+    assert "the fastest takes" in line
+    fastest = float(line.rsplit("takes", 1)[1].split()[0])
+    mixed = invoke("search", *options, "--sizes", "50%,5ms")
+    assert mixed.exit_code == 2
+    assert "either all or none may be times" in mixed.stderr
+
+    # Every model fits into a second: the search finds the dense net, and says how long it took.
+    plain = invoke_json("search", *options, "--sizes", "50%")["front"][0]
+    found = invoke_json("search", *options, "--sizes", "1s")
+    (entry,) = found["front"]
+    assert entry["nonzero"] == invoke_json("inspect", run)["parameters"]
+    assert fastest / 5 < entry["latency_ms"] < 1000
+    again = invoke_json("search", *options, "--sizes", "1s")
+    assert again["front"] == [entry]
+    assert again["evaluated_now"] == 0
+    document = json.loads((run / "search" / "front.json").read_text())
+    assert [one["size"] for one in document["front"]] == ["50%", "1s"]
+    assert document["front"][0]["spec"] == plain["spec"]
+    assert (run / "search" / "specs" / "1s.json").exists()
+    extract = ("extract", "--run", run, "--front", run / "search", "--size")
+    assert invoke_json(*extract, "2s")["nonzero"] == entry["nonzero"]
+    assert invoke_json(*extract, "50%")["nonzero"] == plain["nonzero"]
+    refused = invoke(*extract, "0.0000001ms")
+    assert refused.exit_code == 1
+    assert "it has times of 1s" in refused.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from speaking_run import make_speaking_run
 
-from omnisparse.pipeline.extract_in_time import parse_latency
+from omnisparse.sparsity.sizes import parse_latency
 
 
 @pytest.fixture(scope="module")
