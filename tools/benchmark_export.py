@@ -1,10 +1,10 @@
 """Measures exported files in stock runtimes: texts, word errors, bytes, real-time factors.
 
-    python tools/benchmark_export.py ARTIFACT MANIFEST [--utterances N] [--out FILE.json]
+    python tools/benchmark_export.py ARTIFACT MANIFEST [--int8 ARTIFACT] [--out FILE.json]
 
-ARTIFACT is a transducer with a stateless predictor, as `extract` wrote it. Every layout and
-precision is exported, loaded by an unmodified sherpa-onnx, and compared with our streaming greedy
-search on the same recordings, one thread each.
+ARTIFACT is a transducer with a stateless predictor, as `extract` wrote it; that of `--int8` is the
+same net with `--precision int8`. Every layout and precision is exported, loaded by an unmodified
+sherpa-onnx, and compared with our streaming greedy search on the same recordings, one thread each.
 """
 
 from __future__ import annotations
@@ -71,17 +71,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         model=loaded.model, tokenizer=loaded.tokenizer, extractor=loaded.extractor,
         name=arguments.artifact.name,
     )  # fmt: skip
+    tails: dict[float, list[str]] = {}
+
+    def transcribed(recognizer: Recognizer, tail: float) -> list[str]:
+        silence = np.zeros(int(tail * loaded.extractor.sampling_rate), np.float32)
+        return [
+            recognizer.transcribe(
+                np.concatenate([samples, silence]), sampling_rate=rate, streaming=True
+            ).text.strip()
+            for samples, rate in recordings
+        ]
+
     ours = Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
     start = time.perf_counter()
-    texts = [
-        ours.transcribe(samples, sampling_rate=rate, streaming=True).text.strip()
-        for samples, rate in recordings
-    ]
+    texts = transcribed(ours, 0.0)
     rows: list[dict[str, Any]] = [
         {
             "runtime": "omnisparse, torch, streaming", "files": "artifact",
-            "bytes": sum(p.stat().st_size for p in arguments.artifact.iterdir() if p.is_file()),
-            "wer": word_error_rate(texts, references),
+            "bytes": _weight_bytes(arguments.artifact), "wer": word_error_rate(texts, references),
             "rtf": (time.perf_counter() - start) / seconds,
         }
     ]  # fmt: skip
@@ -97,13 +104,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             start = time.perf_counter()
             found = [sherpa_text(client, samples, rate, tail) for samples, rate in recordings]
             spent = time.perf_counter() - start
-            padded = [
-                ours.transcribe(
-                    np.concatenate([samples, np.zeros(int(tail * rate), np.float32)]),
-                    sampling_rate=rate, streaming=True,
-                ).text.strip()
-                for samples, rate in recordings
-            ]  # fmt: skip
+            if tail not in tails:
+                tails[tail] = transcribed(ours, tail)
+            padded = tails[tail]
             rows.append(
                 {
                     "runtime": "sherpa-onnx", "files": f"{layout} {precision}",
@@ -121,16 +124,34 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "max_abs_difference": exported.max_abs_difference,
                 }
             )  # fmt: skip
+    for tail, padded in tails.items():
+        files = [("artifact", arguments.artifact, padded)]
+        if arguments.int8 is not None:
+            recognizer = Recognizer.load(arguments.int8)
+            files.append(("int8 artifact", arguments.int8, transcribed(recognizer, tail)))
+        for name, folder, found in files:
+            rows.append(
+                {
+                    "runtime": f"omnisparse, {tail:g} s of silence", "files": name,
+                    "bytes": _weight_bytes(folder), "wer": word_error_rate(found, references),
+                    "identical_with_tail": sum(a == b for a, b in zip(found, padded, strict=True)),
+                }
+            )  # fmt: skip
     return {
         "utterances": len(items), "audio_seconds": seconds, "cpus": os.cpu_count(),
         "load_average": os.getloadavg()[0], "texts": texts[:3], "rows": rows,
     }  # fmt: skip
 
 
+def _weight_bytes(artifact: Path) -> int:
+    return sum(p.stat().st_size for p in artifact.iterdir() if p.is_file())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("artifact", type=Path)
     parser.add_argument("manifest", type=Path)
+    parser.add_argument("--int8", type=Path)
     parser.add_argument("--utterances", type=int, default=50)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
     python tools/benchmark_export_size.py [--sparsity 0.78]
 
 A transducer of 49 M parameters (six LSTM layers of 1024 cells, stateless predictor; random
-weights, pruned at random) is written as an fp16 artifact and exported. Each file set is then loaded
+weights, pruned at random) is written as artifacts and exported. Each file set is then loaded
 by onnxruntime in a process of its own, which reports the growth of its peak memory.
 """
 
@@ -55,7 +55,7 @@ def build(sparsity: float) -> Any:
     return model.eval(), config
 
 
-def write_fp16_artifact(model: Any, config: Any, features: Any, out: Path) -> int:
+def write_packed(model: Any, config: Any, features: Any, out: Path, precision: Any) -> int:
     from omnisparse.artifact import write_artifact
     from omnisparse.sparsity.prunable import find_prunable
 
@@ -66,7 +66,7 @@ def write_fp16_artifact(model: Any, config: Any, features: Any, out: Path) -> in
         tokenizer=b"",
         tokens_txt="",
         features=features.to_dict(),
-        precision="fp16",
+        precision=precision,
         dense_parameters=sum(p.numel() for p in model.parameters()),
         prunable=list(find_prunable(model)),
         source={},
@@ -93,8 +93,9 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        size = write_fp16_artifact(model, config, features, folder / "artifact")
-        result["rows"].append({"files": "fp16 artifact", "bytes": size})
+        for precision in ("fp16", "int8"):
+            size = write_packed(model, config, features, folder / precision, precision)
+            result["rows"].append({"files": f"{precision} artifact", "bytes": size})
         for layout, precision in (
             ("dense", "fp32"), ("packed", "fp16"), ("packed", "int8"), ("sparse", "fp32"),
         ):  # fmt: skip

@@ -206,7 +206,7 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
             "```bash",
             "omnisparse transcribe . speech.wav",
             "omnisparse inspect .          # recounts from the files",
-            *_use_elsewhere(block["model"]).splitlines(),
+            *_use_elsewhere(block["model"], block.get("features") or {}).splitlines(),
             "```",
             "",
             "```python",
@@ -234,8 +234,16 @@ def _use_of_module(model: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _use_elsewhere(model: Mapping[str, Any]) -> str:
+def _use_elsewhere(model: Mapping[str, Any], features: Mapping[str, Any]) -> str:
     """How other runtimes load the net: sherpa-onnx, where it has a place for such a one."""
-    if model.get("kind") == "transducer" and model.get("predictor_layers") == 0:
+    if model.get("family", "omnisparse") != "omnisparse":
+        return ""  # no export knows its layers
+    is_transducer, has_states = model.get("kind") == "transducer", model.get("predictor_layers")
+    if features.get("type", "kaldi-fbank") == "kaldi-fbank":
+        if is_transducer and has_states == 0:
+            return _USE_TRANSDUCER
+        return "omnisparse export . --format onnx --out onnx   # files for onnxruntime"
+    hears_nemo = features.get("type") == "nemo-log-mel" and not features.get("per_utterance")
+    if is_transducer and hears_nemo and has_states and model.get("encoder", "lstm") == "lstm":
         return _USE_TRANSDUCER
-    return "omnisparse export . --format onnx --out onnx   # files for onnxruntime"
+    return ""

@@ -128,8 +128,19 @@ def test_what_is_not_known_is_said(tmp_path, net):
 
 
 def test_how_other_runtimes_load_it():
-    stateless = _use_elsewhere({"kind": "transducer", "predictor_layers": 0})
-    assert "--format sherpa" in stateless
-    assert "--joiner=sherpa/joiner.onnx" in stateless
-    assert "--format onnx" in _use_elsewhere({"kind": "transducer", "predictor_layers": 1})
-    assert "--format onnx" in _use_elsewhere({"kind": "las"})
+    kaldi, nemo = {"type": "kaldi-fbank"}, {"type": "nemo-log-mel"}
+    stateless, lstm = ({"kind": "transducer", "predictor_layers": n} for n in (0, 1))
+    for model, features in ((stateless, kaldi), (stateless, {}), (lstm, nemo)):
+        used = _use_elsewhere(model, features)
+        assert "--format sherpa" in used
+        assert "--joiner=sherpa/joiner.onnx" in used
+    for model in (lstm, {"kind": "las"}):
+        assert "--format onnx" in _use_elsewhere(model, kaldi)
+    for model, features in (
+        (stateless, nemo),
+        (lstm, {**nemo, "per_utterance": True}),
+        ({**lstm, "encoder": "emformer"}, nemo),
+        ({**lstm, "family": "torchaudio"}, kaldi),
+        (lstm, {"type": "torchaudio-log-mel"}),
+    ):
+        assert not _use_elsewhere(model, features)
