@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omnisparse.atomic import replaced_file
+from omnisparse.comparison.breaking import BreakingPoint, breaking_points, in_words, plot_breaking
 from omnisparse.comparison.budgets import (
     Measure,
     RowBudget,
@@ -57,7 +58,8 @@ def write_comparison(
 
     Args:
         out: Folder for ``compare.md``, ``compare.csv`` (cells), ``compare_models.csv`` (each
-            seed), ``compare.json``, ``compare.png`` (several test sets: ``compare-<name>.png``).
+            seed), ``compare.json``, ``compare.png`` (several test sets: ``compare-<name>.png``),
+            ``compare_breaking.png`` where a row that compresses in stages has several sizes.
         measurements: What was measured.
         costs: The cost of every row.
         rows: The rows of the table.
@@ -72,7 +74,7 @@ def write_comparison(
     Returns:
         ``rows`` (cells), ``models`` (every seed), ``costs`` (totals of rows), ``means``
         (differences of rows from the rival row, over all sizes), ``budgets`` (one budget of each
-        row), ``notes``, ``files``.
+        row), ``breaking_points``, ``notes``, ``files``.
 
     Raises:
         ValueError: If the models of a test set were not measured on the same utterances.
@@ -84,17 +86,24 @@ def write_comparison(
         test: [cell for cell in cells if cell.test == test]
         for test in dict.fromkeys(cell.test for cell in cells)
     }
-    plots = []
+    plots: list[Path] = []
+    points: list[BreakingPoint] = []
     for test, chosen in by_test.items():
         path = out / (f"{NAME}.png" if len(by_test) == 1 else f"{NAME}-{test}.png")
         plot_comparison(chosen, costs, path, test=test, rows=rows, reference=paper)
         plots.append(path)
+        if found := breaking_points(chosen):
+            points += found
+            path = path.with_stem(path.stem.replace(NAME, f"{NAME}_breaking", 1))
+            plot_breaking(chosen, path, test=test)
+            plots.append(path)
     document: dict[str, Any] = {
         "rows": [cell.to_dict() for cell in cells],
         "models": [item.to_dict() for item in measurements],
         "costs": [cost.to_dict() for cost in costs],
         "means": [mean.to_dict() for mean in means],
         "budgets": [item.to_dict() for item in budgets],
+        "breaking_points": [point.to_dict() for point in points],
         "notes": list(notes),
     }
     write_records([_flat(row) for row in document["rows"]], out / f"{NAME}.csv")
@@ -102,7 +111,8 @@ def write_comparison(
     text = to_markdown(
         cells, costs, rows=rows, means=means, reference=paper, budgets=budgets, budget=budget
     )
-    told = "".join(f"- {note}\n" for note in notes) + "\n" * bool(notes)
+    lines = [*notes, *map(in_words, points)]
+    told = "".join(f"- {line}\n" for line in lines) + "\n" * bool(lines)
     _write(out / f"{NAME}.md", f"# Comparison\n\n{told}{text}")
     _write(out / f"{NAME}.json", json.dumps(document, indent=1) + "\n")
     marked = with_unequal_marked(rows, budgets, budget)
@@ -110,6 +120,8 @@ def write_comparison(
         _show(console, test, chosen, [mean for mean in means if mean.test == test], costs, marked)
     for line in budget_notes(rows, budgets, budget):
         console.note(line)
+    for point in points:
+        console.note(in_words(point))
     if rows.note:
         console.note(rows.note)
     log_comparison(

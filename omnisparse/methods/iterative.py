@@ -21,28 +21,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from omnisparse.errors import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Share,
-    check_ranges,
-)
-from omnisparse.methods.rank_search import check_size
+from omnisparse.errors import NonNegativeFloat, NonNegativeInt, PositiveInt, Share
+from omnisparse.methods.rank_search import RankFields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IterativeConfig:
-    """Size, rounds, and what a round may cost."""
+class IterativeConfig(RankFields):
+    """Size, rounds, and what they may cost; each takes an equal part of the evaluations."""
 
     kind: Literal["iterative"] = "iterative"
     """Selects this method."""
-    size: str | int = "25%"
-    """Parameters of the last net: ``16M``, a share of the dense net's, or ``5x`` for a fifth of the
-    weights that may be factored."""
     rounds: PositiveInt = 3
-    """Rounds that are planned. Each takes an equal part of the evaluations."""
+    """Rounds that are planned."""
     last_share: Share = 0.5
     """Share of the steps that the last round takes; those before take equal parts of the rest."""
     tolerance: NonNegativeFloat = 0.1
@@ -50,28 +40,6 @@ class IterativeConfig:
     this share of it."""
     halvings: NonNegativeInt = 2
     """Rounds more than planned, at most, after rounds that were not accepted."""
-    controller: Literal["rl", "random", "tpe", "nsga2", "uniform", "energy"] = "rl"
-    """What chooses the ranks: reinforcement learning; a control with as many evaluations; one ratio
-    for all matrices, or the same share of the squared singular values in each."""
-    evaluations: PositiveInt = 200
-    """Candidates that are measured, over the planned rounds."""
-    objective: Literal["loss", "wer"] = "loss"
-    """Error of a candidate: the label loss per token, or word errors per word (slower)."""
-    utterances: PositiveInt = 100
-    """Utterances of the dev split on which candidates are measured, about."""
-    teacher: str | None = None
-    """Run directory of the dense net; null trains it first, with the whole ``training``."""
-    distillation_weight: NonNegativeFloat = 0.0
-    """Weight of the divergence from the dense net while retraining; 0 learns from labels alone."""
-    label_weight: NonNegativeFloat = 1.0
-    """Weight of the loss on the transcript beside that."""
-    learning_rate: PositiveFloat | None = None
-    """Peak learning rate of every round; null takes that of ``training``."""
-
-    def __post_init__(self) -> None:
-        """Check ranges; the size is checked against the model when it is trained."""
-        check_size(self.size)
-        check_ranges(self)
 
 
 @dataclass(slots=True)

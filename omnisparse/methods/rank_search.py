@@ -21,25 +21,21 @@ Controller = Literal["rl", "random", "tpe", "nsga2", "uniform", "energy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankSearchMethodConfig:
-    """Size, search and retraining of a factored net."""
+class RankFields:
+    """What every method that searches ranks is told: the size, the search, the retraining."""
 
-    kind: Literal["rank_search"] = "rank_search"
-    """Selects this method."""
     size: str | int = "25%"
-    """Parameters of the factored net: ``16M``, a share of the dense net's, or ``5x`` for a fifth of
-    the weights that may be factored."""
+    """Parameters of the last net: ``16M``, a share of the dense net's, or ``5x`` for a fifth of the
+    weights that may be factored."""
     controller: Literal["rl", "random", "tpe", "nsga2", "uniform", "energy"] = "rl"
     """What chooses the ranks: reinforcement learning; a control with as many evaluations; one ratio
     for all matrices, or the same share of the squared singular values in each."""
     evaluations: PositiveInt = 200
-    """Candidates that are measured, over all rounds."""
+    """Candidates that are measured, over all planned rounds."""
     objective: Literal["loss", "wer"] = "loss"
     """Error of a candidate: the label loss per token, or word errors per word (slower)."""
     utterances: PositiveInt = 100
     """Utterances of the dev split on which candidates are measured, about."""
-    retrain: bool = True
-    """Whether the factored net is trained for the steps of ``training``."""
     teacher: str | None = None
     """Run directory of the dense net; null trains it first, with the whole ``training``."""
     distillation_weight: NonNegativeFloat = 0.0
@@ -47,15 +43,25 @@ class RankSearchMethodConfig:
     label_weight: NonNegativeFloat = 1.0
     """Weight of the loss on the transcript beside that."""
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate of the retraining; null takes that of ``training``."""
+    """Peak learning rate of each retraining; null takes that of ``training``."""
 
     def __post_init__(self) -> None:
         """Check ranges; the size is checked against the model when it is trained."""
-        check_size(self.size)
+        _check_size(self.size)
         check_ranges(self)
 
 
-def check_size(size: str | int) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankSearchMethodConfig(RankFields):
+    """Size, search and retraining of a factored net."""
+
+    kind: Literal["rank_search"] = "rank_search"
+    """Selects this method."""
+    retrain: bool = True
+    """Whether the factored net is trained for the steps of ``training``."""
+
+
+def _check_size(size: str | int) -> None:
     """Refuse what is no size of a factored net.
 
     Raises:
