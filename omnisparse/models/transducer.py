@@ -51,7 +51,6 @@ _ENCODERS: dict[EncoderKind, type[Encoder]] = {
     "conformer": ConformerEncoder,
 }
 
-
 MAX_CONTEXT_FRAMES = 10_000
 """Longest segment or context of an encoder: 400 s at 40 ms. Masks and states grow with it."""
 
@@ -135,6 +134,10 @@ class TransducerConfig:
     """Number of first optimizer steps that train without the predictor; see
     :class:`TransducerModel`."""
 
+    joiner_warmup: NonNegativeInt = 0
+    """Number of steps after ``predictor_warmup`` that train the joiner on the encoder alone; useful
+    with ``ctc_weight``, whose first steps leave the joiner out."""
+
     ctc_weight: Probability = 0.0
     """Share of the label loss that is CTC on the encoder; above 0 the encoder gets an
     output layer for it, and only CTC is trained during ``predictor_warmup``."""
@@ -217,6 +220,7 @@ class TransducerModel(SpeechModel):
         family: See :class:`TransducerConfig`.
         max_symbols_per_frame: Tokens that one frame may emit, >= 1.
         predictor_warmup: Steps (see :meth:`set_step`) that train without the predictor.
+        joiner_warmup: Steps behind those in which the joiner learns without it, too.
         ctc_weight: Share in [0, 1).
 
     Source: Graves 2012, arXiv:1211.3711; He et al. 2018, arXiv:1811.06621, for the streaming
@@ -254,6 +258,7 @@ class TransducerModel(SpeechModel):
         family: Family = "omnisparse",
         max_symbols_per_frame: int = 5,
         predictor_warmup: int = 250,
+        joiner_warmup: int = 0,
         ctc_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -262,7 +267,8 @@ class TransducerModel(SpeechModel):
         self.family = family
         self.max_symbols_per_frame = max_symbols_per_frame
         self.predictor_warmup = predictor_warmup
-        self._step = predictor_warmup
+        self.joiner_warmup = joiner_warmup
+        self._step = predictor_warmup + joiner_warmup
         shape: dict[str, Any] = {"input_dim": input_dim, "num_layers": encoder_layers}
         shape |= {"dim": encoder_dim, "time_reduction": time_reduction, "dropout": dropout}
         if encoder == "lstm":
@@ -316,13 +322,14 @@ class TransducerModel(SpeechModel):
         self._step = step
 
     def learns_from(self, parameter: str) -> int:
-        """``predictor_warmup`` for what waits until then; see :class:`SpeechModel`."""
-        joiner = "joiner." if self.ctc_output is not None else "joiner.predictor_projection."
-        return self.predictor_warmup if parameter.startswith(("predictor.", joiner)) else 0
+        """Steps that a part waits for: the predictor, and with CTC the joiner."""
+        if parameter.startswith(("predictor.", "joiner.predictor_projection.")):
+            return self.predictor_warmup + self.joiner_warmup
+        return self.predictor_warmup if self.ctc_weight and parameter.startswith("joiner.") else 0
 
     def skip_phases(self) -> None:
         """Train with the predictor from the first step on; see :class:`SpeechModel`."""
-        self.predictor_warmup = 0
+        self.predictor_warmup = self.joiner_warmup = 0
 
     def forward(
         self, features: Tensor, feature_lengths: Tensor, tokens: Tensor, token_lengths: Tensor
@@ -361,7 +368,7 @@ class TransducerModel(SpeechModel):
                     encoder_lengths=lengths,
                 )
         predicted = self.predictor(tokens)
-        if warming_up:
+        if self.training and self._step < self.predictor_warmup + self.joiner_warmup:
             predicted = predicted * 0.0  # not skipped, for the same reason
         lattice = self.joiner(encoded, predicted, tokens, lengths, token_lengths)
         loss, occupancy = lattice.new_tensor(float("nan")), None

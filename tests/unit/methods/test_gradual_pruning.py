@@ -210,9 +210,14 @@ def test_pruning_under_a_teacher_trains_on_the_teachers_loss() -> None:
         other.load_state_dict(method.state_dict())
 
 
-def warming(steps: int = 40, ctc: bool = True) -> SpeechModel:
+def warming(steps: int = 40, ctc: bool = True, joiner: int = 0) -> SpeechModel:
     """A transducer whose predictor waits."""
-    config = dataclasses.replace(TRANSDUCER, predictor_warmup=steps, ctc_weight=0.3 if ctc else 0.0)
+    config = dataclasses.replace(
+        TRANSDUCER,
+        predictor_warmup=steps,
+        joiner_warmup=joiner,
+        ctc_weight=0.3 if ctc else 0.0,
+    )
     return make_model(config)
 
 
@@ -232,6 +237,26 @@ def test_a_part_learns_from_the_step_it_says(ctc: bool) -> None:
         if step < 40:
             gradient = model.get_parameter("predictor.layers.0.weight_hh_l0").grad
             assert gradient is None or not gradient.any()
+
+
+def test_the_joiner_learns_before_the_predictor() -> None:
+    """CTC alone for 40 steps, then the joiner with the encoder for 20, then all."""
+    model, batch = warming(joiner=20).train(), make_batch(4)
+    parts = {
+        "ctc_output.weight": 0,
+        "joiner.output.weight": 40,
+        "joiner.predictor_projection.weight": 60,
+        "predictor.layers.0.weight_hh_l0": 60,
+    }
+    assert {name: model.learns_from(name) for name in parts} == parts
+    for step in (0, 39, 40, 59, 60):
+        model.set_step(step)
+        model.zero_grad()
+        forward_batch(model, batch).label_loss_sum.backward()
+        for name, begins in parts.items():
+            gradient = model.get_parameter(name).grad
+            assert gradient is not None
+            assert bool(gradient.any()) == (step >= begins), (step, name)
 
 
 def test_nothing_is_pruned_before_every_pruned_part_learns() -> None:
