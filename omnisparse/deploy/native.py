@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from omnisparse.console import Console
@@ -16,7 +17,17 @@ LEVELS = ("plain", "avx2", "avx512", "neon")
 """Instruction sets, by their number in C."""
 
 CHOICE = "OMNISPARSE_KERNELS"
-"""Environment variable: one of LEVELS to take no better ones, or numpy to use none."""
+"""Environment variable: one of LEVELS to take no better ones, or numba or numpy to use none."""
+
+NUMBA = -1
+"""Instead of a level, where numba does the products of thin matrices."""
+
+
+def name_of(library: ctypes.CDLL | None, level: int) -> str:
+    """What :func:`kernels` gave, in a word."""
+    if library is None:
+        return "numba" if level == NUMBA else "numpy"
+    return LEVELS[level]
 
 
 class MatrixStruct(ctypes.Structure):
@@ -57,17 +68,22 @@ class FilterbankStruct(ctypes.Structure):
 
 @cache
 def kernels() -> tuple[ctypes.CDLL | None, int]:
-    """The library and the level to use; ``(None, 0)`` where only numpy is there.
+    """The library and the level to use; ``(None, NUMBA)`` or ``(None, 0)`` without a library.
 
     What is missing is said on stderr, once.
     """
     wanted = os.environ.get(CHOICE, "").strip().lower()
     if wanted == "numpy":
         return None, 0
-    library = _load()
+    library = None if wanted == "numba" else _load()
     if library is None:
-        _say("no compiled kernels (was there a C compiler at install?): numpy does it, slower")
-        return None, 0
+        other = "numba" if _has_numba() else "numpy"
+        if wanted != "numba":
+            why = "no compiled kernels (was there a C compiler at install?)"
+            _say(f"{why}: {other} does it, slower")
+        elif other != wanted:
+            _say("numba is not installed (pip install 'omnisparse[numba]'): numpy does it, slower")
+        return None, NUMBA if other == "numba" else 0
     best = int(library.omni_level())
     legal = ["plain", "neon"] if LEVELS[best] == "neon" else list(LEVELS[: best + 1])
     if wanted in legal:
@@ -75,11 +91,18 @@ def kernels() -> tuple[ctypes.CDLL | None, int]:
     if wanted:
         _say(
             f"{CHOICE} is {wanted!r}, which this processor cannot run: {LEVELS[best]} is used "
-            f"(legal here: {', '.join(['numpy', *legal])})"
+            f"(legal here: {', '.join(['numpy', 'numba', *legal])})"
         )
     elif best == 0:
         _say("this processor has neither AVX2 nor NEON: plain kernels are used instead")
     return library, best
+
+
+def _has_numba() -> bool:
+    try:
+        return find_spec("numba") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _load() -> ctypes.CDLL | None:

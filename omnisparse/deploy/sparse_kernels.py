@@ -20,7 +20,8 @@ from omnisparse.artifact.packed import PackedTensor
 from omnisparse.artifact.precision import restore_values
 from omnisparse.artifact.tensorfile import Array
 from omnisparse.deploy.cost import Kind, fastest, panel_width
-from omnisparse.deploy.native import LEVELS, MatrixStruct, kernels
+from omnisparse.deploy.native import LEVELS, NUMBA, MatrixStruct, kernels
+from omnisparse.deploy.numba_kernels import numba_products
 from omnisparse.sparsity.arrays import dtype_name
 
 FloatArray = npt.NDArray[np.float32]
@@ -141,15 +142,16 @@ class PackedMatrix:
         Returns:
             [N, R] float32.
         """
-        library, _ = kernels()
+        library, level = kernels()
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         count = len(vectors)
         result = np.zeros((count, self.rows), np.float32)
         if bias is not None:
             result += bias
         if library is None:
+            product = self._numpy_product if level != NUMBA else self._numba_product
             for vector, row in zip(vectors, result, strict=True):
-                row += self._numpy_product(vector)
+                row += product(vector)
         elif count == 1:
             library.omni_product(self.pointer, vectors.ctypes.data, result.ctypes.data)
         elif count:
@@ -158,6 +160,18 @@ class PackedMatrix:
                 self.pointer, count, vectors.ctypes.data, result.ctypes.data, work.ctypes.data
             )
         return result
+
+    def _numba_product(self, vector: FloatArray) -> FloatArray:
+        """One product by numba, of a dense matrix by numpy."""
+        if self.indices is None:
+            return self._numpy_product(vector)
+        values = self.values
+        if values.dtype not in (np.float32, np.int8):
+            values = restore_values(values, _TAGS[dtype_name(values)])
+        total = np.zeros((len(self.offsets) - 1) * max(1, self.height), np.float32)
+        numba_products()[self.height](values, self.indices, self.offsets, vector, total)
+        total = total[: self.rows]
+        return total if self.scale is None else total * self.scale
 
     def _numpy_product(self, vector: FloatArray) -> FloatArray:
         """One product by numpy alone."""
@@ -204,7 +218,7 @@ def pack(tensor: PackedTensor, kind: Kind | None = None, room: Room | None = Non
     else:
         tensor = _masked(tensor)
         height, kept = 0, tensor.values.size
-    on = None if library is None else level
+    on = None if library is None and level != NUMBA else level
     chosen = kind or fastest(tensor.shape, kept, height, tensor.values.itemsize, on)
     if chosen == "dense":
         return _pack_dense(tensor, room)

@@ -16,7 +16,7 @@ from omnisparse.artifact import CARD, add_latency, is_artifact
 from omnisparse.deploy.bench import MILLISECONDS, RUNTIMES, BenchRow, Runtime, measure, to_dicts
 from omnisparse.deploy.bench_layers import LayerRow, measure_layers
 from omnisparse.deploy.engine import needs_torch, require_torch
-from omnisparse.deploy.native import LEVELS, kernels
+from omnisparse.deploy.native import kernels, name_of
 from omnisparse.durable import replacing
 from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.runs import directory as runs
@@ -179,10 +179,9 @@ def _export(model: Path, runtime: Runtime, out: Path) -> None:
 
 def as_result(rows: Sequence[BenchRow], audio: Path | None) -> dict[str, Any]:
     """What ``--json`` prints: ``rows``, and what they were measured with."""
-    library, level = kernels()
     return {
         "rows": to_dicts(rows),
-        "kernels": "numpy" if library is None else LEVELS[level],
+        "kernels": name_of(*kernels()),
         "audio": None if audio is None else str(audio),
     }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnisparse.deploy.cost import fastest, product_ns
 from omnisparse.deploy.engine import needs_torch
-from omnisparse.deploy.native import kernels
+from omnisparse.deploy.native import NUMBA, kernels
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.errors import UsageError
 from omnisparse.pipeline.extract import extract
@@ -105,7 +105,7 @@ class Latency:
     def _products(self, counts: Mapping[str, int]) -> float:
         """Nanoseconds of the products, by the cost model."""
         library, level = kernels()
-        on = None if library is None else level
+        on = None if library is None and level != NUMBA else level
         block = self._task.supernet.block
         height = block[0] if block in ((8, 1), (16, 1)) else 0
         total = 0.0

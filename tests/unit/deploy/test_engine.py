@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -359,3 +360,35 @@ def test_a_device_cuts_and_measures_models_without_torch(tmp_path: Path) -> None
     results = run_without(commands)
     assert [code for code, _, _ in results] == [0] * len(commands), results
     assert json.loads(results[-1][1])["rows"][0]["rtf"] > 0
+
+
+def test_the_page_is_served_without_torch(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    import soundfile
+
+    path = write(make_net("lstm"), "lstm", tmp_path / "a", tokenizer, (8, 1), "fp32")
+    recording = tmp_path / "a.wav"
+    soundfile.write(recording, speech(1.2), 16000)
+    program = WITHOUT_TORCH.partition("from click.testing")[0] + (
+        "from omnisparse.cli.main import verbs\nverbs(json.loads(sys.argv[1]))\n"
+    )
+    command = ["serve", str(path), "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, json.dumps(command), HEAVY],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stderr is not None
+            line = next(line for line in server.stderr if "http://" in line)
+            address = line.split("http://")[1].split("/")[0]
+            request = urllib.request.Request(
+                f"http://{address}/file", data=recording.read_bytes(), method="POST"
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                last = json.loads(answer.read().splitlines()[-1])
+        finally:
+            server.kill()
+    expected = Recognizer.from_path(path, runtime="torch").transcribe(recording).text
+    assert last["final"]
+    assert [found["text"] for found in last["found"]] == [expected]
+    assert expected

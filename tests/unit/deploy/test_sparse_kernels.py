@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ TAGS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "int8": "I8"}
 
 
 def usable_levels() -> list[str]:
+    fallbacks = ["numpy", "numba"] if find_spec("numba") else ["numpy"]
     library = native._load()
     if library is None:
-        return ["numpy"]
+        return fallbacks
     best = native.LEVELS[library.omni_level()]
     if best == "neon":
-        return ["numpy", "plain", "neon"]
-    return ["numpy", *native.LEVELS[: native.LEVELS.index(best) + 1]]
+        return [*fallbacks, "plain", "neon"]
+    return [*fallbacks, *native.LEVELS[: native.LEVELS.index(best) + 1]]
 
 
 @pytest.fixture
@@ -173,14 +175,35 @@ def test_a_system_without_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_level_is_told_once(at_level: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    if usable_levels() == ["numpy"]:
+    if "plain" not in usable_levels():
         pytest.skip("no compiled kernels here")
     at_level("avx9000")
     before = native.kernels()
     assert native.kernels() == before
     told = capsys.readouterr().err
     assert told.count("avx9000") == 1
-    assert "legal here: numpy, plain" in told
+    assert "legal here: numpy, numba, plain" in told
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_stands_in_for_missing_kernels_is_told_once(
+    there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "LIBRARY", "not_there.so")
+    monkeypatch.setattr(native, "find_spec", lambda name: name if there else None)
+    native.kernels.cache_clear()
+    expected = (None, native.NUMBA) if there else (None, 0)
+    assert native.kernels() == native.kernels() == expected
+    told = capsys.readouterr().err
+    assert told.count("no compiled kernels") == 1
+    assert f"{'numba' if there else 'numpy'} does it, slower" in told
+    monkeypatch.setenv(native.CHOICE, "numba")
+    native.kernels.cache_clear()
+    assert native.kernels() == expected
+    told = capsys.readouterr().err
+    assert told == "" if there else "omnisparse[numba]" in told
+    monkeypatch.undo()
+    native.kernels.cache_clear()
 
 
 def test_missing_kernels_are_told_once(
@@ -190,7 +213,7 @@ def test_missing_kernels_are_told_once(
     native.kernels.cache_clear()
     tensor, exact = stored(20, 30, 0.3, (8, 1), "fp32", 1)
     check_products(pack(tensor), exact, 1)
-    assert capsys.readouterr().err.count("numpy does it, slower") == 1
+    assert capsys.readouterr().err.count("does it, slower") == 1
     monkeypatch.undo()
     native.kernels.cache_clear()
 
@@ -198,7 +221,7 @@ def test_missing_kernels_are_told_once(
 def test_the_model_keeps_what_is_dense_dense() -> None:
     shape = (1024, 1024)
     numel = 1024 * 1024
-    for level in (None, 0, 1, 2, 3):
+    for level in (None, native.NUMBA, 0, 1, 2, 3):
         assert fastest(shape, numel, 0, 4, level) == "dense"
         assert fastest(shape, numel // 8, 8, 4, level) == "dense"
         assert fastest(shape, numel // 100, 0, 4, level) != "dense"
