@@ -49,8 +49,10 @@ def export(
     from omnisparse.models.factored import multiplied_out
 
     loaded = omnisparse.load_model(model)
+    # ONNX files keep the factors of a factored net; sherpa's have a fixed layout.
+    net = multiplied_out(loaded.model) if format_ == "sherpa" else loaded.model
     source = Source(
-        model=multiplied_out(loaded.model), tokenizer=loaded.tokenizer, extractor=loaded.extractor,
+        model=net, tokenizer=loaded.tokenizer, extractor=loaded.extractor,
         name=model.resolve().name,
     )  # fmt: skip
     if format_ == "sherpa":

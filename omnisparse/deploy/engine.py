@@ -74,8 +74,6 @@ def needs_torch(model: Any) -> str | None:
     Args:
         model: Its configuration.
     """
-    if model.get("ranks"):
-        return "a net of factored matrices"
     encoder = model.get("encoder", "lstm") if model.get("kind") == "transducer" else "lstm"
     return None if encoder == "lstm" else f"a transducer with a {encoder} encoder"
 

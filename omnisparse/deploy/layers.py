@@ -10,8 +10,15 @@ import numpy.typing as npt
 
 from omnisparse.artifact.packed import PackedModel, PackedTensor
 from omnisparse.deploy.native import kernels
-from omnisparse.deploy.sparse_kernels import LANES, PackedMatrix, Room, pack
-from omnisparse.errors import FormatError
+from omnisparse.deploy.sparse_kernels import (
+    LANES,
+    MAX_RANK,
+    FactoredMatrix,
+    PackedMatrix,
+    Room,
+    pack,
+)
+from omnisparse.errors import FormatError, OmnisparseError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -35,8 +42,33 @@ class WeightReader:
         self.num_bytes = 0
         self.kinds: dict[str, str] = {}
 
-    def matrix(self, fqn: str, rows: int, columns: int) -> PackedMatrix:
+    def matrix(self, fqn: str, rows: int, columns: int) -> PackedMatrix | FactoredMatrix:
         """A matrix [rows, columns], packed for the kernels."""
+        rank = self._rank(fqn, rows, columns)
+        if rank is None:
+            return self._packed(fqn, rows, columns)
+        library, _ = kernels()
+        if library is not None and not hasattr(library, "omni_most_rank"):
+            raise OmnisparseError(
+                "the compiled kernels are of an older version, which knows no factors; install "
+                "omnisparse again, or set OMNISPARSE_KERNELS=numpy"
+            )
+        left, right = factors_of(fqn)
+        return FactoredMatrix(self._packed(left, rows, rank), self._packed(right, rank, columns))
+
+    def _rank(self, fqn: str, rows: int, columns: int) -> int | None:
+        """Rank of a matrix that the net has as a product of two; None of all others."""
+        ranks = self._files.model.get("ranks") or {}
+        if fqn not in ranks:
+            return None
+        rank, most = ranks[fqn], min(rows, columns, MAX_RANK)
+        if type(rank) is not int or not 1 <= rank <= most:
+            raise FormatError(
+                f"{self._files.place}: rank of {fqn} is {rank!r}; from 1 to {most} for our kernels"
+            )
+        return rank
+
+    def _packed(self, fqn: str, rows: int, columns: int) -> PackedMatrix:
         matrix = pack(self._read(fqn, (rows, columns)), room=self._room)
         self.num_bytes += matrix.num_bytes
         self.kinds[fqn] = matrix.kind
@@ -50,15 +82,23 @@ class WeightReader:
 
     def table(self, fqn: str, rows: int, columns: int) -> Embedding:
         """Rows to look up, in their stored type."""
+        rank = self._rank(fqn, rows, columns)
+        if rank is not None:
+            left, right = factors_of(fqn)
+            factor = self._stored_dense(right, rank, columns).floats()
+            return Embedding(self._stored_dense(left, rows, rank), factor)
+        return Embedding(self._stored_dense(fqn, rows, columns))
+
+    def _stored_dense(self, fqn: str, rows: int, columns: int) -> PackedTensor:
         tensor = self._read(fqn, (rows, columns))
         if tensor.packing != "dense":
             raise FormatError(f"{self._files.place}: {fqn} is packed, but an embedding is never")
         self.num_bytes += tensor.values.nbytes
-        return Embedding(tensor)
+        return tensor
 
     def has(self, fqn: str) -> bool:
         """Whether the net has such a tensor."""
-        return fqn in self._left
+        return fqn in self._left or factors_of(fqn)[0] in self._left
 
     def skip(self, prefix: str) -> None:
         """Leaves out what recognition does not use."""
@@ -90,28 +130,40 @@ class WeightReader:
         return tensor
 
 
+def factors_of(fqn: str) -> tuple[str, str]:
+    """Names of the left and right factor of a matrix, as torch names them."""
+    module, _, name = fqn.rpartition(".")
+    start = f"{module}.parametrizations.{name}.original"
+    return f"{start}0", f"{start}1"
+
+
 class Embedding:
     """Rows of a table.
 
     Args:
         tensor: The table [V, E].
+        factor: [E, E'], by which each row is multiplied; None for none.
     """
 
-    def __init__(self, tensor: PackedTensor) -> None:
+    def __init__(self, tensor: PackedTensor, factor: FloatArray | None = None) -> None:
+        self._factor = factor
         self._tensor = PackedTensor(
             tensor.fqn, tensor.shape, "dense", tensor.dtype, np.array(tensor.values),
             scale=tensor.scale,
         )  # fmt: skip
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
-        """``[..., E]`` rows of the given tokens."""
+        """``[..., E]`` rows of the given tokens, or ``[..., E']`` with a factor."""
         table = self._tensor
         flat = tokens.reshape(-1)
         rows = PackedTensor(
             table.fqn, (len(flat), table.shape[1]), "dense", table.dtype, table.values[flat],
             scale=None if table.scale is None else table.scale[flat],
         )  # fmt: skip
-        return rows.floats().reshape(*tokens.shape, -1)
+        found = rows.floats()
+        if self._factor is not None:
+            found = found @ self._factor
+        return found.reshape(*tokens.shape, -1)
 
 
 class Linear:

@@ -40,7 +40,7 @@ class MatrixStruct(ctypes.Structure):
         ),
         *(
             (name, ctypes.c_void_p)
-            for name in ("offsets", "indices", "counts", "places", "values", "scale")
+            for name in ("offsets", "indices", "counts", "places", "values", "scale", "first")
         ),
     )
 

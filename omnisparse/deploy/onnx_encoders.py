@@ -99,7 +99,7 @@ class LstmGraph:
         self.num_layers = len(encoder.layers)
         self.num_reductions = encoder.num_reductions
         self.dim = encoder.output_dim
-        self.cells = int(weights.state["encoder.layers.0.weight_ih_l0"].shape[0]) // 4
+        self.cells = int(weights.shape("encoder.layers.0.weight_ih_l0")[0]) // 4
 
     @property
     def states(self) -> tuple[State, State]:

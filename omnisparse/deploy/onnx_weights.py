@@ -28,6 +28,7 @@ from omnisparse.artifact.precision import (
     round_values,
     row_scales,
 )
+from omnisparse.deploy.layers import factors_of
 from omnisparse.deploy.onnx_graph import FLOAT, INT64, Array, GraphBuilder
 
 Layout = Literal["dense", "packed", "sparse"]
@@ -89,6 +90,18 @@ class WeightStore:
     def restored(self) -> dict[str, FloatArray]:
         """All weights as a reader of the files gets them."""
         return {name: self._round(name).restored for name in self.state}
+
+    def factors(self, name: str) -> tuple[str, str] | None:
+        """Names of the two matrices whose product a matrix is; None where it is stored as it is."""
+        pair = factors_of(name)
+        return pair if pair[0] in self.state else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, of a product too."""
+        pair = self.factors(name)
+        if pair is None:
+            return self.state[name].shape
+        return self.state[pair[0]].shape[0], self.state[pair[1]].shape[1]
 
     def vector(self, graph: GraphBuilder, *names: str, transform: Transform | None = None) -> str:
         """Place vectors, joined, as float32 or float16."""

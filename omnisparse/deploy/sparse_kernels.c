@@ -27,12 +27,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16 /* vectors of a tile */
+#define MIDDLE 16384 /* floats between two factors; Python refuses higher ranks */
 
 enum kind { BLOCK = 0, CSR = 1, PANEL = 2 };
 enum type { F32 = 0, F16 = 1, BF16 = 2, I8 = 3 };
 enum level { PLAIN = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 
-typedef struct {
+typedef struct matrix {
     int32_t rows, columns, kind, type, height, level;
     const int32_t *offsets;  /* BLOCK: of bands, in blocks; CSR, PANEL: of (four) rows, in values */
     const uint16_t *indices; /* BLOCK, CSR: columns */
@@ -40,6 +41,7 @@ typedef struct {
     const uint8_t *places;   /* PANEL: column of each value within its panel */
     const void *values;
     const float *scale; /* I8: of each row */
+    const struct matrix *first; /* a product of two: what is multiplied before this one, or null */
 } matrix;
 
 typedef float v8 __attribute__((vector_size(32)));
@@ -323,20 +325,53 @@ static const product products[4][2][3][4] = {
 #endif
 };
 
+/* The highest rank of a product of two; libraries of before know none. */
+int omni_most_rank(void) { return MIDDLE; }
+
 /* y[row] += W x, for one vector. */
 void omni_product(const matrix *w, const float *x, float *y) {
+    float middle[MIDDLE + LANES];
+    if (w->first) {
+        memset(middle, 0, sizeof(float) * (size_t)w->columns);
+        omni_product(w->first, x, middle);
+        x = middle;
+    }
     products[w->level][0][w->kind][w->type](w, x, y, 1);
 }
 
-/* y[n, rows] += W x[n], for `count` vectors; `work` holds LANES * (rows + columns) floats. */
+static void tiles(const matrix *w, int64_t count, const float *x, float *y, float *work);
+
+/* y[n, rows] += W x[n], for `count` vectors; `work` holds LANES * (rows + columns) floats, where a
+ * product of two has the columns of what is multiplied first. */
 void omni_products(const matrix *w, int64_t count, const float *x, float *y, float *work) {
+    float middle[MIDDLE + LANES];
+    int64_t start, most = MIDDLE / w->columns;
+    if (!w->first) {
+        tiles(w, count, x, y, work);
+        return;
+    }
+    if (most > LANES) most = LANES;
+    for (start = 0; start < count; start += most) {
+        int64_t some = count - start < most ? count - start : most;
+        memset(middle, 0, sizeof(float) * (size_t)(some * w->columns));
+        tiles(w->first, some, x + start * w->first->columns, middle, work);
+        tiles(w, some, middle, y + start * w->rows, work);
+    }
+}
+
+static void one(const matrix *w, const float *x, float *y) {
+    products[w->level][0][w->kind][w->type](w, x, y, 1);
+}
+
+/* omni_products with one matrix. */
+static void tiles(const matrix *w, int64_t count, const float *x, float *y, float *work) {
     int64_t start, rows = w->rows, columns = w->columns, i, lane;
     float *inputs = work, *outputs = work + LANES * columns;
     for (start = 0; start < count; start += LANES) {
         int64_t lanes = count - start < LANES ? count - start : LANES;
         if (lanes < 4) { /* the tile would be mostly empty */
             for (lane = 0; lane < lanes; lane++)
-                omni_product(w, x + (start + lane) * columns, y + (start + lane) * rows);
+                one(w, x + (start + lane) * columns, y + (start + lane) * rows);
             continue;
         }
         memset(inputs, 0, sizeof(float) * (size_t)(LANES * columns));

@@ -29,6 +29,9 @@ FloatArray = npt.NDArray[np.float32]
 LANES = 16
 """Vectors that a kernel multiplies at once."""
 
+MAX_RANK = 1 << 14
+"""Columns of a left factor for which C has room."""
+
 MAX_COLUMNS = 1 << 16
 """Columns that 16 bits can tell apart; wider matrices are kept dense."""
 
@@ -125,6 +128,7 @@ class PackedMatrix:
             self.rows, self.columns, _KINDS[self.kind], _TYPES[dtype_name(self.values)],
             self.height, level, address(self.offsets), address(self.indices),
             address(self.counts), address(self.places), address(self.values), address(self.scale),
+            None,
         )  # fmt: skip
 
     @cached_property
@@ -189,6 +193,51 @@ class PackedMatrix:
                 total = _segment_sums(products, self.offsets)
             total = total.reshape(-1)[: self.rows]
         return total if self.scale is None else total * self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredMatrix:
+    """A matrix [R, C] as a product of two, multiplied one after the other.
+
+    Attributes:
+        left: [R, r], r at most :data:`MAX_RANK` and no more than R and C.
+        right: [r, C].
+    """
+
+    left: PackedMatrix
+    right: PackedMatrix
+    kind = "factored"
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.left.rows
+
+    @property
+    def columns(self) -> int:
+        """C."""
+        return self.right.columns
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of both factors."""
+        return self.left.num_bytes + self.right.num_bytes
+
+    @cached_property
+    def struct(self) -> MatrixStruct:
+        """The left factor as C sees it, with the right one to be multiplied first."""
+        struct = MatrixStruct.from_buffer_copy(self.left.struct)
+        struct.first = self.right.pointer
+        return struct
+
+    @cached_property
+    def pointer(self) -> int:
+        """Address of :attr:`struct`."""
+        return ctypes.addressof(self.struct)
+
+    def products(self, vectors: FloatArray, bias: FloatArray | None = None) -> FloatArray:
+        """As of :class:`PackedMatrix`."""
+        return self.left.products(self.right.products(vectors), bias)
 
 
 def _segment_sums(values: FloatArray, offsets: npt.NDArray[np.int32]) -> FloatArray:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from omnisparse.artifact import write_artifact
 from omnisparse.artifact.packed import PackedModel, dense_tensor, read_packed_artifact
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.deploy import native
+from omnisparse.deploy import encoder, layers, native, sparse_kernels
 from omnisparse.deploy.engine import build_engine, needs_torch
+from omnisparse.deploy.layers import factors_of
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.deploy.streaming import EndpointRules
 from omnisparse.deploy.torch_engine import TorchEngine
 from omnisparse.errors import FormatError, OmnisparseError, UsageError
 from omnisparse.models import LasConfig, TransducerConfig, build_model
+from omnisparse.models.factored import factor_names
+from omnisparse.sparsity.lowrank import truncated_svd
 from omnisparse.sparsity.prunable import find_prunable
 
 VOCAB, BINS, STACK = 23, 16, 2
@@ -171,6 +174,110 @@ def test_scores_are_close(name: str, tmp_path: Path, tokenizer: Tokenizer) -> No
     dense = sum(parameter.numel() for parameter in net.parameters()) * 4
     if native.kernels()[0] is not None:  # numpy multiplies dense matrices of this size faster
         assert engine.num_bytes < 0.8 * dense
+
+
+def make_factored(name: str) -> tuple[Any, dict[str, int]]:
+    """A net all of whose matrices but one are products; it says several words."""
+    whole = make_net(name, density=1.0)
+    ranks = {
+        fqn: max(1, min(weight.shape) * 3 // 4)
+        for fqn, weight in whole.named_parameters()
+        if weight.dim() == 2 and fqn != "encoder.layers.1.weight_hh_l0"
+    }
+    config = replace(NETS[name], ranks=ranks)
+    net = build_model(config, input_dim=BINS * STACK, vocab_size=VOCAB).eval()
+    state = dict(whole.state_dict())
+    for fqn, rank in ranks.items():
+        assert factors_of(fqn) == tuple(factor_names(fqn))
+        factors = truncated_svd(state.pop(fqn), rank)
+        for factor, value in zip(factor_names(fqn), factors, strict=True):
+            state[factor] = value.contiguous()
+    net.load_state_dict(state)
+    return net, ranks
+
+
+@pytest.mark.parametrize("with_kernels", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["lstmp", "stateless", "las", "lasp", "laspaper"])
+def test_a_factored_net_needs_no_torch(
+    name: str, precision: str, with_kernels: bool, tmp_path: Path, tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Texts and streams of one dense product after the other."""
+    if not with_kernels:
+        for module in (layers, encoder, sparse_kernels):
+            monkeypatch.setattr(module, "kernels", lambda: (None, 0))
+    net, ranks = make_factored(name)
+    sizes = {"input_dim": BINS * STACK, "vocab_size": VOCAB}
+    path = tmp_path / "a"
+    write_artifact(
+        path,
+        state=net.state_dict(),
+        model={**asdict(NETS[name]), **sizes, "ranks": ranks},
+        tokenizer=tokenizer.to_bytes(),
+        tokens_txt=tokenizer.tokens_txt(),
+        features=extractor().to_dict(),
+        spec=None,
+        precision=precision,
+        block=(1, 1),
+        dense_parameters=sum(parameter.numel() for parameter in net.parameters()),
+        prunable=[],
+        source={},
+    )
+    assert needs_torch(read_packed_artifact(path).model) is None
+    ours = Recognizer.from_path(path)
+    assert not isinstance(ours.engine, TorchEngine)
+    theirs = Recognizer.from_path(path, runtime="torch")
+    texts = set()
+    for seconds in (0.02, 0.83, 1.5):
+        samples = speech(seconds)
+        for beam in (1, 4):
+            found = ours.transcribe(samples, beam=beam).text
+            assert found == theirs.transcribe(samples, beam=beam).text
+            texts.add(found)
+        if "las" not in name:
+            stream = ours.stream(beam=1)
+            for at in range(0, len(samples), 1777):
+                stream.accept(samples[at : at + 1777])
+            assert stream.finish().text == ours.transcribe(samples, beam=1).text
+    assert max(map(len, texts)) > 5
+
+
+@pytest.mark.parametrize("rank", [0, 33, 1.5, "2", True])
+def test_ranks_that_no_kernel_takes(rank: Any) -> None:
+    net, ranks = make_factored("lstm")
+    model = {**asdict(NETS["lstm"]), "input_dim": BINS * STACK, "vocab_size": VOCAB}
+    model["ranks"] = {**ranks, "encoder.layers.0.weight_ih_l0": rank}
+    state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    with pytest.raises(FormatError, match="weight_ih_l0 is .*from 1 to 32"):
+        build_engine(packed(model, state))
+
+
+@pytest.mark.skipif(native.kernels()[0] is None, reason="the kernels were not built")
+@pytest.mark.parametrize("rank", [1, 7, 1500])
+def test_two_products_in_the_kernels(rank: int) -> None:
+    """A rank for which a tile has no room, too."""
+    random = np.random.default_rng(0)
+    left, right = (random.standard_normal(shape) for shape in ((1600, rank), (rank, 1550)))
+    both = [
+        sparse_kernels.pack(dense_tensor(side, (values / rank**0.5).astype(np.float32)))
+        for side, values in (("left", left), ("right", right))
+    ]
+    matrix = sparse_kernels.FactoredMatrix(*both)
+    library, _ = native.kernels()
+    assert library is not None
+    for count in (1, 3, 21):
+        vectors = random.standard_normal((count, 1550)).astype(np.float32)
+        expected = matrix.products(vectors)
+        np.testing.assert_allclose(
+            expected, vectors @ (left @ right / rank).T, rtol=1e-4, atol=1e-3
+        )
+        found = np.zeros((count, 1600), np.float32)
+        work = np.empty(sparse_kernels.LANES * (1600 + 1550), np.float32)
+        library.omni_products(
+            matrix.pointer, count, vectors.ctypes.data, found.ctypes.data, work.ctypes.data
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_beam_of_one_is_greedy(tmp_path: Path, tokenizer: Tokenizer) -> None:

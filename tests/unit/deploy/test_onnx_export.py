@@ -54,6 +54,27 @@ def test_files_are_valid_and_equal_to_pytorch(kind: str, layout: Any, folder: Pa
     assert export_onnx(source, layout=layout).files == exported.files
 
 
+@pytest.mark.parametrize("kind", list(CONFIGS))
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_factors_stay_factors(kind: str, precision: Any, folder: Path) -> None:
+    """Of every matrix; the files have no product of two, and compute what PyTorch does."""
+    whole = make_source(kind, folder).model
+    ranks = {fqn: max(1, min(p.shape) // 3) for fqn, p in whole.named_parameters() if p.dim() == 2}
+    source = make_source(kind, folder, sparsity=0.0, ranks=ranks)
+    with torch.no_grad():  # else rounding grows in saturated gates
+        for name, parameter in source.model.named_parameters():
+            if ".parametrizations." in name:
+                parameter.mul_(0.5)
+    exported = export_onnx(source, precision=precision)
+    assert exported.max_abs_difference < 1e-5
+    stored = 0
+    for model in _models(exported).values():
+        onnx.checker.check_model(model, full_check=True)
+        stored += sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    parameters = sum(parameter.numel() for parameter in source.model.parameters())
+    assert stored < 1.2 * parameters < sum(parameter.numel() for parameter in whole.parameters())
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("layout", ["dense", "packed", "sparse"])
 def test_precisions_round_as_the_artifact_does(precision: Any, layout: Any, folder: Path) -> None:
