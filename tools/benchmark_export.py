@@ -82,12 +82,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for samples, rate in recordings
         ]
 
-    ours = Recognizer(loaded.model, loaded.tokenizer, loaded.extractor)
+    ours = Recognizer.from_path(arguments.artifact)
     start = time.perf_counter()
     texts = transcribed(ours, 0.0)
     rows: list[dict[str, Any]] = [
         {
-            "runtime": "omnisparse, torch, streaming", "files": "artifact",
+            "runtime": "omnisparse, streaming", "files": "artifact",
             "bytes": _weight_bytes(arguments.artifact), "wer": word_error_rate(texts, references),
             "rtf": (time.perf_counter() - start) / seconds,
         }
@@ -127,7 +127,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for tail, padded in tails.items():
         files = [("artifact", arguments.artifact, padded)]
         if arguments.int8 is not None:
-            recognizer = Recognizer.load(arguments.int8)
+            recognizer = Recognizer.from_path(arguments.int8)
             files.append(("int8 artifact", arguments.int8, transcribed(recognizer, tail)))
         for name, folder, found in files:
             rows.append(
