@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def kernels() -> tuple[ctypes.CDLL | None, int]:
             why = "no compiled kernels (was there a C compiler at install?)"
             _say(f"{why}: {other} does it, slower")
         elif other != wanted:
-            _say("numba is not installed (pip install 'omnisparse[numba]'): numpy does it, slower")
+            why = "numba cannot be imported (pip install 'omnisparse[numba]')"
+            _say(f"{why}: numpy does it, slower")
         return None, NUMBA if other == "numba" else 0
     best = int(library.omni_level())
     legal = ["plain", "neon"] if LEVELS[best] == "neon" else list(LEVELS[: best + 1])
@@ -99,10 +101,14 @@ def kernels() -> tuple[ctypes.CDLL | None, int]:
 
 
 def _has_numba() -> bool:
+    """Whether numba is there and works: many of its versions refuse a newer numpy when imported."""
     try:
-        return find_spec("numba") is not None
-    except ModuleNotFoundError:
+        if find_spec("numba") is None:
+            return False
+        import_module("numba")
+    except ImportError:
         return False
+    return True
 
 
 def _load() -> ctypes.CDLL | None:

@@ -53,7 +53,8 @@ class Latency:
         if why is not None:
             raise UsageError(f"sizes that are times need the kernels of LSTMs, not {why}")
         self._task, self._journal = task, journal
-        self._calls = {fqn: self._per_chunk(fqn, model) for fqn in task.space.numel}
+        frames = CHUNK_SECONDS * 100 / task.loaded.extractor.stack
+        self._calls = {fqn: calls_of(fqn, model, frames) for fqn in task.space.numel}
         space = task.space
         probes = [space.at(density) for density in _DENSITIES]
         modelled = [self._products(spec.counts(space.numel)) for spec in probes]
@@ -116,15 +117,23 @@ class Latency:
             total += self._calls[fqn] * product_ns(kind, shape, kept, height, 4, on)
         return total
 
-    def _per_chunk(self, fqn: str, model: Mapping[str, Any]) -> float:
-        """How often a matrix is multiplied in 40 ms of audio."""
-        frames = CHUNK_SECONDS * 100 / self._task.loaded.extractor.stack
-        halvings = int(model["time_reduction"]).bit_length() - 1
-        if fqn.startswith("encoder.layers."):
-            return float(frames / (1 << min(halvings, int(fqn.split(".")[2]))))
-        if fqn.startswith(("joiner.encoder", "joiner.output")):
-            return float(frames / (1 << halvings))
+
+def calls_of(fqn: str, model: Mapping[str, Any], frames: float) -> float:
+    """How often a matrix is multiplied in 40 ms of audio.
+
+    Args:
+        fqn: Its name.
+        model: Configuration of the net.
+        frames: Feature frames of 40 ms.
+    """
+    reduction = int(model["time_reduction"])
+    if fqn.startswith(("joiner.encoder", "joiner.output")):
+        return frames / reduction
+    if not fqn.startswith("encoder."):
         return _TOKENS_PER_SECOND * CHUNK_SECONDS
+    if model.get("family") == "nemo":  # frames are joined before the first layer
+        return frames / reduction
+    return float(frames / min(reduction, 1 << int(fqn.split(".")[2])))
 
 
 def keeping(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -185,12 +187,15 @@ def test_an_unknown_level_is_told_once(at_level: Any, capsys: pytest.CaptureFixt
     assert "legal here: numpy, numba, plain" in told
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("numba", ["there", "absent", "broken"])
 def test_what_stands_in_for_missing_kernels_is_told_once(
-    there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    numba: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(native, "LIBRARY", "not_there.so")
-    monkeypatch.setattr(native, "find_spec", lambda name: name if there else None)
+    there = numba == "there"
+    monkeypatch.setattr(native, "find_spec", lambda name: None if numba == "absent" else name)
+    # As where numba refuses the numpy that is installed: it is there, but its import fails.
+    monkeypatch.setitem(sys.modules, "numba", ModuleType("numba") if there else None)
     native.kernels.cache_clear()
     expected = (None, native.NUMBA) if there else (None, 0)
     assert native.kernels() == native.kernels() == expected
