@@ -63,6 +63,7 @@ _NEEDED = (
     "predictor.layers.0.weight_ih_l0",
     "joiner.encoder_projection.bias",
     "joiner.predictor_projection.weight",
+    "joiner.output.weight",
     "joiner.output.bias",
 )
 
@@ -193,6 +194,8 @@ def _arrange(state: dict[str, Tensor], order: list[int], place: Path) -> None:
     pieces = order[0]  # blank is behind the pieces there
     output, bias = state["joiner.output.weight"], state["joiner.output.bias"]
     embedding = state["predictor.embedding.weight"]
+    if (output.dim(), bias.dim(), embedding.dim()) != (2, 1, 2):
+        raise FormatError(f"{place}: not the weights of an LSTM transducer: symbols without rows")
     rows = {"joint.joint_net": len(output), "its bias": len(bias)}
     rows["decoder.prediction.embed"] = len(embedding) + (len(embedding) == pieces)
     for name, found in rows.items():
@@ -209,6 +212,8 @@ def _arrange(state: dict[str, Tensor], order: list[int], place: Path) -> None:
     state["joiner.output.bias"] = torch.cat([bias, bias.new_full((1,), _NEVER_EMITTED)])[order]
     added = state.pop("joiner.predictor_projection.bias", None)
     if added is not None:
+        if added.shape != state["joiner.encoder_projection.bias"].shape:
+            raise FormatError(f"{place}: the biases of joint.enc and joint.pred differ in size")
         state["joiner.encoder_projection.bias"] = state["joiner.encoder_projection.bias"] + added
 
 

@@ -222,9 +222,20 @@ def fewer_symbols(state: dict) -> None:
         state[name] = state[name][:-4]
 
 
+def in_another_shape(name: str, *shape: int):
+    def change(state: dict) -> None:
+        state[name] = torch.ones(shape)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
+        (without("joint.joint_net.2.weight"), r"no joiner.output.weight"),
+        (in_another_shape("joint.joint_net.2.bias"), r"symbols without rows"),
+        (in_another_shape("decoder.prediction.embed.weight"), r"symbols without rows"),
+        (in_another_shape("joint.pred.bias", 5), r"biases of joint.enc and joint.pred differ"),
         (without("joint.enc"), r"not the weights of an LSTM transducer: no joiner.encoder_proj"),
         (conformer, r"self_attn.linear_q.weight is unknown"),
         (backwards, r"weight_ih_l0_reverse is unknown"),
@@ -262,6 +273,19 @@ def test_other_configurations(theirs: StandIn, tmp_path: Path, changes, line: st
     files = members(theirs.state_dict())
     files["./model_config.yaml"] = yaml.safe_dump(changed(**changes)).encode()
     refused(write(tmp_path / "other.nemo", files), line)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02t.",  # a tuple without a mark
+        b"\x80\x02J\x01.",  # a number of which three bytes are missing
+    ],
+)
+def test_damaged_weights(theirs: StandIn, tmp_path: Path, content: bytes) -> None:
+    files = members(theirs.state_dict())
+    files["./model_weights.ckpt"] = content
+    refused(write(tmp_path / "damaged.nemo", files), r"model_weights.ckpt: cannot be read as a .pt")
 
 
 def test_damaged_archives(theirs: StandIn, tmp_path: Path) -> None:
