@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def table(cells: list[dict[str, Any]], measure: str) -> str:
 def plot(cells: list[dict[str, Any]], measure: str, path: Path) -> None:
     """A panel per size: WER and its interval against the budget, a curve per row."""
     sizes = list(dict.fromkeys(cell["size"] for cell in cells))
-    figure = new_figure(3.9 * len(sizes), 3.8)
+    figure = new_figure(3.9 * len(sizes), 4.0)
     highest = max(cell["wer_high"] or cell["wer"] for cell in cells)
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
         for number, row in enumerate(_rows(cells)):
@@ -95,17 +96,30 @@ def plot(cells: list[dict[str, Any]], measure: str, path: Path) -> None:
                 elinewidth=0.8,
             )  # fmt: skip
         axes.set_xscale("log")
-        ticks = sorted({cell["budget"] for cell in cells if cell["row"] == _rows(cells)[0]})
+        ticks = _ticks(cell["budget"] for cell in cells)
         axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
         axes.minorticks_off()
         axes.set_ylim(0, min(105.0, 1.05 * highest))
         axes.set_title(size, loc="left", fontweight="bold", fontsize=10)
         axes.set_xlabel(f"{MEASURES[measure]} of one budget (log scale)", fontsize=8)
         style_axes(axes)
-    first = figure.axes[0]
-    first.set_ylabel("word error rate, %")
-    first.legend(frameon=False, fontsize=8)
+    figure.axes[0].set_ylabel("word error rate, %")
+    drawn = {}  # a row may be missing in a panel
+    for axes in figure.axes:
+        drawn.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
+    figure.legend(
+        drawn.values(), drawn, loc="outside upper left", ncols=len(drawn), frameon=False, fontsize=8
+    )
     save_figure(figure, path)
+
+
+def _ticks(budgets: Iterable[float]) -> list[float]:
+    """Budgets in order, without those that are nearly the one before."""
+    ticks: list[float] = []
+    for budget in sorted(budgets):
+        if not ticks or budget > 1.1 * ticks[-1]:
+            ticks.append(budget)
+    return ticks
 
 
 def _rows(cells: list[dict[str, Any]]) -> list[str]:
