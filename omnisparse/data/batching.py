@@ -239,6 +239,7 @@ class TrainingBatches:
 
     def _by_thread(self) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        hangs = False
         try:
             ahead = self._positions_ahead()
             pending = [pool.submit(self._assemble, next(ahead)) for _ in range(self._prefetch)]
@@ -246,13 +247,14 @@ class TrainingBatches:
                 try:
                     batch = pending.pop(0).result(timeout=self._timeout or None)
                 except TimeoutError as error:
+                    hangs = True
                     raise DataError(
                         f"no training data for {self._timeout:g} s: reading it hangs"
                     ) from error
                 pending.append(pool.submit(self._assemble, next(ahead)))
                 yield batch
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=not hangs, cancel_futures=True)  # no thread is left behind
 
     def _by_processes(self) -> Generator[Batch, None, None]:
         ahead, again = itertools.tee(self._positions_ahead())

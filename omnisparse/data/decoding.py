@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from omnisparse.data.forking import renewed_by_fork
 from omnisparse.data.members import Member, parse_member, read_member
 
 FloatArray = npt.NDArray[np.float32]
@@ -297,7 +298,7 @@ class _Kept:
     """The files decoded last, for those of whom many stretches are read."""
 
     _files: OrderedDict[tuple[str, int, int], FloatArray] = OrderedDict()  # noqa: RUF012
-    _lock = threading.Lock()
+    _lock = renewed_by_fork(threading.Lock())
 
     @classmethod
     def _key(cls, path: str | Path) -> tuple[str, int, int]:
@@ -332,7 +333,8 @@ def _why(error: Exception) -> str:
     return "damaged, or of an encoding that cannot be decoded"
 
 
-_quiet_lock = threading.RLock()
+_quiet_lock = renewed_by_fork(threading.RLock())
+renewed_by_fork(getattr(soundfile.SoundFile, "_sf_error_lock", None))
 
 
 @contextlib.contextmanager

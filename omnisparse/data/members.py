@@ -17,6 +17,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+from omnisparse.data.forking import renewed_by_fork
+
 DIGEST_BYTES = 20
 """Length of the digest of a file's content."""
 MAX_BYTES = 1 << 31
@@ -104,7 +106,7 @@ class _Archives:
     """The archives read last, held open: opening one for every member would cost more than it."""
 
     _files: OrderedDict[tuple[int, str], int] = OrderedDict()  # noqa: RUF012
-    _lock = threading.Lock()
+    _lock = renewed_by_fork(threading.Lock())
 
     @classmethod
     def read(cls, tar: str, offset: int, size: int) -> bytes:
