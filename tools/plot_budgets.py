@@ -24,13 +24,12 @@ from omnisparse.comparison.rows import ROWS
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.pareto import (
     COLOURS,
+    MARKERS,
     format_count,
     new_figure,
     save_figure,
     style_axes,
 )
-
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def read_cells(folders: list[Path], measure: str) -> list[dict[str, Any]]:
@@ -92,7 +91,7 @@ def plot(cells: list[dict[str, Any]], measure: str, path: Path) -> None:
                 [cell["wer"] for cell in chosen],
                 yerr=[*zip(*map(_bar, chosen), strict=True)],
                 label=ROWS.get(row, row), color=COLOURS[number % len(COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)], markersize=5, linewidth=1.6, capsize=3,
+                marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.6, capsize=3,
                 elinewidth=0.8,
             )  # fmt: skip
         axes.set_xscale("log")

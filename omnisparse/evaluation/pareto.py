@@ -20,7 +20,8 @@ _SHARE_LEFT_EMPTY = 0.45
 """Where all rates are above this share of the highest, the axis does not start at 0."""
 _SIDE_BY_SIDE = 1.018
 """Factor between the places of two curves at one size, so that their intervals can be told."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Markers of curves, by number."""
 
 
 class SizedResult(Protocol):
@@ -229,7 +230,7 @@ def draw_curve(
         yerr=[below, above],
         label=label,
         color=COLOURS[number % len(COLOURS)],
-        marker=_MARKERS[number % len(_MARKERS)],
+        marker=MARKERS[number % len(MARKERS)],
         markersize=6,
         linewidth=1.8,
         capsize=3,
