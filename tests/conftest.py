@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import settings
 
 from omnisparse.config import RunConfig, config_from_dict
 from omnisparse.synthetic.corpus import SyntheticConfig, prepare_synthetic
+
+# One profile for all property tests. An example may take its time: on a busy machine the
+# default of 200 ms fails at random.
+settings.register_profile(
+    "omnisparse", max_examples=40, deadline=None, database=None, derandomize=True
+)
+settings.load_profile("omnisparse")
 
 TINY = SyntheticConfig(preset="assistant-easy", hours=0.02)
 

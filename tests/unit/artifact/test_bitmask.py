@@ -26,7 +26,7 @@ def sparse(shape: tuple[int, int], density: float, seed: int) -> np.ndarray:
     return weight
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(0, 9), st.sampled_from([1, 64]))
 def test_rows_restore_exactly_whatever_the_chunk(shape, density, seed, chunk):
     weight = sparse(shape, density, seed)
@@ -46,7 +46,7 @@ def test_rows_restore_exactly_whatever_the_chunk(shape, density, seed, chunk):
             assert bool(bit) == bool(weight[row, column] != 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     SHAPES,
     st.sampled_from([(1, 1), (8, 1), (16, 1), (4, 4), (1, 3)]),
@@ -93,7 +93,7 @@ def test_a_block_mask_that_contradicts_its_values_is_refused(extra):
         bitmask.unpack_blocks(bits, np.resize(values, values.size + extra), (16, 9), (8, 1))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(-6e4, 6e4, width=32), min_size=1, max_size=40),
     st.sampled_from([p for p in PRECISIONS if p != "int8"]),

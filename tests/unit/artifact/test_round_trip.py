@@ -62,7 +62,7 @@ def largest_error(weight: Tensor, precision: str) -> Tensor:
     return weight.abs() * STEP[precision] + SMALLEST[precision]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(BLOCKS).flatmap(lambda block: st.tuples(st.just(block), matrices(block))),
     st.sampled_from(["fp32", "fp16", "bf16", "int8"]),

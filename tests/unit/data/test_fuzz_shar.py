@@ -115,7 +115,7 @@ def check(folder: Path, files: Mapping[str, bytes | None], sound: dict[str, np.n
 
 def fuzz(folder: Path, good: Files, sound: dict[str, np.ndarray], number: int) -> None:
     @settings(
-        max_examples=number, deadline=None, database=None, phases=[Phase.generate],
+        max_examples=number, derandomize=False, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(damage(good))

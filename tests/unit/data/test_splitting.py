@@ -34,7 +34,7 @@ def speakers_of(cuts: list[MonoCut]) -> set[str | None]:
     return {one.supervisions[0].speaker for one in cuts}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(1, 30), min_size=3, max_size=40),
     st.integers(0, 5),

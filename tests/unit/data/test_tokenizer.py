@@ -118,7 +118,7 @@ def test_each_such_text_comes_back_where_no_other_has_its_characters(
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_any_text_comes_back_or_is_counted(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]

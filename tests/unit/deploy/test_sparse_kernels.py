@@ -100,7 +100,7 @@ KINDS: dict[Any, tuple[str, ...]] = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 150),

@@ -136,7 +136,7 @@ def test_streaming_says_the_same_as_offline(kind: str, beam: int) -> None:
         assert all(offline.text.startswith(partial) for partial in partials)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from(TRANSDUCERS),
     st.sampled_from([1, 2]),
@@ -243,7 +243,7 @@ def test_other_rates_stream_too(rate: int, tmp_path: Path) -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from([8000, 12000, 22050, 44100, 48000]),
     st.integers(1, 9000),
@@ -264,7 +264,7 @@ def test_resampled_pieces_are_the_whole(rate: int, length: int, chunks: list[int
     np.testing.assert_allclose(joined, expected, atol=1e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 400_000), st.sampled_from([8000, RATE, 22000]))
 def test_no_rate_needs_gigabytes(rate: int, target: int) -> None:
     samples_in, samples_out = resampling_ratio(rate, target)

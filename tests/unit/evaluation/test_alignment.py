@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omnisparse.errors import OmnisparseError, UsageError
@@ -19,7 +19,6 @@ from omnisparse.evaluation.wer import ErrorCounts, word_errors
 sentences = st.lists(st.sampled_from(["a", "b", "c"]), max_size=6).map(" ".join)
 
 
-@settings(deadline=None)
 @given(sentences, sentences)
 def test_alignments_have_the_errors_that_are_counted(reference: str, hypothesis: str) -> None:
     edits = align(reference, hypothesis)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jiwer
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omnisparse.evaluation.wer import (
@@ -39,7 +39,6 @@ def test_any_whitespace_separates_words(space: str) -> None:
         assert (count.errors, count.words) == (0, 2)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=8))
 def test_word_errors_are_minimal_and_add_up(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = zip(*pairs, strict=True)
@@ -51,7 +50,6 @@ def test_word_errors_are_minimal_and_add_up(pairs: list[tuple[str, str]]) -> Non
         assert count.words - count.deletions + count.insertions == len(hypothesis.split())
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(sentences.filter(bool), sentences), min_size=1, max_size=8))
 def test_corpus_wer_is_jiwers(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = (list(side) for side in zip(*pairs, strict=True))
@@ -85,7 +83,6 @@ def test_lengths_must_agree() -> None:
 characters = st.text(st.sampled_from("ab \u6253\u0301"), max_size=8)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(characters, characters), min_size=1, max_size=4))
 def test_character_error_rate_is_jiwers(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = (

@@ -61,7 +61,7 @@ def stream(encoder: Encoder, features: Tensor, chunks: list[int]) -> Tensor:
     return torch.cat([*pieces, last], dim=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(encoders(), st.integers(1, 40), st.lists(st.integers(1, 41), min_size=1, max_size=6))
 @torch.no_grad()
 def test_any_chunks_equal_the_whole(encoder: Encoder, length: int, chunks: list[int]) -> None:
@@ -77,7 +77,7 @@ def test_any_chunks_equal_the_whole(encoder: Encoder, length: int, chunks: list[
     torch.testing.assert_close(streamed, offline, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(encoders(), st.lists(st.integers(1, 40), min_size=2, max_size=4))
 @torch.no_grad()
 def test_padding_reaches_no_valid_frame(encoder: Encoder, lengths: list[int]) -> None:

@@ -30,7 +30,7 @@ def write(path: Path, net: Any, **options: Any) -> Any:
     return write_nested(path, state=net.state, **contents, **options)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(1, 3000),
     st.sampled_from([0.0, 0.001, 0.03, 0.2, 0.5, 0.9, 1.0]),
