@@ -87,17 +87,25 @@ PREFIX_SIZE_HELP = (
     help="With --size: products of two factors in place of masks, by truncated SVD.",
 )  # fmt: skip
 @click.option("--rank-spec", type=PATH, help="Rank of each matrix that is factored, as JSON.")
+@click.option(
+    "--scheme", type=click.Choice(["stacked", "per_gate", "joint"]), default="stacked",
+    show_default=True,
+    help="With --low-rank, of LSTM layers: a product of all gates, of each gate, or a projection "
+    "that two layers share.",
+)  # fmt: skip
 @reports
 @takes_weights("run")
 def extract(
     report: Report, latency: str | None, rtf: float | None, low_rank: bool,
-    rank_spec: Path | None, **options: Any,
+    rank_spec: Path | None, scheme: str, **options: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Write a deployable model of any size from a trained supernet, without retraining."""
     if low_rank or rank_spec is not None:
         if latency is not None or rtf is not None:
             raise click.UsageError("--latency and --rtf do not go with --low-rank and --rank-spec")
-        result = _extract_low_rank(low_rank, rank_spec, **options)
+        result = _extract_low_rank(low_rank, rank_spec, scheme, **options)
+    elif scheme != "stacked":
+        raise click.UsageError("--scheme goes with --low-rank")
     elif latency is not None or rtf is not None:
         result = _extract_in_time(report, latency, rtf, **options)
     else:
@@ -141,7 +149,7 @@ def _extract_in_time(
 
 
 def _extract_low_rank(
-    low_rank: bool, rank_spec: Path | None, *, size: str | None, run: Path | None,
+    low_rank: bool, rank_spec: Path | None, scheme: Any, *, size: str | None, run: Path | None,
     out: Path | None, precision: str | None, **others: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes a factored model; refuses the options of masks."""
@@ -157,8 +165,10 @@ def _extract_low_rank(
             )
     if low_rank == (rank_spec is not None):
         raise click.UsageError("give --low-rank with --size, or --rank-spec alone")
+    if rank_spec is not None and scheme != "stacked":
+        raise click.UsageError('--scheme goes with --low-rank; a rank spec says "scheme" itself')
     return extract_low_rank(
-        run, size=size, rank_spec=rank_spec, out=out, precision=precision or "fp32"
+        run, size=size, rank_spec=rank_spec, scheme=scheme, out=out, precision=precision or "fp32"
     )
 
 

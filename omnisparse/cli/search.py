@@ -70,12 +70,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --ranks: a size limits parameters, or the time of the products on this machine.",
 )  # fmt: skip
+@click.option(
+    "--scheme", type=click.Choice(["stacked", "per_gate", "joint"]), default="stacked",
+    show_default=True,
+    help="With --ranks, of LSTM layers: a product of all gates, of each gate, or a projection that "
+    "two layers share.",
+)  # fmt: skip
 @reports
 @takes_weights("run")
 @takes_workers
 def search(
     report: Report, run: Path | None, sizes: str, manifest: Path | None, out: Path | None,
-    ranks: bool, method: str, reward: str, budget: str, workers: Workers, **options: Any,
+    ranks: bool, method: str, reward: str, budget: str, scheme: str, workers: Workers,
+    **options: Any,
 ) -> Mapping[str, Any]:  # fmt: skip
     """Find the best sparsity of each layer for each size, without retraining.
 
@@ -84,10 +91,10 @@ def search(
     --ranks, `extract --rank-spec OUT/ranks-S-rl-0.json` does.
     """
     if ranks:
-        choices = {"method": method, "reward": reward, "budget": budget}
+        choices = {"method": method, "reward": reward, "budget": budget, "scheme": scheme}
         return _search_ranks(report, run, sizes, manifest, out, choices, workers, **options)
-    if (method, reward, budget) != ("rl", "walled", "parameters"):
-        raise click.UsageError("--method, --reward and --budget go with --ranks")
+    if (method, reward, budget, scheme) != ("rl", "walled", "parameters", "stacked"):
+        raise click.UsageError("--method, --reward, --budget and --scheme go with --ranks")
     if any(re.fullmatch(r"\s*[\d.]+x\s*", size) for size in sizes.split(",")):
         raise click.UsageError(f"sizes {sizes}: compressions such as 3x go with --ranks")
     from omnisparse.pipeline.search import search_run

@@ -75,8 +75,7 @@ class LstmEncoder:
                 )
             )
         )  # fmt: skip
-        inputs = max(layer.input.columns for layer in self._layers)
-        self._work = max(LANES * (4 * dim + inputs), dim)
+        self._work = max(LANES * max(layer.input.width for layer in self._layers), dim)
 
     def initial_memory(self) -> EncoderMemory:
         """The memory before the first chunk."""

@@ -9,6 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from omnisparse.artifact.packed import PackedModel, PackedTensor
+from omnisparse.deploy.factored import (
+    copies_of,
+    factors_of,
+    for_each_output,
+    on_diagonal,
+    projection_of,
+)
 from omnisparse.deploy.native import kernels
 from omnisparse.deploy.sparse_kernels import (
     LANES,
@@ -38,14 +45,17 @@ class WeightReader:
     def __init__(self, files: PackedModel) -> None:
         self._files = files
         self._left = set(files.names)
+        self._shared: dict[str, PackedTensor] = {}
         self._room = Room()
         self.num_bytes = 0
         self.kinds: dict[str, str] = {}
 
     def matrix(self, fqn: str, rows: int, columns: int) -> PackedMatrix | FactoredMatrix:
         """A matrix [rows, columns], packed for the kernels."""
-        rank = self._rank(fqn, rows, columns)
-        if rank is None:
+        shared = projection_of(fqn, self._files.names)
+        gates = self._gates(fqn)
+        rank = None if shared is not None else self._rank(fqn, rows // gates, columns)
+        if rank is None and shared is None:
             return self._packed(fqn, rows, columns)
         library, _ = kernels()
         if library is not None and not hasattr(library, "omni_most_rank"):
@@ -54,14 +64,45 @@ class WeightReader:
                 "omnisparse again, or set OMNISPARSE_KERNELS=numpy"
             )
         left, right = factors_of(fqn)
-        return FactoredMatrix(self._packed(left, rows, rank), self._packed(right, rank, columns))
+        if shared is not None:
+            return self._reader(fqn, shared, rows, columns)
+        assert rank is not None
+        first = self._read(left, (rows, rank))
+        second = self._read(right, (gates * rank, columns))
+        if fqn.endswith(".weight_hh_l0"):
+            self._shared[right] = second  # the next layer may multiply by it, too
+        if gates > 1:
+            first = on_diagonal(first, gates)
+        return FactoredMatrix(self._pack(first), self._pack(second))
+
+    def _gates(self, fqn: str) -> int:
+        """Equal blocks of rows of a matrix that are a product each."""
+        by_gate = self._files.model.get("rank_scheme") == "per_gate"
+        return 4 if by_gate and fqn.endswith((".weight_ih_l0", ".weight_hh_l0")) else 1
+
+    def _reader(self, fqn: str, shared: str, rows: int, columns: int) -> FactoredMatrix:
+        """A matrix that shares its right factor with the layer before it, which was read."""
+        projection = self._shared.get(shared)
+        if projection is None:
+            raise FormatError(
+                f"{self._files.place}: {fqn} has no right factor, nor has the layer before it one"
+            )
+        rank, width = projection.shape
+        copies = copies_of(fqn, columns, width)
+        others = columns - copies * width
+        if others < 0:
+            raise FormatError(f"{self._files.place}: {fqn} is too narrow for what it reads")
+        left = self._read(factors_of(fqn)[0], (rows, copies * rank + others))
+        return FactoredMatrix(
+            self._pack(left), self._pack(for_each_output(projection, copies, others))
+        )
 
     def _rank(self, fqn: str, rows: int, columns: int) -> int | None:
         """Rank of a matrix that the net has as a product of two; None of all others."""
         ranks = self._files.model.get("ranks") or {}
         if fqn not in ranks:
             return None
-        rank, most = ranks[fqn], min(rows, columns, MAX_RANK)
+        rank, most = ranks[fqn], min(rows, columns, MAX_RANK // self._gates(fqn))
         if type(rank) is not int or not 1 <= rank <= most:
             raise FormatError(
                 f"{self._files.place}: rank of {fqn} is {rank!r}; from 1 to {most} for our kernels"
@@ -69,9 +110,12 @@ class WeightReader:
         return rank
 
     def _packed(self, fqn: str, rows: int, columns: int) -> PackedMatrix:
-        matrix = pack(self._read(fqn, (rows, columns)), room=self._room)
+        return self._pack(self._read(fqn, (rows, columns)))
+
+    def _pack(self, tensor: PackedTensor) -> PackedMatrix:
+        matrix = pack(tensor, room=self._room)
         self.num_bytes += matrix.num_bytes
-        self.kinds[fqn] = matrix.kind
+        self.kinds[tensor.fqn] = matrix.kind
         return matrix
 
     def vector(self, fqn: str, size: int) -> FloatArray:
@@ -128,13 +172,6 @@ class WeightReader:
             raise FormatError(f"{self._files.place}: {fqn} is int8 without a scale")
         self._left.discard(fqn)
         return tensor
-
-
-def factors_of(fqn: str) -> tuple[str, str]:
-    """Names of the left and right factor of a matrix, as torch names them."""
-    module, _, name = fqn.rpartition(".")
-    start = f"{module}.parametrizations.{name}.original"
-    return f"{start}0", f"{start}1"
 
 
 class Embedding:
@@ -261,7 +298,7 @@ class Lstm:
         frames = np.ascontiguousarray(frames, dtype=np.float32)
         hidden, cell = state[0].copy(), state[1].copy()
         gates = np.empty((steps, 4 * self.dim), np.float32)
-        size = LANES * (self.input.rows + self.input.columns) if steps > 3 else self.dim
+        size = LANES * self.input.width if steps > 3 else self.dim
         work = np.empty(max(size, self.dim), np.float32)
         library.omni_lstm(
             self.input.pointer, self.recurrent.pointer,

@@ -6,12 +6,12 @@ Legend: T frames, N batch, F features, H cells, P output width of an LSTM (its p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from omnisparse.deploy.onnx_graph import Array, GraphBuilder
-from omnisparse.deploy.onnx_weights import WeightStore
+from omnisparse.deploy.onnx_weights import Transform, WeightStore
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Layers:
 
     graph: GraphBuilder
     weights: WeightStore
+    _placed: dict[str, str] = field(default_factory=dict)
 
     def linear(self, name: str, inputs: str, *, bias: bool = True) -> str:
         """``inputs`` ``[..., F]`` times the matrix of ``name``, plus its bias."""
@@ -35,10 +36,52 @@ class Layers:
 
     def _product(self, name: str, inputs: str) -> str:
         """``inputs`` ``[..., F]`` times a matrix ``[R, F]``: ``[..., R]``; by its factors."""
-        for part in reversed(self.weights.factors(name) or (name,)):
+        if self.weights.gates(name) > 1:
+            whole = self._gate_products(name, lambda rows: rows)
+            whole = self.graph.op("Squeeze", whole, self.graph.ints(0))
+            return self.graph.op("MatMul", inputs, self.graph.op("Transpose", whole, perm=[1, 0]))
+        pair = self.weights.factors(name) or (name,)
+        if self.weights.projection(name) is not None:
+            inputs, pair = self._projected(name, inputs), pair[:1]
+        for part in reversed(pair):
             matrix = self.weights.matrix(self.graph, part, np.transpose)
             inputs = self.graph.op("MatMul", inputs, matrix)
         return inputs
+
+    def _projected(self, name: str, inputs: str) -> str:
+        """What a matrix reads, each output of the layer before it times the shared projection."""
+        graph, copies = self.graph, self.weights.copies(name)
+        left, right = (self.weights.state[part] for part in self.weights.factors(name) or ())
+        rank, width = right.shape
+        others = left.shape[1] - copies * rank
+        sizes = [width] * copies + [others] * (others > 0)
+        parts = [inputs]
+        if len(sizes) > 1:
+            parts = graph.ops("Split", inputs, graph.ints(*sizes), num_outputs=len(sizes), axis=-1)
+        shared = graph.op("Transpose", self._shared(name), perm=[1, 0])
+        made = [graph.op("MatMul", part, shared) for part in parts[:copies]] + parts[copies:]
+        return made[0] if len(made) == 1 else graph.op("Concat", *made, axis=-1)
+
+    def _shared(self, name: str) -> str:
+        """The right factor of a matrix, ``[r, F]``, stored once for all that read it."""
+        pair = self.weights.factors(name)
+        assert pair is not None
+        factor = pair[1]
+        if factor not in self._placed:
+            self._placed[factor] = self._as_it_is(factor)
+        return self._placed[factor]
+
+    def _gate_products(self, name: str, order: Transform) -> str:
+        """``[1, 4 H, F]``: the products of all gates, made once while a runtime loads the file."""
+        gates = self.weights.gates(name)
+        left, right = (
+            self.weights.matrix(
+                self.graph, part, lambda rows: order(rows).reshape(gates, -1, rows.shape[-1])
+            )
+            for part in self.weights.factors(name) or ()
+        )
+        shape = self.graph.ints(1, *self.weights.shape(name))
+        return self.graph.op("Reshape", self.graph.op("MatMul", left, right), shape)
 
     def layer_norm(self, name: str, inputs: str, epsilon: float = 1e-5) -> str:
         """Normalise the last dimension, if the net does."""
@@ -76,13 +119,19 @@ class Layers:
             return self._lstmp(name, inputs, hidden, cell)
         graph, weights = self.graph, self.weights
         read = f"{name}.weight_ih_l0"
-        if (pair := weights.factors(read)) is not None:
-            read = pair[0]
-            inputs = self._product(pair[1], inputs)
+        if weights.gates(read) > 1:
+            matrix = self._gate_products(read, _reordered)
+        else:
+            if weights.projection(read) is not None:
+                inputs = self._projected(read, inputs)
+            elif (pair := weights.factors(read)) is not None:
+                inputs = self._product(pair[1], inputs)
+            read = (weights.factors(read) or (read,))[0]
+            matrix = weights.matrix(graph, read, lambda matrix: _reordered(matrix)[None])
         outputs, hidden, cell = graph.ops(
             "LSTM",
             inputs,
-            weights.matrix(graph, read, lambda matrix: _reordered(matrix)[None]),
+            matrix,
             self._recurrent(f"{name}.weight_hh_l0"),
             weights.vector(
                 graph, f"{name}.bias_ih_l0", f"{name}.bias_hh_l0", transform=_reordered_biases
@@ -100,12 +149,13 @@ class Layers:
 
         Factors are multiplied once, while a runtime loads the file.
         """
-        gates, *others = self.weights.factors(name) or (name,)
-        matrix = self.weights.matrix(self.graph, gates, lambda rows: _reordered(rows)[None])
-        for factor in others:
-            right = self.weights.matrix(self.graph, factor, lambda rows: rows[None])
-            matrix = self.graph.op("MatMul", matrix, right)
-        return matrix
+        if self.weights.gates(name) > 1:
+            return self._gate_products(name, _reordered)
+        pair = self.weights.factors(name) or (name,)
+        matrix = self.weights.matrix(self.graph, pair[0], lambda rows: _reordered(rows)[None])
+        if len(pair) == 1:
+            return matrix
+        return self.graph.op("MatMul", matrix, self._shared(name))
 
     def cells(self, name: str) -> int:
         """Cells H of an LSTM layer."""
@@ -120,11 +170,7 @@ class Layers:
         graph, weights = self.graph, self.weights
         # Of the outer graph: in the body they would be read again for each frame.
         from_hidden, projection = (
-            [
-                weights.matrix(graph, part, np.transpose)
-                for part in reversed(weights.factors(full) or (full,))
-            ]
-            for full in (f"{name}.weight_hh_l0", f"{name}.weight_hr_l0")
+            self._transposed(full) for full in (f"{name}.weight_hh_l0", f"{name}.weight_hr_l0")
         )
         gates = self._product(f"{name}.weight_ih_l0", inputs)
         for bias in ("bias_ih_l0", "bias_hh_l0"):
@@ -141,6 +187,19 @@ class Layers:
             body=body.graph(),
         )
         return outputs, graph.op("Unsqueeze", hidden, first), graph.op("Unsqueeze", cell, first)
+
+    def _transposed(self, name: str) -> list[str]:
+        """The matrices by which a matrix multiplies, one after the other, transposed."""
+        if self.weights.gates(name) > 1:
+            whole = self.graph.op(
+                "Squeeze", self._gate_products(name, lambda rows: rows), self.graph.ints(0)
+            )
+            return [self.graph.op("Transpose", whole, perm=[1, 0])]
+        pair = self.weights.factors(name)
+        if pair is None:
+            return [self.weights.matrix(self.graph, name, np.transpose)]
+        right = self.graph.op("Transpose", self._shared(name), perm=[1, 0])
+        return [right, self.weights.matrix(self.graph, pair[0], np.transpose)]
 
     def _lstmp_step(
         self, name: str, from_hidden: Sequence[str], projection: Sequence[str]

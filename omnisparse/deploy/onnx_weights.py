@@ -28,7 +28,7 @@ from omnisparse.artifact.precision import (
     round_values,
     row_scales,
 )
-from omnisparse.deploy.layers import factors_of
+from omnisparse.deploy.factored import copies_of, factors_of, projection_of
 from omnisparse.deploy.onnx_graph import FLOAT, INT64, Array, GraphBuilder
 
 Layout = Literal["dense", "packed", "sparse"]
@@ -92,9 +92,28 @@ class WeightStore:
         return {name: self._round(name).restored for name in self.state}
 
     def factors(self, name: str) -> tuple[str, str] | None:
-        """Names of the two matrices whose product a matrix is; None where it is stored as it is."""
+        """Names of the two matrices whose product a matrix is; None where it is stored as it is.
+
+        The second may be that of another matrix: see :meth:`projection`.
+        """
         pair = factors_of(name)
-        return pair if pair[0] in self.state else None
+        return (pair[0], self.projection(name) or pair[1]) if pair[0] in self.state else None
+
+    def projection(self, name: str) -> str | None:
+        """The right factor that a matrix shares with the layer before it, if it does."""
+        return projection_of(name, self.state)
+
+    def gates(self, name: str) -> int:
+        """Equal blocks of rows of a matrix that are a product each; 1 for all others."""
+        pair = self.factors(name)
+        if pair is None or self.projection(name) is not None:
+            return 1
+        return int(self.state[pair[1]].shape[0]) // int(self.state[pair[0]].shape[1])
+
+    def copies(self, name: str) -> int:
+        """Outputs that a matrix with a shared factor reads."""
+        left, right = (self.state[part] for part in self.factors(name) or ())
+        return copies_of(name, left.shape[1], right.shape[0])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, of a product too."""

@@ -111,6 +111,11 @@ class PackedMatrix:
     scale: FloatArray | None = None
 
     @property
+    def width(self) -> int:
+        """Inputs and outputs, which the kernels lay out side by side for several vectors."""
+        return self.rows + self.columns
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that stay in memory, and that a product reads."""
         parts = (self.values, self.offsets, self.indices, self.counts, self.places, self.scale)
@@ -159,7 +164,7 @@ class PackedMatrix:
         elif count == 1:
             library.omni_product(self.pointer, vectors.ctypes.data, result.ctypes.data)
         elif count:
-            work = np.empty(LANES * (self.rows + self.columns), np.float32)
+            work = np.empty(LANES * self.width, np.float32)
             library.omni_products(
                 self.pointer, count, vectors.ctypes.data, result.ctypes.data, work.ctypes.data
             )
@@ -200,7 +205,7 @@ class FactoredMatrix:
     """A matrix [R, C] as a product of two, multiplied one after the other.
 
     Attributes:
-        left: [R, r], r at most :data:`MAX_RANK` and no more than R and C.
+        left: [R, r], r at most :data:`MAX_RANK`.
         right: [r, C].
     """
 
@@ -217,6 +222,11 @@ class FactoredMatrix:
     def columns(self) -> int:
         """C."""
         return self.right.columns
+
+    @property
+    def width(self) -> int:
+        """As of :class:`PackedMatrix`, of the wider factor."""
+        return max(self.left.width, self.right.width)
 
     @property
     def num_bytes(self) -> int:

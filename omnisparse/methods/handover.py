@@ -23,9 +23,15 @@ from omnisparse.models import LasModel, SpeechModel
 from omnisparse.models.conformer import CausalConvolution, SegmentAttention
 from omnisparse.models.emformer import EmformerEncoder
 from omnisparse.models.encoder import SegmentEncoder
-from omnisparse.models.factored import dense_state, factor_names, multiplied_out
+from omnisparse.models.factored import (
+    factor_names,
+    factor_tensors,
+    factored_units,
+    joined,
+    multiplied_out,
+)
 from omnisparse.models.lstm import LstmEncoder
-from omnisparse.sparsity.lowrank import truncated_svd
+from omnisparse.sparsity.decomposition import Decomposition
 
 Parts = tuple[int, ...]
 """Sizes of the parts that an axis of a tensor consists of, such as heads or gates."""
@@ -79,14 +85,13 @@ def hand_over(source: SpeechModel, student: SpeechModel) -> dict[str, Tensor]:
 def _factored(state: dict[str, Tensor], student: SpeechModel) -> dict[str, Tensor]:
     """The same with a product for every matrix that the student has as one."""
     own = student.state_dict()
-    for name in dense_state(student):
-        if name in own:
-            continue
-        names = factor_names(name)
-        factors = truncated_svd(state.pop(name), int(own[names.left].shape[1]))
-        for factor, value in zip(names, factors, strict=True):
-            state[factor] = value.contiguous()
-    return {name: state[name] for name in own}
+    found = dict(state)
+    for name, unit in factored_units(own).items():
+        whole = Decomposition.of(joined(state, name, unit), unit.gates)
+        factors = whole.factors(int(own[factor_names(name).left].shape[1]))
+        for factor, value in factor_tensors(state, name, unit, *factors).items():
+            found[factor] = value.to(state[name].dtype).contiguous()
+    return {name: found[name] for name in own}
 
 
 def _first(before: Parts, after: Parts) -> Tensor:

@@ -30,6 +30,9 @@ class RankFields:
     controller: Literal["rl", "random", "tpe", "nsga2", "uniform", "energy"] = "rl"
     """What chooses the ranks: reinforcement learning; a control with as many evaluations; one ratio
     for all matrices, or the same share of the squared singular values in each."""
+    scheme: Literal["stacked", "per_gate", "joint"] = "stacked"
+    """What a product is of in an LSTM layer: all gates of a matrix, each gate, or the recurrent
+    matrix and the input matrix of the next layer, which then share a projection."""
     evaluations: PositiveInt = 200
     """Candidates that are measured, over all planned rounds."""
     objective: Literal["loss", "wer"] = "loss"

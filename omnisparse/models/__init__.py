@@ -32,10 +32,10 @@ def build_model(config: ModelConfig, *, input_dim: int, vocab_size: int) -> Spee
     if vocab_size < 4:
         raise ValueError(f"vocab_size is {vocab_size}; it must be at least 4")
     fields = asdict(config)
-    kind, ranks = fields.pop("kind"), fields.pop("ranks")
+    kind, ranks, scheme = (fields.pop(name) for name in ("kind", "ranks", "rank_scheme"))
     model_class = {"las": LasModel, "transducer": TransducerModel}[kind]
     model: SpeechModel = model_class(input_dim=input_dim, vocab_size=vocab_size, **fields)
-    factor_matrices(model, ranks)
+    factor_matrices(model, ranks, scheme)
     return model
 
 

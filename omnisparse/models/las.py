@@ -21,7 +21,7 @@ from omnisparse.models.losses import ctc_loss, label_smoothed_cross_entropy, len
 from omnisparse.models.lstm import LstmEncoder, num_reductions
 from omnisparse.models.products_bf16 import Linear
 from omnisparse.models.speller import DecoderState, LasDecoder
-from omnisparse.models.validation import check_multiple, check_projection
+from omnisparse.models.validation import RankScheme, check_multiple, check_projection, check_ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +85,15 @@ class LasConfig:
     output layer for it. It helps attention to align when speech is scarce or varied."""
 
     ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
-    """Rank of every matrix that is a product of two factors, by its name; see
-    :mod:`omnisparse.models.factored`."""
+    """Rank of every matrix that is a product of two factors; see `omnisparse.models.factored`."""
+
+    rank_scheme: RankScheme = "stacked"
+    """``per_gate`` and ``joint`` make other products of LSTM layers."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
         check_ranges(self)
+        check_ranks(self.ranks, self.rank_scheme)
         check_projection(self, "encoder")
         check_projection(self, "decoder")
         num_reductions(self.time_reduction, self.encoder_layers)

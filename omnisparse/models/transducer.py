@@ -23,11 +23,8 @@ from omnisparse.models.joiner import Joiner
 from omnisparse.models.losses import ctc_loss, lattice_weights, transducer_loss
 from omnisparse.models.lstm import LstmEncoder, num_reductions
 from omnisparse.models.predictor import LstmPredictor, StatelessPredictor
-from omnisparse.models.transducer_decoding import (
-    transducer_beam_search,
-    transducer_greedy_search,
-)
-from omnisparse.models.validation import check_multiple, check_projection
+from omnisparse.models.transducer_decoding import transducer_beam_search, transducer_greedy_search
+from omnisparse.models.validation import RankScheme, check_multiple, check_projection, check_ranks
 
 EncoderKind = Literal["lstm", "emformer", "conformer"]
 Family = Literal["omnisparse", "torchaudio", "nemo"]
@@ -143,12 +140,15 @@ class TransducerConfig:
     output layer for it, and only CTC is trained during ``predictor_warmup``."""
 
     ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
-    """Rank of every matrix that is a product of two factors, by its name; see
-    :mod:`omnisparse.models.factored`."""
+    """Rank of every matrix that is a product of two factors; see `omnisparse.models.factored`."""
+
+    rank_scheme: RankScheme = "stacked"
+    """``per_gate`` and ``joint`` make other products of LSTM layers."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built."""
         check_ranges(self)
+        check_ranks(self.ranks, self.rank_scheme)
         check_projection(self, "encoder")
         self._check_encoder()
         self._check_family()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+RankScheme = Literal["stacked", "per_gate", "joint"]
+"""What a product of two factors is of in an LSTM layer: see :mod:`omnisparse.models.factored`."""
+
 
 def check_multiple(config: object, name: str, divisor: str, *, factor: int = 1) -> None:
     """Check that a width can be divided.
@@ -39,3 +45,16 @@ def check_projection(config: object, part: str) -> None:
             f"{part}_projection is {projection}; it must be null or from 1 to {dim - 1} "
             f"(below {part}_dim)"
         )
+
+
+def check_ranks(ranks: Mapping[str, int], scheme: str) -> None:
+    """Check ``rank_scheme``; ranks are checked when the net is built.
+
+    Raises:
+        ValueError: If there is no such scheme, or it is chosen without ``ranks``.
+    """
+    if scheme not in get_args(RankScheme):
+        legal = ", ".join(get_args(RankScheme))
+        raise ValueError(f"rank_scheme is {scheme!r}; it must be one of {legal}")
+    if scheme != "stacked" and not ranks:
+        raise ValueError(f"rank_scheme is {scheme}, but ranks names no matrix; leave it out")

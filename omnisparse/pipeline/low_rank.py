@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from omnisparse.artifact import as_tensor, planned_bytes, write_artifact
 from omnisparse.errors import UsageError
-from omnisparse.models.factored import factor_names
+from omnisparse.models.factored import (
+    RankUnit,
+    factor_tensors,
+    factored_matrices,
+    gate_products,
+    joined,
+    multiplied,
+    rank_unit,
+    separated,
+)
+from omnisparse.models.validation import RankScheme, check_ranks
 from omnisparse.pipeline.extract import contents_of
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import RunRecord, read_record
@@ -51,9 +60,13 @@ class DenseRun:
     """The same with every factored matrix multiplied out, under its own name."""
     budget: RankBudget
     """What ranks of its prunable matrices cost."""
+    scheme: RankScheme = "stacked"
+    """What a product is of in an LSTM layer."""
+    matrices: tuple[str, ...] = ()
+    """Those that ranks may change."""
 
     @classmethod
-    def open(cls, run: Path) -> DenseRun:
+    def open(cls, run: Path, scheme: RankScheme = "stacked") -> DenseRun:
         """Read the newest checkpoint of a run.
 
         Raises:
@@ -61,19 +74,16 @@ class DenseRun:
         """
         description = runs.read_description(run)
         mapped, checkpoint = runs.newest_weights(run)
-        weights = {name: as_tensor(array) for name, array in mapped.items()}
-        parameters = list(description.parameters)
-        for fqn in dict(description.model.get("ranks") or {}):
-            left, right = (weights.pop(name) for name in factor_names(fqn))
-            parameters = [name for name in parameters if name not in factor_names(fqn)]
-            weights[fqn] = left @ right
-            parameters.append(fqn)
-        shapes = {
-            name: (weights[name].shape[0], weights[name].shape[1])
+        products = factored_matrices(mapped)
+        weights = multiplied({name: as_tensor(array) for name, array in mapped.items()})
+        parameters = [name for name in description.parameters if name in weights]
+        parameters += products
+        matrices = [
+            name
             for name in parameters
-            if weights[name].dim() == 2
-            and (name in description.prunable or name in (description.model.get("ranks") or {}))
-        }
+            if weights[name].dim() == 2 and name in {*description.prunable, *products}
+        ]
+        shapes, gates = _shapes(weights, matrices, scheme)
         total = num_parameters((name, weights[name]) for name in parameters)
         factorable = sum(rows * columns for rows, columns in shapes.values())
         return cls(
@@ -82,15 +92,43 @@ class DenseRun:
             record=read_record(checkpoint),
             stored=mapped,
             weights=weights,
-            budget=RankBudget(shapes, total - factorable),
+            budget=RankBudget(shapes, total - factorable, gates=gates),
+            scheme=scheme,
+            matrices=tuple(matrices),
         )
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Ranks that the net has already, in the same scheme: they do not rise."""
+        model = self.description.model
+        same = model.get("rank_scheme", "stacked") == self.scheme
+        return dict(model.get("ranks") or {}) if same else {}
+
+    def unit(self, name: str) -> RankUnit:
+        """What the rank of a matrix decides."""
+        return _unit(self.weights, name, self.scheme)
+
+    def products(
+        self, ranks: Mapping[str, int], found: Mapping[str, Decomposition]
+    ) -> dict[str, Tensor]:
+        """The matrices that these ranks change, multiplied out, from their decompositions."""
+        changed: dict[str, Tensor] = {}
+        for name, rank in ranks.items():
+            left, right = found[name].factors(rank)
+            whole = left @ right if found[name].gates == 1 else gate_products(left, right)
+            changed |= separated(self.weights, name, self.unit(name), whole)
+        return changed
 
     def decompositions(
         self, names: Mapping[str, Any], on_progress: Callable[[int, int], None] = lambda a, b: None
     ) -> dict[str, Decomposition]:
         """The decompositions of matrices, kept beside the run."""
+        folder = self.run / FOLDER
+        units = {name: self.unit(name) for name in names}
         return decompose(
-            self.weights, names, folder=self.run / FOLDER,
+            {name: joined(self.weights, name, unit) for name, unit in units.items()},
+            names, gates={name: unit.gates for name, unit in units.items()},
+            folder=folder if self.scheme == "stacked" else folder / self.scheme,
             identity=self.record.training.identity, on_progress=on_progress,
         )  # fmt: skip
 
@@ -107,23 +145,70 @@ class DenseRun:
                 raise ValueError(
                     f"{source}: there is no matrix {name!r}; this net has {known}, ..."
                 )
-            if rank > min(weight.shape):
+            unit = self.unit(name)
+            most = min(weight.shape[0] // unit.gates, weight.shape[1])
+            if rank > most:
+                raise ValueError(f"{source}: rank of {name} is {rank}; from 1 to {most}")
+            if unit.reader in ranks:
                 raise ValueError(
-                    f"{source}: rank of {name} is {rank}; from 1 to {min(weight.shape)}"
+                    f"{source}: {unit.reader} shares its projection with {name} in scheme joint; "
+                    "leave it out"
                 )
 
     def factored_state(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
         """All tensors of the factored net, in the order of the dense one."""
         found = self.decompositions(ranks)
-        state: dict[str, Tensor] = {}
-        for name, weight in self.weights.items():
-            if name not in ranks:
-                state[name] = weight
-                continue
-            factors = found[name].factors(ranks[name])
-            for factor, value in zip(factor_names(name), factors, strict=True):
-                state[factor] = value.to(weight.dtype).contiguous()
-        return state
+        return self._with_factors(ranks, lambda name, rank: found[name].factors(rank))
+
+    def planned_state(self, ranks: Mapping[str, int]) -> dict[str, Tensor]:
+        """The same without contents; nothing is decomposed."""
+
+        def empty(name: str, rank: int) -> tuple[Tensor, Tensor]:
+            rows, columns = self.budget.shapes[name]
+            sizes = ((rows, rank), (self.unit(name).gates * rank, columns))
+            return torch.empty(sizes[0], device="meta"), torch.empty(sizes[1], device="meta")
+
+        return self._with_factors(ranks, empty, device="meta")
+
+    def _with_factors(
+        self, ranks: Mapping[str, int], factors: Callable[[str, int], tuple[Tensor, Tensor]],
+        device: str = "cpu",
+    ) -> dict[str, Tensor]:  # fmt: skip
+        state = {name: weight.to(device) for name, weight in self.weights.items()}
+        made: dict[str, dict[str, Tensor]] = {}
+        for name, rank in ranks.items():
+            unit, dtype = self.unit(name), self.weights[name].dtype
+            found = factor_tensors(state, name, unit, *factors(name, rank))
+            made[name] = {part: value.to(dtype).contiguous() for part, value in found.items()}
+            if unit.reader is not None:
+                made[unit.reader] = {}
+        return {
+            part: value
+            for name, weight in state.items()
+            for part, value in made.get(name, {name: weight}).items()
+        }
+
+
+def _unit(weights: Mapping[str, Tensor], name: str, scheme: RankScheme) -> RankUnit:
+    return rank_unit(name, {known: tuple(weights[known].shape) for known in weights}, scheme)
+
+
+def _shapes(
+    weights: Mapping[str, Tensor], matrices: Sequence[str], scheme: RankScheme
+) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Shape of what each rank decides, and gates; what shares a projection counts once."""
+    shapes = {name: (weights[name].shape[0], weights[name].shape[1]) for name in matrices}
+    gates = {}
+    for name in matrices:
+        unit = _unit(weights, name, scheme)
+        if unit.gates > 1:
+            gates[name] = unit.gates
+        if unit.reader is None:
+            continue
+        rows, columns = shapes.pop(name)
+        if unit.reader in shapes:  # else it stays whole, and so does this matrix
+            shapes[name] = (rows + unit.copies * shapes.pop(unit.reader)[0], columns)
+    return shapes, gates
 
 
 def rank_total(dense: DenseRun, size: str, *, precision: str = "fp32") -> int:
@@ -146,7 +231,7 @@ def rank_total(dense: DenseRun, size: str, *, precision: str = "fp32") -> int:
         return _total_of_bytes(dense, int(parsed.value), precision)
     # The accountant knows what 16M and 25% are of this net.
     shapes = {name: tuple(dense.weights[name].shape) for name in dense.description.parameters}
-    accountant = Budget(shapes, list(dense.budget.shapes))
+    accountant = Budget(shapes, list(dense.matrices))
     return accountant.unprunable + accountant.solve(parsed)
 
 
@@ -169,7 +254,7 @@ def _total_of_bytes(dense: DenseRun, limit: int, precision: str) -> int:
         UsageError: If no ranks, or the dense net, have so few; names the range.
     """
     budget = dense.budget
-    least = sum(min(rows * cols, rows + cols) for rows, cols in budget.shapes.values())
+    least = sum(min(budget.cost(name, 1), budget.cost(name, None)) for name in budget.shapes)
     low, high = budget.fixed + least, budget.dense
     # The header of another allocation may have a few more digits.
     room = limit - _DIGITS * len(budget.shapes)
@@ -202,6 +287,7 @@ def extract_low_rank(
     *,
     size: str | None = None,
     rank_spec: Path | None = None,
+    scheme: RankScheme = "stacked",
     out: Path | None = None,
     precision: str = "fp32",
 ) -> dict[str, Any]:
@@ -211,7 +297,9 @@ def extract_low_rank(
         run: Run directory; None for ``runs/latest``.
         size: ``16M`` parameters of the factored model, or ``25%`` of the dense net's: one ratio of
             the break-even rank for every prunable matrix, as large as fits.
-        rank_spec: JSON file with the rank of each matrix that is factored. One of the two is given.
+        rank_spec: JSON file with the rank of each matrix that is factored, and the scheme where it
+            is not ``stacked``. One of the two is given.
+        scheme: What a product is of in an LSTM layer; with ``size``.
         out: Artifact directory; None for a folder in ``<run>/extracted``.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
 
@@ -226,16 +314,19 @@ def extract_low_rank(
     if (size is None) == (rank_spec is None):
         raise UsageError("a factored model is of one size or one rank spec; give one of the two")
     run = runs.latest_run() if run is None else run
-    dense = DenseRun.open(run)
     if size is not None:
+        dense = DenseRun.open(run, scheme)
         ranks = dense.budget.uniform(rank_total(dense, size, precision=precision))
         name = f"{size.strip().replace('%', 'pct')}-low-rank"
+        name += "" if scheme == "stacked" else f"-{scheme}"
     else:
         assert rank_spec is not None
         try:
-            ranks = ranks_from_json(rank_spec.read_text(encoding="utf-8-sig"))
+            ranks, named = ranks_from_json(rank_spec.read_text(encoding="utf-8-sig"))
+            check_ranks(ranks, named)
         except (UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"{rank_spec}: {error}") from error
+        dense = DenseRun.open(run, cast(RankScheme, named))
         dense.check(ranks, rank_spec)
         digest = hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()[:8]
         name = f"{rank_spec.stem}-{digest}"
@@ -268,15 +359,7 @@ def write_factored(
 
 def planned_size(dense: DenseRun, ranks: Mapping[str, int], *, precision: str = "fp32") -> int:
     """Bytes of the files that :func:`write_factored` would write; nothing is decomposed."""
-    state: dict[str, Tensor] = {}
-    for name, weight in dense.weights.items():
-        empty = partial(torch.empty, dtype=weight.dtype, device="meta")
-        if name not in ranks:
-            state[name] = empty(weight.shape)
-            continue
-        left, right = factor_names(name)
-        state[left] = empty(weight.shape[0], ranks[name])
-        state[right] = empty(ranks[name], weight.shape[1])
+    state = dense.planned_state(ranks)
     return planned_bytes(state, {}, **_contents(dense, ranks, state, precision))
 
 
@@ -294,7 +377,11 @@ def _contents(
             block=(1, 1),
             precision=precision,
         ),
-        model={**dense.description.shipped_model, "ranks": dict(ranks)},
+        model={
+            **dense.description.shipped_model,
+            "ranks": dict(ranks),
+            "rank_scheme": dense.scheme if ranks else "stacked",
+        },
         dense_parameters=num_parameters((n, state[n]) for n in state if n not in buffers),
         buffers=[name for name in state if name in buffers],
         prunable=[],

@@ -15,6 +15,7 @@ from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.wer import corpus_wer, word_errors
 from omnisparse.evaluation.workers import Workers
 from omnisparse.models.factored import multiplied_out
+from omnisparse.models.validation import RankScheme
 from omnisparse.pipeline.low_rank import DenseRun
 from omnisparse.runs import directory as runs
 from omnisparse.search.journal import Journal
@@ -41,12 +42,9 @@ class FactoredNet:
     @torch.no_grad()
     def apply(self, ranks: Mapping[str, int]) -> None:
         """Give the net the products of these ranks; matrices that are not named as trained."""
-        for name in self.dense.budget.shapes:
-            weight = self.dense.weights[name]
-            if name in ranks:
-                factors = self.found[name].factors(ranks[name])
-                weight = factors.left @ factors.right
-            self.parameters[name].copy_(weight)
+        products = self.dense.products(ranks, self.found)
+        for name in self.dense.matrices:
+            self.parameters[name].copy_(products.get(name, self.dense.weights[name]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +52,13 @@ class FactoredScores:
     """Measures factored nets of a run on a dev set, in any process."""
 
     run: Path
+    scheme: RankScheme
     dev: DevSet
     objective: Objective
 
     def build(self, device: torch.device) -> Callable[[Any], list[Any]]:
         """Load the run onto the device; the result answers ``((what, ranks), items)``."""
-        net = FactoredNet(DenseRun.open(self.run), device)
+        net = FactoredNet(DenseRun.open(self.run, self.scheme), device)
 
         def measure(asked: tuple[tuple[str, Mapping[str, int]], tuple[int, ...]]) -> list[Any]:
             (what, ranks), items = asked
@@ -88,7 +87,7 @@ class RankScores:
         utterances_per_item: int,
     ) -> None:
         self.dense, self.dev, self.workers = dense, dev, workers
-        self.job = FactoredScores(run=dense.run, dev=dev, objective=objective)
+        self.job = FactoredScores(run=dense.run, scheme=dense.scheme, dev=dev, objective=objective)
         self.found = dense.decompositions(dense.budget.shapes)
         kind = workers.device.type
         self.journal = Journal(
@@ -109,7 +108,7 @@ class RankScores:
         """``[len(items)]`` summed errors of the items, of all by default."""
         everything = list(range(self.dev.num_items))
         chosen = everything if items is None else list(items)
-        key = ranks_key(ranks)
+        key = ranks_key(ranks, self.dense.scheme)
         whole = self.journal.get(f"{key} all")
         if whole is not None:
             return np.asarray(whole)[chosen]
@@ -133,7 +132,7 @@ class RankScores:
             found = self.workers.map_items(self.job, ("transcripts", dict(ranks)), everything)
             return [text for item in found for text in item]
 
-        texts = self.journal.ask(f"{ranks_key(ranks)} transcripts", recognise)
+        texts = self.journal.ask(f"{ranks_key(ranks, self.dense.scheme)} transcripts", recognise)
         references = [text for item in self.dev.references for text in item]
         words = word_errors(references, texts)
         return corpus_wer(words), confidence_interval(words, speakers=self.dev.speakers)

@@ -17,6 +17,7 @@ from omnisparse.errors import NonNegativeFloat, PositiveInt, Range, UsageError, 
 from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.reward_plot import Curve, plot_rewards
 from omnisparse.evaluation.workers import Workers
+from omnisparse.models.validation import RankScheme
 from omnisparse.pipeline.low_rank import DenseRun, parse_times, rank_total
 from omnisparse.pipeline.rank_latency import timed_budget
 from omnisparse.pipeline.rank_scores import Objective, RankScores
@@ -27,7 +28,7 @@ from omnisparse.search.evaluation_subset import Subset, choose_subset
 from omnisparse.search.rank_controls import optuna_search, random_search
 from omnisparse.search.ranks import RankSpace
 from omnisparse.search.rewards import Reward
-from omnisparse.search.sensitivity import Sensitivity, measure_sensitivity
+from omnisparse.search.sensitivity import Sensitivity, measure_sensitivity, places_to_try
 from omnisparse.sparsity.decomposition import RankBudget, ranks_to_json
 
 FOLDER = "rank_search"
@@ -47,6 +48,8 @@ class RankSearchConfig:
     budget: Literal["parameters", "latency"] = "parameters"
     """What a size limits: parameters of the net, or the measured time of its factorable products on
     this machine, of which ``2x`` is the half. Both factors of a product are multiplied in turn."""
+    scheme: RankScheme = "stacked"
+    """What a product is of in an LSTM layer: see :mod:`omnisparse.models.factored`."""
     sensitivity: bool = True
     """Whether a part of the evaluations, a third at most, first tries every matrix alone. The
     search, whatever its method, then starts at the ranks that would be best if what single
@@ -76,11 +79,14 @@ class RankSearchConfig:
             ("method", get_args(Method)),
             ("objective", get_args(Objective)),
             ("budget", ("parameters", "latency")),
+            ("scheme", get_args(RankScheme)),
         ):
             if getattr(self, name) not in legal:
                 raise UsageError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(legal)}"
                 )
+        if self.budget == "latency" and self.scheme != "stacked":
+            raise UsageError(f"budget latency times products of scheme stacked, not {self.scheme}")
 
 
 class RankSearch:
@@ -118,8 +124,8 @@ class RankSearch:
         self.config, self.on_progress, self.on_stage = config, on_progress, on_stage
         if not sizes:
             raise UsageError("sizes names no size; one or more, such as 50%,3x")
-        self.dense = dense = DenseRun.open(run)
-        self.limits: Mapping[str, int] = dict(dense.description.model.get("ranks") or {})
+        self.dense = dense = DenseRun.open(run, config.scheme)
+        self.limits: Mapping[str, int] = dense.limits
         sizes = list(dict.fromkeys(sizes))
         if config.budget == "parameters":
             totals = {size: rank_total(dense, size) for size in sizes}
@@ -275,12 +281,6 @@ class RankSearch:
         return entry
 
 
-def places_to_try(matrices: int, evaluations: int) -> tuple[int, ...]:
-    """Places of the grid for a sensitivity test that takes a third of the evaluations at most."""
-    count = min(4, (evaluations // 3 - 1) // max(1, matrices))
-    return {4: (0, 3, 6, 9), 3: (1, 4, 8), 2: (2, 7), 1: (4,)}.get(count, ())
-
-
 def search_ranks(
     run: Path | None,
     sizes: Sequence[str],
@@ -326,13 +326,14 @@ def search_ranks(
     )  # fmt: skip
     front = [search.find(size)[0] for size in search.spaces]
     subset = search.subset
-    path = search.out / f"{_FRONT}-{config.method}-{config.seed}.json"
+    path = search.out / f"{_FRONT}-{_suffix(config)}.json"
     facts = {
         "run": run.name,
         "method": config.method,
         "reward": config.reward.kind,
         "objective": config.objective,
         "budget": config.budget,
+        "scheme": config.scheme,
         "evaluations": config.evaluations * len(search.spaces),
         "evaluated_now": search.scores.num_measured,
         "seed": config.seed,
@@ -348,7 +349,9 @@ def search_ranks(
     }
     for entry in front:
         with replacing(search.out / _spec_name(entry, config)) as partial:
-            partial.write_text(ranks_to_json(entry["ranks"]) + "\n", encoding="utf-8")
+            partial.write_text(
+                ranks_to_json(entry["ranks"], config.scheme) + "\n", encoding="utf-8"
+            )
     with replacing(path) as partial:
         partial.write_text(json.dumps({**facts, "front": front}, indent=1) + "\n", encoding="utf-8")
     plots = _plot(search, front)
@@ -358,14 +361,18 @@ def search_ranks(
 def _plot(search: RankSearch, front: Sequence[Mapping[str, Any]]) -> list[str]:
     """Draw the searches of each size that this folder has, over methods and seeds."""
     config = search.config
-    alike = {"run": search.dense.run.name, "reward": config.reward.kind, "budget": config.budget}
+    alike = {
+        "run": search.dense.run.name, "reward": config.reward.kind, "budget": config.budget,
+        "scheme": config.scheme,
+    }  # fmt: skip
+    absent = {"budget": "parameters", "scheme": "stacked"}  # in files of older versions
     plots = []
     for size in [entry["size"] for entry in front]:
         curves: dict[str, list[Curve]] = {}
         for method in get_args(Method):
             for path in sorted(search.out.glob(f"{_FRONT}-{method}-*.json")):
                 known = json.loads(path.read_text(encoding="utf-8"))
-                if any(known.get(key, "parameters") != value for key, value in alike.items()):
+                if any(known.get(key, absent.get(key)) != value for key, value in alike.items()):
                     continue
                 for entry in known["front"]:
                     if entry["size"] == size and entry["evaluations"] == config.evaluations:
@@ -378,7 +385,12 @@ def _plot(search: RankSearch, front: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _spec_name(entry: Mapping[str, Any], config: RankSearchConfig) -> str:
-    return f"ranks-{_plain(entry['size'])}-{config.method}-{config.seed}.json"
+    return f"ranks-{_plain(entry['size'])}-{_suffix(config)}.json"
+
+
+def _suffix(config: RankSearchConfig) -> str:
+    named = "" if config.scheme == "stacked" else f"-{config.scheme}"
+    return f"{config.method}{named}-{config.seed}"
 
 
 def _plain(size: str) -> str:

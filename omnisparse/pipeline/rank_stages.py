@@ -15,6 +15,7 @@ from omnisparse.methods import (
     RankSearchMethodConfig,
 )
 from omnisparse.methods.iterative import Rounds
+from omnisparse.models.validation import RankScheme
 from omnisparse.pipeline.low_rank import DenseRun, rank_total
 from omnisparse.pipeline.rank_search import RankSearch, RankSearchConfig
 from omnisparse.pipeline.stages import (
@@ -69,7 +70,7 @@ def rank_stages(
         whole = yield Stage(config=first, out=place_of(out, "dense"), row="base")
     else:
         whole = Path(method.teacher)
-    budget, total = _target(whole, str(method.size))
+    budget, total = _target(whole, str(method.size), method.scheme)
     factorable = budget.dense - budget.fixed
     planned, spare, limit = 1, 0, 0.0
     if isinstance(method, IterativeConfig) and method.rounds > 1:
@@ -109,9 +110,9 @@ def rank_stages(
             rejected.append(run)
 
 
-def _target(whole: Path, size: str) -> tuple[RankBudget, int]:
+def _target(whole: Path, size: str, scheme: RankScheme) -> tuple[RankBudget, int]:
     """What ranks of the dense net cost, and the parameters that a size means."""
-    dense = DenseRun.open(whole)
+    dense = DenseRun.open(whole, scheme)
     total = rank_total(dense, size)
     dense.budget.uniform(total)  # names the range where it cannot be reached
     if total >= dense.budget.dense:
@@ -136,7 +137,7 @@ def _find(
     """Ranks of a run for so many parameters."""
     method = config.method
     assert isinstance(method, RankSearchMethodConfig | IterativeConfig)
-    dense = DenseRun.open(run)
+    dense = DenseRun.open(run, method.scheme)
     if method.controller == "uniform":
         return _Found(ranks=dense.budget.uniform(parameters), policy=None, evaluations=0)
     if method.controller == "energy":
@@ -148,6 +149,7 @@ def _find(
         evaluations=max(1, evaluations),
         objective=method.objective,
         utterances=method.utterances,
+        scheme=method.scheme,
         seed=config.seed % 2**32,
         # Rounds that share a policy need one grid.
         tolerance=None if isinstance(method, IterativeConfig) else 0.5,
@@ -181,6 +183,8 @@ def _retrained(
     return replace(
         stage,
         name="-".join(filter(None, [config.name, suffix])),
-        model=replace(config.model, ranks=dict(ranks)),
+        model=replace(
+            config.model, ranks=dict(ranks), rank_scheme=method.scheme if ranks else "stacked"
+        ),
         method=taught,
     )

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from omnisparse.sparsity.decomposition import RankBudget, break_even_rank
+from omnisparse.sparsity.decomposition import RankBudget
 
 NUM_SHARES = 12
 """Places of the grid below the whole matrix."""
@@ -62,8 +62,8 @@ class RankSpace:
             ValueError: If not even the cheapest choices fit; names the reachable range.
         """
         choices, costs = [], []
-        for name, shape in budget.shapes.items():
-            limit = break_even_rank(*shape)
+        for name in budget.shapes:
+            limit = budget.break_even(name)
             ranks = [max(1, round(share * limit)) for share in grid()] if limit else []
             options: list[int | None] = [*ranks, None]
             most = (limits or {}).get(name)
@@ -75,8 +75,8 @@ class RankSpace:
             choices.append(tuple(options))
             costs.append(tuple(budget.cost(name, option) for option in options))
         largest = [
-            min(break_even_rank(*shape), (limits or {}).get(name, min(shape)))
-            for name, shape in budget.shapes.items()
+            min(budget.break_even(name), (limits or {}).get(name, budget.full(name)))
+            for name in budget.shapes
         ]
         space = cls(
             budget, total, tuple(budget.shapes), tuple(choices), tuple(costs), tuple(largest)
@@ -167,6 +167,9 @@ def grid() -> list[float]:
     return [step ** (NUM_SHARES - 1 - place) for place in range(NUM_SHARES)]
 
 
-def ranks_key(ranks: Mapping[str, int]) -> str:
-    """A name of ranks that equal ranks share, in every process."""
-    return hashlib.sha256(json.dumps(sorted(ranks.items())).encode()).hexdigest()[:24]
+def ranks_key(ranks: Mapping[str, int], scheme: str = "stacked") -> str:
+    """A name of ranks in a scheme that equal ones share, in every process."""
+    named: list[object] = [*sorted(ranks.items())]
+    if scheme != "stacked":
+        named.append(scheme)
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]

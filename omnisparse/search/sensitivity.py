@@ -115,6 +115,12 @@ def measure_sensitivity(
     return Sensitivity(whole, tuple(rows), count)
 
 
+def places_to_try(matrices: int, evaluations: int) -> tuple[int, ...]:
+    """Places of the grid for a sensitivity test that takes a third of the evaluations at most."""
+    count = min(4, (evaluations // 3 - 1) // max(1, matrices))
+    return {4: (0, 3, 6, 9), 3: (1, 4, 8), 2: (2, 7), 1: (4,)}.get(count, ())
+
+
 def _interpolated(known: Mapping[int, float], costs: Sequence[int]) -> tuple[float, ...]:
     """``[P]`` increases from those at some places, falling with the place."""
     values: list[float] = []

@@ -97,23 +97,31 @@ def rank_total(dense: DenseRun) -> int:
     return budget.fixed + (budget.dense - budget.fixed) // 3
 
 
-@pytest.mark.parametrize("controller", ["uniform", "energy", "rl"])
+@pytest.mark.parametrize(
+    ("controller", "scheme"),
+    [("uniform", "per_gate"), ("energy", "stacked"), ("rl", "joint"), ("rl", "per_gate")],
+)
 def test_every_control_retrains_as_long(
-    controller: str, ranked: Callable[..., RunConfig], tmp_path: Path
+    controller: str, scheme: str, ranked: Callable[..., RunConfig], dense: Path, tmp_path: Path
 ) -> None:
-    result = train(ranked(controller=controller, steps=3), out=tmp_path / "run")
+    result = train(ranked(controller=controller, scheme=scheme, steps=3), out=tmp_path / "run")
     record = read_record(result.run)
+    model = runs.read_description(result.run).model
+    assert model["rank_scheme"] == scheme
+    budget = DenseRun.open(dense, scheme).budget  # type: ignore[arg-type]
+    assert runs.inspect(result.run)["parameters"] == budget.parameters(model["ranks"])
     assert record.training.optimizer_steps == 3
     assert record.training.search_evaluations == (6 if controller == "rl" else 0)
     assert record.row == ("rank_uniform" if controller == "uniform" else "rank_search")
 
 
+@pytest.mark.parametrize("scheme", ["stacked", "joint"])
 def test_rounds_share_steps_and_evaluations_and_ranks_only_fall(
-    ranked: Callable[..., RunConfig], dense: Path, tmp_path: Path
+    scheme: str, ranked: Callable[..., RunConfig], dense: Path, tmp_path: Path
 ) -> None:
     config = ranked(
         IterativeConfig, size="4x", rounds=2, tolerance=9.0, controller="rl", evaluations=8,
-        distillation_weight=1.0,
+        distillation_weight=1.0, scheme=scheme,
     )  # fmt: skip
     lines: list[str] = []
     result = train(config, out=tmp_path / "end", on_stage=lines.append)

@@ -126,6 +126,10 @@ def test_all_searches_of_a_folder_are_in_one_plot(
         (["--sizes", "500x"], "cannot be reached"),
         (["--sizes", "20MB"], "bytes cannot be reached by low rank; legal: "),
         (["--sizes", "50%", "--budget", "latency"], "size '50%' is no compression; legal: 1x"),
+        (
+            ["--sizes", "2x", "--budget", "latency", "--scheme", "joint"],
+            "budget latency times products of scheme stacked, not joint",
+        ),
         (["--sizes", ","], "sizes names no size"),
         (["--sizes", "2x", "--group", "a"], "do not go with --ranks"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import omnisparse
-from omnisparse.models.factored import dense_state
+from omnisparse.models.factored import dense_state, joined, rank_unit
 from omnisparse.sparsity.lowrank import truncated_svd
 
 RunJson = Callable[..., dict[str, Any]]
@@ -45,6 +45,43 @@ def test_a_factored_model_of_a_size(trained: Path, tmp_path: Path, run_json: Run
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", ["per_gate", "joint"])
+def test_schemes_of_lstm_layers(
+    scheme: str, trained: Path, tmp_path: Path, run_json: RunJson
+) -> None:
+    """By size and by a spec the same model, of fresh truncated decompositions."""
+    whole = run_json("inspect", trained)["parameters"]
+    result = run_json(
+        "extract", "--run", trained, "--size", "50%", "--low-rank", "--scheme", scheme,
+        "--out", tmp_path / "small",
+    )  # fmt: skip
+    assert 0.42 * whole < result["parameters"] <= 0.5 * whole
+    counted = run_json("inspect", tmp_path / "small")
+    assert (counted["parameters"], counted["bytes"]) == (result["parameters"], result["bytes"])
+    spec = tmp_path / "ranks.json"
+    spec.write_text(json.dumps({"ranks": result["ranks"], "scheme": scheme}))
+    again = run_json("extract", "--run", trained, "--rank-spec", spec, "--out", tmp_path / "again")
+    small, same = (omnisparse.load_model(tmp_path / name).model for name in ("small", "again"))
+    assert all(torch.equal(v, same.state_dict()[name]) for name, v in small.state_dict().items())
+    assert again["bytes"] == result["bytes"]
+    dense = omnisparse.load_model(trained).model.state_dict()
+    state = dense_state(small)
+    shapes = {name: tuple(value.shape) for name, value in dense.items()}
+    shared = 0
+    for name, rank in result["ranks"].items():
+        unit = rank_unit(name, shapes, scheme)  # type: ignore[arg-type]
+        shared += unit.reader is not None
+        parts = [joined(weights, name, unit).chunk(unit.gates) for weights in (dense, state)]
+        for gate, found in zip(*parts, strict=True):
+            factors = truncated_svd(gate, rank)
+            expected = factors.left @ factors.right
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert shared == (2 if scheme == "joint" else 0)
+    untouched = set(dense) - set(result["ranks"])
+    if scheme == "per_gate":
+        assert all(torch.equal(dense[name], state[name]) for name in untouched)
+
+
 def test_a_rank_spec_names_the_matrices(trained: Path, tmp_path: Path, run_json: RunJson) -> None:
     spec = tmp_path / "ranks.json"
     spec.write_text(json.dumps({"ranks": {"attention.key.weight": 2}}))
@@ -66,6 +103,16 @@ def test_a_rank_spec_names_the_matrices(trained: Path, tmp_path: Path, run_json:
             "rank of attention.key.weight is 999; from 1 to",
         ),
         ({"sparsity": {}}, "`ranks` table"),
+        ({"ranks": {"output.weight": 1}, "scheme": "x"}, "must be one of stacked, per_gate"),
+        (
+            {
+                "ranks": {
+                    f"encoder.layers.{i}.weight_{k}_l0": 1 for i, k in ((0, "hh"), (1, "ih"))
+                },
+                "scheme": "joint",
+            },
+            "shares its projection with encoder.layers.0.weight_hh_l0",
+        ),
     ],
 )
 def test_wrong_specs_are_one_line(
@@ -89,6 +136,7 @@ def test_wrong_specs_are_one_line(
         (["--low-rank", "--size", "50%", "--nested"], "--nested does not go with --low-rank"),
         (["--low-rank", "--size", "20MB"], "bytes cannot be reached by low rank; legal: "),
         (["--low-rank", "--size", "0.01%"], "legal"),
+        (["--size", "50%", "--scheme", "joint"], "--scheme goes with --low-rank"),
     ],
 )
 def test_options_of_masks_are_refused(

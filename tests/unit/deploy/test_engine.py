@@ -21,14 +21,14 @@ from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.deploy import encoder, layers, native, sparse_kernels
 from omnisparse.deploy.engine import build_engine, needs_torch
-from omnisparse.deploy.layers import factors_of
+from omnisparse.deploy.factored import factors_of
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.deploy.streaming import EndpointRules
 from omnisparse.deploy.torch_engine import TorchEngine
 from omnisparse.errors import FormatError, OmnisparseError, UsageError
+from omnisparse.methods.handover import hand_over
 from omnisparse.models import LasConfig, TransducerConfig, build_model
-from omnisparse.models.factored import factor_names
-from omnisparse.sparsity.lowrank import truncated_svd
+from omnisparse.models.factored import factor_names, rank_unit
 from omnisparse.sparsity.prunable import find_prunable
 
 VOCAB, BINS, STACK = 23, 16, 2
@@ -176,44 +176,52 @@ def test_scores_are_close(name: str, tmp_path: Path, tokenizer: Tokenizer) -> No
         assert engine.num_bytes < 0.8 * dense
 
 
-def make_factored(name: str) -> tuple[Any, dict[str, int]]:
+def make_factored(name: str, scheme: Any = "stacked") -> tuple[Any, dict[str, int]]:
     """A net all of whose matrices but one are products; it says several words."""
     whole = make_net(name, density=1.0)
+    shapes = {fqn: tuple(weight.shape) for fqn, weight in whole.named_parameters()}
     ranks = {
-        fqn: max(1, min(weight.shape) * 3 // 4)
-        for fqn, weight in whole.named_parameters()
-        if weight.dim() == 2 and fqn != "encoder.layers.1.weight_hh_l0"
+        fqn: max(1, min(shape) * 3 // 4)
+        for fqn, shape in shapes.items()
+        if len(shape) == 2 and fqn != "encoder.layers.1.weight_hh_l0"
     }
-    config = replace(NETS[name], ranks=ranks)
+    for fqn in list(ranks):
+        unit = rank_unit(fqn, shapes, scheme)
+        ranks.pop(unit.reader or "", None)
+        if unit.gates > 1:
+            ranks[fqn] = max(1, min(shapes[fqn][0] // unit.gates, shapes[fqn][1]) * 3 // 4)
+    config = replace(NETS[name], ranks=ranks, rank_scheme=scheme)
     net = build_model(config, input_dim=BINS * STACK, vocab_size=VOCAB).eval()
-    state = dict(whole.state_dict())
-    for fqn, rank in ranks.items():
+    for fqn in ranks:
         assert factors_of(fqn) == tuple(factor_names(fqn))
-        factors = truncated_svd(state.pop(fqn), rank)
-        for factor, value in zip(factor_names(fqn), factors, strict=True):
-            state[factor] = value.contiguous()
-    net.load_state_dict(state)
+    net.load_state_dict(hand_over(whole, net))
     return net, ranks
 
 
 @pytest.mark.parametrize("with_kernels", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("name", ["lstmp", "stateless", "las", "lasp", "laspaper"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        *((name, "stacked") for name in ("lstmp", "stateless", "las", "lasp", "laspaper")),
+        *((name, scheme) for name in ("two", "las", "lasp") for scheme in ("per_gate", "joint")),
+    ],
+)
 def test_a_factored_net_needs_no_torch(
-    name: str, precision: str, with_kernels: bool, tmp_path: Path, tokenizer: Tokenizer,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, scheme: str, precision: str, with_kernels: bool, tmp_path: Path,
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Texts and streams of one dense product after the other."""
     if not with_kernels:
         for module in (layers, encoder, sparse_kernels):
             monkeypatch.setattr(module, "kernels", lambda: (None, 0))
-    net, ranks = make_factored(name)
+    net, ranks = make_factored(name, scheme)
     sizes = {"input_dim": BINS * STACK, "vocab_size": VOCAB}
     path = tmp_path / "a"
     write_artifact(
         path,
         state=net.state_dict(),
-        model={**asdict(NETS[name]), **sizes, "ranks": ranks},
+        model={**asdict(NETS[name]), **sizes, "ranks": ranks, "rank_scheme": scheme},
         tokenizer=tokenizer.to_bytes(),
         tokens_txt=tokenizer.tokens_txt(),
         features=extractor().to_dict(),

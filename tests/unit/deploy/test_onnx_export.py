@@ -21,6 +21,11 @@ from omnisparse.deploy.onnx_export import Exported, Source, export_onnx, is_expo
 from omnisparse.deploy.onnx_graph import GraphBuilder
 from omnisparse.deploy.onnx_weights import WeightStore, _gaps, _pack
 from omnisparse.errors import OmnisparseError, UsageError
+from omnisparse.models.factored import rank_unit
+
+OTHERS = ("per_gate", "joint")
+SCHEMES = (("reduced", "int8"), ("lstmp", "fp32"), ("las", "fp32"), ("las-lstmp", "int8"))
+"""Nets and precisions in which products of other schemes are tried."""
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -54,13 +59,25 @@ def test_files_are_valid_and_equal_to_pytorch(kind: str, layout: Any, folder: Pa
     assert export_onnx(source, layout=layout).files == exported.files
 
 
-@pytest.mark.parametrize("kind", list(CONFIGS))
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_factors_stay_factors(kind: str, precision: Any, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "precision", "scheme"),
+    [
+        *((kind, precision, "stacked") for kind in CONFIGS for precision in ("fp32", "int8")),
+        *((kind, precision, scheme) for kind, precision in SCHEMES for scheme in OTHERS),
+    ],
+)
+def test_factors_stay_factors(kind: str, precision: Any, scheme: Any, folder: Path) -> None:
     """Of every matrix; the files have no product of two, and compute what PyTorch does."""
     whole = make_source(kind, folder).model
-    ranks = {fqn: max(1, min(p.shape) // 3) for fqn, p in whole.named_parameters() if p.dim() == 2}
-    source = make_source(kind, folder, sparsity=0.0, ranks=ranks)
+    shapes = {fqn: tuple(weight.shape) for fqn, weight in whole.named_parameters()}
+    ranks = {fqn: max(1, min(shape) // 3) for fqn, shape in shapes.items() if len(shape) == 2}
+    for fqn in list(ranks):
+        if fqn not in ranks:
+            continue  # it shares the factor of another
+        unit = rank_unit(fqn, shapes, scheme)
+        ranks.pop(unit.reader or "", None)
+        ranks[fqn] = max(1, min(shapes[fqn][0] // unit.gates, ranks[fqn]) // unit.gates)
+    source = make_source(kind, folder, sparsity=0.0, ranks=ranks, rank_scheme=scheme)
     with torch.no_grad():  # else rounding grows in saturated gates
         for name, parameter in source.model.named_parameters():
             if ".parametrizations." in name:

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnisparse.pipeline.rank_search import places_to_try
 from omnisparse.search.ranks import NUM_SHARES, RankSpace
-from omnisparse.search.sensitivity import Sensitivity, measure_sensitivity
+from omnisparse.search.sensitivity import Sensitivity, measure_sensitivity, places_to_try
 from omnisparse.sparsity.decomposition import RankBudget, break_even_rank
 
 SHAPES = {"a": (256, 128), "b": (192, 192), "c": (160, 320)}

@@ -33,6 +33,34 @@ def test_slices_are_fresh_truncated_decompositions(rank: int) -> None:
         torch.testing.assert_close(sliced.left @ sliced.right, fresh.left @ fresh.right)
 
 
+@pytest.mark.parametrize("rank", [1, 3, 12])
+def test_each_gate_is_a_fresh_truncated_decomposition(rank: int, tmp_path: Path) -> None:
+    tensors = weights()
+    for _ in range(2):  # the second time from the file
+        item = decompose(tensors, ["a"], gates={"a": 4}, folder=tmp_path, identity="x")["a"]
+        left, right = item.factors(rank)
+        assert left.shape == (48, rank)
+        assert right.shape == (4 * rank, 32)
+        for gate, (own, factor, other) in enumerate(
+            zip(tensors["a"].chunk(4), left.chunk(4), right.chunk(4), strict=True)
+        ):
+            fresh = truncated_svd(own, rank)
+            torch.testing.assert_close(factor @ other, fresh.left @ fresh.right, msg=str(gate))
+    expected = sum(torch.linalg.svdvals(g.double()).square() for g in tensors["a"].chunk(4))
+    torch.testing.assert_close(item.energies(), expected, rtol=1e-4, atol=0)
+
+
+def test_parameters_of_a_product_for_each_gate() -> None:
+    budget = RankBudget(SHAPES, 7, gates={"a": 4})
+    assert budget.cost("a", 3) == 3 * (48 + 4 * 32)
+    assert budget.cost("b", 3) == 3 * (12 + 40)
+    assert (budget.full("a"), budget.full("b")) == (12, 12)
+    rank = budget.break_even("a")
+    assert budget.cost("a", rank) < 48 * 32 <= budget.cost("a", rank + 1)
+    ranks = budget.uniform(budget.dense // 2)
+    assert budget.parameters(ranks) <= budget.dense // 2
+
+
 def test_at_full_rank_the_product_is_the_matrix() -> None:
     tensors = weights()
     for name, item in decompose(tensors, SHAPES).items():
@@ -95,13 +123,16 @@ def test_uniform_and_energy_ranks_stay_inside_the_budget(total: int) -> None:
 
 
 def test_specs_come_back_and_what_is_none_is_named() -> None:
-    assert ranks_from_json(ranks_to_json({"a": 3})) == {"a": 3}
+    assert ranks_from_json(ranks_to_json({"a": 3})) == ({"a": 3}, "stacked")
+    assert ranks_from_json(ranks_to_json({"a": 3}, "joint")) == ({"a": 3}, "joint")
+    assert "scheme" not in ranks_to_json({"a": 3})
     for text, message in [
         ("{", "not JSON"),
         ("[]", "`ranks` table"),
         ('{"ranks": {"a": 0}}', "rank of a is 0; a whole number of at least 1"),
         ('{"ranks": {"a": 2.5}}', "rank of a is 2.5"),
         ('{"ranks": {}, "other": 1}', "not only"),
+        ('{"ranks": {}, "scheme": 1}', "scheme of a rank spec is 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             ranks_from_json(text)
