@@ -13,7 +13,7 @@ WHEEL := OMNISPARSE_MANYLINUX=1 $(BIN)/python -m pip wheel --quiet --no-deps --w
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard omnisparse/*/*_kernels.c)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard omnisparse/*/*_kernels.c omnisparse/*/*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchaudio
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,deploy]"

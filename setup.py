@@ -49,9 +49,13 @@ setup(
         Extension(
             f"omnisparse.{room}._{kernels}",
             sources=[f"omnisparse/{room}/{kernels}.c"],
+            depends=headers,
             extra_compile_args=FLAGS,
             optional=not FOR_OTHERS,
         )
-        for room, kernels in (("deploy", "sparse_kernels"), ("models", "bf16_kernels"))
+        for room, kernels, headers in (
+            ("deploy", "sparse_kernels", []),
+            ("models", "bf16_kernels", ["omnisparse/models/lstm_bf16.h"]),
+        )
     ],
 )

@@ -1,8 +1,6 @@
-/* What a bfloat16 training step does between its products of matrices on a CPU: the gates of an LSTM
- * for one frame, and the nodes of a transducer's lattice; forward and backward, float32 inside.
+/* What a bfloat16 training step does between its products of matrices on a CPU: an LSTM
+ * (`lstm_bf16.h`) and the nodes of a transducer's lattice; forward and backward, float32 inside.
  *
- * LSTM: `sums` are rows x 4 cells values before the gates' sigmoid and tanh, in torch's order: input,
- * forget, candidate, output.
  * Lattice: an utterance has frames x nodes nodes; a node has `dim` activations and `vocab` logits.
  * Every function is compiled twice on x86-64, and the processor chooses.
  */
@@ -97,51 +95,7 @@ ALWAYS float logarithm(float x) {
 ALWAYS float sigmoid(float x) { return 1.0f / (1.0f + power(-x)); }
 ALWAYS float tangent(float x) { return 1.0f - 2.0f / (1.0f + power(2.0f * x)); }
 
-/* before, after: [rows, cells] float32; output: [rows, cells] bfloat16. */
-ALWAYS void lstm_forward(int64_t rows, int64_t cells, const uint16_t *restrict sums,
-                         const float *restrict before, float *restrict after,
-                         uint16_t *restrict output) {
-    for (int64_t row = 0; row < rows; row++) {
-        const uint16_t *of_row = sums + row * 4 * cells;
-        for (int64_t i = 0; i < cells; i++) {
-            float admit = sigmoid(wide(of_row[i]));
-            float forget = sigmoid(wide(of_row[cells + i]));
-            float candidate = tangent(wide(of_row[2 * cells + i]));
-            float emit = sigmoid(wide(of_row[3 * cells + i]));
-            float cell = forget * before[row * cells + i] + admit * candidate;
-            after[row * cells + i] = cell;
-            output[row * cells + i] = narrow(emit * tangent(cell));
-        }
-    }
-}
-
-/* cell_grad, [rows, cells] float32: of `after` on entry, of `before` on return. sums_grad, [rows,
- * 4 cells], and output, [rows, cells], both bfloat16, are written. */
-ALWAYS void lstm_backward(int64_t rows, int64_t cells, const uint16_t *restrict sums,
-                          const float *restrict before, const float *restrict after,
-                          const uint16_t *restrict output_grad, float *restrict cell_grad,
-                          uint16_t *restrict sums_grad, uint16_t *restrict output) {
-    for (int64_t row = 0; row < rows; row++) {
-        const uint16_t *of_row = sums + row * 4 * cells;
-        uint16_t *grads = sums_grad + row * 4 * cells;
-        for (int64_t i = 0; i < cells; i++) {
-            int64_t at = row * cells + i;
-            float admit = sigmoid(wide(of_row[i]));
-            float forget = sigmoid(wide(of_row[cells + i]));
-            float candidate = tangent(wide(of_row[2 * cells + i]));
-            float emit = sigmoid(wide(of_row[3 * cells + i]));
-            float level = tangent(after[at]);
-            float arrived = wide(output_grad[at]);
-            float reached = cell_grad[at] + arrived * emit * (1.0f - level * level);
-            grads[i] = narrow(reached * candidate * admit * (1.0f - admit));
-            grads[cells + i] = narrow(reached * before[at] * forget * (1.0f - forget));
-            grads[2 * cells + i] = narrow(reached * admit * (1.0f - candidate * candidate));
-            grads[3 * cells + i] = narrow(arrived * level * emit * (1.0f - emit));
-            cell_grad[at] = reached * forget;
-            output[at] = narrow(emit * level);
-        }
-    }
-}
+#include "lstm_bf16.h"
 
 /* tanh(a + b) = 1 - 2 / (1 + e^2a e^2b) of every frame and node: [rows, frames, nodes, dim].
  * left: e^2a, [rows, frames, dim], rows `left_row` apart; right: e^2b, [rows, nodes, dim]. */

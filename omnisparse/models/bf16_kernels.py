@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,10 @@ _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "lstm_forward": (*(_INTEGER,) * 2, *(_POINTER,) * 4),
     "lstm_backward": (*(_INTEGER,) * 2, *(_POINTER,) * 7),
+    "lstm_pack": (_INTEGER, *(_POINTER,) * 2),
+    "lstm_pack_back": (_INTEGER, *(_POINTER,) * 2),
+    "lstm_layer_forward": (*(_INTEGER,) * 6, *(_POINTER,) * 4),
+    "lstm_layer_backward": (*(_INTEGER,) * 6, *(_POINTER,) * 6),
     "join": (*(_INTEGER,) * 4, _POINTER, _INTEGER, _POINTER, _INTEGER, _POINTER),
     "join_backward": (
         *(_INTEGER,) * 4, *(_POINTER,) * 3, _INTEGER, _POINTER, _INTEGER,
@@ -38,12 +43,25 @@ def kernels() -> ctypes.CDLL | None:
 
 
 @cache
+def has_pairs() -> bool:
+    """Whether the library computes a whole LSTM layer on this processor.
+
+    Not where it has tiles (AMX), which oneDNN's products use: there it was not compared.
+    """
+    library = _load()
+    tiles: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return library is not None and bool(library.omni_has_pairs()) and not tiles()
+
+
+@cache
 def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(Path(__file__).with_name(LIBRARY)))
         for name, types in _SIGNATURES.items():
             function = getattr(library, f"omni_{name}")
             function.argtypes, function.restype = types, None
+        for question in (library.omni_has_pairs, library.omni_float_mode):
+            question.argtypes, question.restype = (), _INTEGER
     except (OSError, AttributeError):  # absent, of another processor, or of an older version
         return None
     return library

@@ -1,16 +1,21 @@
 """An LSTM layer in bfloat16 on a CPU: matrix products in bfloat16, gates and cells in float32.
 
 On a CPU, ``nn.LSTM`` in bfloat16 also keeps its cells in bfloat16. There, a cell that changes
-slowly stops changing (`findings/torch_cpu_bf16_lstm_cell.sh`). So the layer is written here:
-oneDNN's matrix products, with weights packed once per call, and between them a compiled kernel for
-the gates of a frame. The backward pass stores inputs, outputs and gate sums in bfloat16 and cells
-in float32, and makes the weights' gradients of all frames in one product.
+slowly stops changing (`findings/torch_cpu_bf16_lstm_cell.sh`). So the layer is written here. On a
+processor with AVX512_BF16 one call of a compiled kernel computes all frames, recurrent products
+included, each thread some of the utterances. It computes in the same way for any number of frames
+and utterances, while oneDNN generates code for each (`findings/torch_cpu_bf16_new_shapes.sh`).
 
-Small layers are computed in another way. For few utterances and cells oneDNN's float32 LSTM is
-quicker, with inputs and weights that were rounded to bfloat16; for short sequences it is oneDNN's
-bfloat16 LSTM, which keeps cells in float32 if the first cell is float32. The choice depends only on
-shapes, so a resumed run repeats it. Where the kernel was not built, oneDNN's LSTM does all the
-work; it has no LSTMP, which is computed in float32 then.
+Elsewhere, and for an LSTMP or an odd number of cells: oneDNN's matrix products, with weights packed
+once per call, and between them a compiled kernel for the gates of a frame. Small layers are
+computed in another way there. For few utterances and cells oneDNN's float32 LSTM is quicker, with
+inputs and weights that were rounded to bfloat16; for short sequences it is oneDNN's bfloat16 LSTM,
+which keeps cells in float32 if the first cell is float32. Where no kernel was built, oneDNN's LSTM
+does all the work; it has no LSTMP, which is computed in float32 then.
+
+The backward pass stores inputs, outputs and gate sums in bfloat16 and cells in float32, and makes
+the weights' gradients of all frames in one product. Which way is taken depends only on shapes and
+the machine, so a resumed run repeats it.
 
 Legend: T frames, B batch, I input width, H cells, P output width (H without a projection).
 """
@@ -18,7 +23,10 @@ Legend: T frames, B batch, I input width, H cells, P output width (H without a p
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,11 +34,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from omnisparse.models.bf16_kernels import kernels
+from omnisparse.models.bf16_kernels import MAX_THREADS, has_pairs, kernels
 from omnisparse.models.products_bf16 import with_rounded_rows
 
 _PLAIN = 4
 """Number of weights of an LSTM; an LSTMP has one more."""
+
+_TILE = 64
+"""Cells come in multiples of this where a kernel computes all frames."""
 
 _LSTM_MODE = 2
 """oneDNN's number for an LSTM."""
@@ -73,6 +84,101 @@ def _places(tensor: Tensor) -> range:
     """Addresses of the parts along the first dimension of a contiguous tensor."""
     step = tensor.stride(0) * tensor.element_size()
     return range(tensor.data_ptr(), tensor.data_ptr() + step * tensor.size(0), step)
+
+
+class _WholeLayer(torch.autograd.Function):
+    """See :func:`lstm_bf16`; all frames in one call of a compiled kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        library: ctypes.CDLL,
+        inputs: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        length, batch, _ = inputs.shape
+        cells = weight_hh.size(1)
+        rows = with_rounded_rows(inputs.reshape(length * batch, -1))
+        sums = F.linear(rows, weight_ih, bias)  # of these it becomes the sums of all gates
+        outputs = inputs.new_empty(length + 1, batch, cells)
+        levels = torch.empty(length + 1, batch, cells)
+        outputs[0], levels[0] = hidden, cell
+        weight_hh = weight_hh.contiguous()
+        packed = torch.empty_like(weight_hh)
+        library.omni_lstm_pack(cells, weight_hh.data_ptr(), packed.data_ptr())
+        places = [one.data_ptr() for one in (packed, sums, levels, outputs)]
+        mode = library.omni_float_mode()
+        _by_rows(
+            batch,
+            lambda first, last: library.omni_lstm_layer_forward(
+                length, batch, first, last, cells, mode, *places
+            ),
+        )
+        ctx.save_for_backward(rows, weight_ih, weight_hh, outputs, levels, sums)
+        ctx.library, ctx.shape = library, inputs.shape
+        end = levels[-1].clone()
+        ctx.mark_non_differentiable(end)
+        return outputs[1:], end
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight_ih, weight_hh, outputs, levels, sums = ctx.saved_tensors
+        length, batch, _ = ctx.shape
+        cells = weight_hh.size(1)
+        packed = torch.empty_like(weight_hh)
+        ctx.library.omni_lstm_pack_back(cells, weight_hh.data_ptr(), packed.data_ptr())
+        flat = rows.new_empty(len(rows), 4 * cells)
+        flat[length * batch :] = 0
+        grad, cell_grad = grad.contiguous(), torch.zeros(batch, cells)
+        places = [one.data_ptr() for one in (packed, sums, levels, grad, cell_grad, flat)]
+        mode = ctx.library.omni_float_mode()
+        _by_rows(
+            batch,
+            lambda first, last: ctx.library.omni_lstm_layer_backward(
+                length, batch, first, last, cells, mode, *places
+            ),
+        )
+        return (None, *_product_grads(ctx, rows, weight_ih, weight_hh, outputs, flat), cell_grad)
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="lstm")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_workers.cache_clear)
+
+
+def _by_rows(rows: int, compute: Callable[[int, int], object]) -> None:
+    """Compute rows in as many parts as torch has threads; no row depends on another."""
+    parts = min(torch.get_num_threads(), rows)
+    ends = [rows * part // parts for part in range(parts + 1)]
+    if parts == 1:
+        compute(0, rows)
+        return
+    list(_workers().map(compute, ends[:-1], ends[1:]))
+
+
+def _product_grads(
+    ctx: Any, rows: Tensor, weight_ih: Tensor, weight_hh: Tensor, outputs: Tensor, flat: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of inputs, weights, bias and first output, from ``flat``, those of the sums."""
+    length, batch, _ = ctx.shape
+    real = length * batch
+    columns = flat.t()
+    return (
+        (flat @ weight_ih)[:real].view(ctx.shape) if ctx.needs_input_grad[1] else None,
+        columns @ rows,
+        columns @ with_rounded_rows(outputs[:-1].reshape(real, -1)),
+        flat[:real].sum(0),
+        flat[:batch] @ weight_hh if ctx.needs_input_grad[-2] else None,
+    )
 
 
 class _Layer(torch.autograd.Function):
@@ -122,13 +228,12 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight_ih, weight_hh, weight_hr, outputs, levels, *sums = ctx.saved_tensors
         length, batch, _ = ctx.shape
-        real = length * batch
         cells = weight_hh.size(0) // 4
         recur = _Product(weight_hh.t().contiguous(), batch)
         project = None if weight_hr is None else _Product(weight_hr.t().contiguous(), batch)
         flat = rows.new_empty(len(rows), 4 * cells)
-        flat[real:] = 0
-        sums_grad = flat[:real].view(length, batch, -1)
+        flat[length * batch :] = 0
+        sums_grad = flat[: length * batch].view(length, batch, -1)
         # Without a projection the emissions are the outputs, which are there already.
         emitted = rows.new_empty(1 if project is None else length, batch, cells)
         emitted_at = _places(emitted)
@@ -148,21 +253,12 @@ class _Layer(torch.autograd.Function):
                 arrived.data_ptr(), cell_grad.data_ptr(), place_at[step],
                 emitted_at[0 if project is None else step],
             )  # fmt: skip
-        columns = flat.t()
         hr_grad = None
         if weight_hr is not None:
             arrivals = with_rounded_rows(torch.cat(output_grads[::-1]))
             hr_grad = arrivals.t() @ with_rounded_rows(emitted.flatten(0, 1))
-        return (
-            None,
-            (flat @ weight_ih)[:real].view(ctx.shape) if ctx.needs_input_grad[1] else None,
-            columns @ rows,
-            columns @ with_rounded_rows(outputs[:-1].reshape(real, -1)),
-            flat[:real].sum(0),
-            hr_grad,
-            sums_grad[0] @ weight_hh if ctx.needs_input_grad[6] else None,
-            cell_grad if ctx.needs_input_grad[7] else None,
-        )
+        *grads, first = _product_grads(ctx, rows, weight_ih, weight_hh, outputs, flat)
+        return (None, *grads, hr_grad, first, cell_grad if ctx.needs_input_grad[7] else None)
 
 
 def lstm_bf16(
@@ -180,7 +276,7 @@ def lstm_bf16(
         ``[T, B, P]`` bfloat16 outputs, and the state after the last frame: bfloat16 output and
         float32 cell. Only oneDNN's LSTM gives the cell a gradient.
     """
-    weight_hh = weights[1]
+    weight_ih, weight_hh, bias_ih, bias_hh = weights[:_PLAIN]
     cells = weight_hh.size(0) // 4
     batch = inputs.size(1)
     if state is None:
@@ -192,8 +288,11 @@ def lstm_bf16(
     plain, per_frame = len(weights) == _PLAIN, batch * weight_hh.numel()
     fused = plain and per_frame >= _SMALL and hasattr(torch.ops.aten, "mkldnn_rnn_layer")
     short = fused and per_frame < _MEDIUM and inputs.size(0) < _FEW_FRAMES
-    if library is not None and not short and not (plain and per_frame < _SMALL):
-        weight_ih, _, bias_ih, bias_hh = weights[:_PLAIN]
+    if library is not None and plain and cells % _TILE == 0 and has_pairs():
+        outputs, last = _WholeLayer.apply(  # type: ignore[no-untyped-call]
+            library, inputs, weight_ih, weight_hh, bias_ih + bias_hh, hidden, cell
+        )
+    elif library is not None and not short and not (plain and per_frame < _SMALL):
         weight_hr = weights[_PLAIN] if len(weights) > _PLAIN else None
         outputs, last = _Layer.apply(  # type: ignore[no-untyped-call]
             library, inputs, weight_ih, weight_hh, bias_ih + bias_hh, weight_hr, hidden, cell

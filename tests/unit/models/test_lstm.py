@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnisparse.models import lstm_bf16 as lstm_bf16_module
-from omnisparse.models.bf16_kernels import kernels
+from omnisparse.models.bf16_kernels import has_pairs, kernels
 from omnisparse.models.lstm import (
     lstm_step,
     make_lstm,
@@ -154,6 +154,47 @@ def test_extreme_gates_and_no_number_in_the_compiled_kernel() -> None:
     torch.testing.assert_close(after, cell, rtol=1e-6, atol=1e-6, equal_nan=True)
     expected = (gates[3].sigmoid() * cell.tanh()).bfloat16()
     torch.testing.assert_close(output, expected, rtol=0.01, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.skipif(not has_pairs(), reason="no AVX512_BF16, or no kernels")
+@pytest.mark.parametrize("batch", [1, 5, 7, 12])
+@pytest.mark.parametrize("length", [1, 9])
+def test_a_whole_layer_in_one_call_is_the_same_layer(
+    batch: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with oneDNN's products, and bit by bit the same on two threads."""
+    layer = make_lstm(4, 128)
+    given = [
+        torch.randn(length, batch, 4),
+        *(torch.randn(batch, 128).clamp(-0.9, 0.9) for _ in "hc"),
+    ]
+    weights = torch.randn(length, batch, 128)
+
+    def results() -> list[torch.Tensor]:
+        inputs, hidden, cell = tensors = [one.clone().requires_grad_() for one in given]
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs, (_, last) = run_lstm(layer, inputs, (hidden, cell))
+        total = (outputs.float() * weights).sum()
+        return [
+            outputs.detach(),
+            last,
+            *torch.autograd.grad(total, [*tensors, *layer.parameters()]),
+        ]
+
+    found = results()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        on_two = results()
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(lstm_bf16_module, "has_pairs", lambda: False)
+    monkeypatch.setattr(lstm_bf16_module, "_SMALL", 0)
+    monkeypatch.setattr(lstm_bf16_module, "_FEW_FRAMES", 0)
+    expected = results()
+    for one, two, other in zip(found, on_two, expected, strict=True):
+        assert torch.equal(one, two)
+        assert float((one.float() - other.float()).norm() / other.float().norm()) < 0.01
 
 
 def test_forget_gate_starts_open() -> None:
