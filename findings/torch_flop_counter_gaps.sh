@@ -6,7 +6,8 @@
 # depthwise convolution's input is counted as that of a full one: C times too many for C channels. So totals of
 # speech models may be far off, in both directions. nn.Linear, bmm and plain convolutions are right.
 #
-# torch 2.11.0 (CPU), 2026-11-30. Exits non-zero if the behaviour changes.
+# torch 2.11.0 (CPU), 2026-11-30. torch 2.15.0 counts that attention: two products forward, five backward (the scores
+# are made again). Exits non-zero if the behaviour changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.sharded_tensors import shared_like, whole
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def prepare_module(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     # For the casts of the pass alone: what distributes is the next line.
     module = accelerator.prepare_model(module, evaluation_mode=True)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    module.register_forward_hook(_without_views)  # before the hooks of the next line
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     return module
 
@@ -99,6 +101,21 @@ def load_whole(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             for name, tensor in tensors.items()
         }
     )
+
+
+def _without_views(module: nn.Module, inputs: Any, output: ModelOutput) -> ModelOutput:
+    """Copies of the outputs that are views, such as the encoder's without its padding.
+
+    FSDP gathers weights and reduces gradients by hooks on its outputs, and a view loses its hook
+    to whatever is then written into it: the gradients would be wrong in silence. Nothing of ours
+    writes into an output; of a copy, anything may.
+    """
+    views = {
+        name: tensor.clone()
+        for name, tensor in output._asdict().items()
+        if tensor is not None and tensor.requires_grad and tensor._is_view()
+    }
+    return output._replace(**views)
 
 
 def _shared(module: nn.Module) -> FSDPModule | None:

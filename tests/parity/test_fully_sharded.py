@@ -7,6 +7,7 @@ own ``fully_shard`` wherever the launcher asks for FSDP.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -20,11 +21,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from omnisparse.config import RunConfig
+from omnisparse.models.base import ModelOutput
 from omnisparse.pipeline.train import train
 from omnisparse.sparsity.sharded_tensors import as_sharded, whole
 from omnisparse.training.checkpoint import Checkpoint, load_newest
+from omnisparse.training.fully_sharded import prepare_module
+from omnisparse.training.launch import make_accelerator
 from omnisparse.training.stop_signals import InterruptedTrainingError
 from omnisparse.training.trainer import Trainer
 
@@ -36,14 +41,8 @@ Run = tuple[RunConfig, Path, bool, int]
 """A training: configuration, directory, whether it is sharded, step at which it stops (0: none)."""
 
 
-def _trainings(rank: int, port: int, runs: list[Run]) -> None:
+def _trainings(runs: tuple[Run, ...], rank: int) -> None:
     """One of two processes, which take several trainings after each other."""
-    # As torchrun does it; forked, because importing everything anew takes longer than the rest.
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    torch.set_num_threads(1)
     for config, out, sharded, stop in runs:
         for name, value in SHARDED.items():
             os.environ.pop(name, None)
@@ -77,9 +76,15 @@ def _trainings(rank: int, port: int, runs: list[Run]) -> None:
             save_file(gradients, out / f"gradients-{max(stop, 0)}.safetensors")
 
 
-def _process(rank: int, port: int, runs: list[Run], folder: Path) -> None:
+def _process(rank: int, port: int, work: Callable[[int], None], folder: Path) -> None:
+    # As torchrun does it; forked, because importing everything anew takes longer than the rest.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    torch.set_num_threads(1)
     try:
-        _trainings(rank, port, runs)
+        work(rank)
     except BaseException:
         (folder / f"failed-{rank}").write_text(traceback.format_exc())
         os._exit(1)
@@ -87,11 +92,16 @@ def _process(rank: int, port: int, runs: list[Run], folder: Path) -> None:
 
 
 def start(folder: Path, *runs: Run) -> None:
+    fork(folder, functools.partial(_trainings, runs))
+
+
+def fork(folder: Path, work: Callable[[int], None]) -> None:
+    """Do something in two processes at once; it gets the rank of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    every = [context.Process(target=_process, args=(n, port, list(runs), folder)) for n in (0, 1)]
+    every = [context.Process(target=_process, args=(n, port, work, folder)) for n in (0, 1)]
     for process in every:
         process.start()
     for process in every:
@@ -188,6 +198,36 @@ def test_processes_may_draw_subnets_of_their_own(
     for name in ("loss/dense", "loss/smallest", "loss/random_0"):
         assert logged[0][1][name] == logged[1][1][name]
     assert logged[0][2]["loss/random_0"] != logged[1][2]["loss/random_0"]
+
+
+class Sliced(nn.Module):
+    """A net whose output is a view, as that of an encoder without its padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, features: torch.Tensor) -> ModelOutput:
+        nothing = torch.zeros(())
+        encoded = self.layer(features)[:, :2]
+        return ModelOutput(nothing, nothing, nothing, nothing, encoder_outputs=encoded)
+
+
+def _write_into_an_output(rank: int) -> None:
+    os.environ |= SHARDED
+    net = prepare_module(make_accelerator(), Sliced())
+    encoded = net(torch.full((1, 3, 3), float(rank + 1))).encoder_outputs
+    encoded.mul_(2.0)
+    encoded.sum().backward()
+    for name, parameter in net.named_parameters():
+        assert as_sharded(parameter.grad) is not None, name
+        # Two frames, doubled; the features of the two processes have the mean 1.5.
+        expected = 4.0 * (1.5 if name == "layer.weight" else 1.0)
+        assert torch.equal(whole(parameter.grad), torch.full(parameter.shape, expected)), name
+
+
+def test_gradients_are_shared_whatever_is_written_into_an_output(tmp_path: Path) -> None:
+    fork(tmp_path, _write_into_an_output)
 
 
 def test_a_method_that_cannot_be_shared_is_refused(
