@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 import yaml
+from foreign_net import train_pieces
 from torch import Tensor, nn
-from torchaudio_net import TEXTS
 
 BINS, STACK, WIDTH, CELLS, LAYERS = 20, 4, 24, 32, 3
 """Of the encoder."""
@@ -143,22 +143,9 @@ class StandIn(nn.Module):
         return found
 
 
-def train_pieces(vocab_size: int = VOCABULARY) -> bytes:
+def their_pieces(vocab_size: int = VOCABULARY) -> bytes:
     """A sentencepiece model with ``<unk>`` only, as NeMo's script trains it."""
-    import sentencepiece
-
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 5),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        bos_id=-1,
-        eos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return written.getvalue()
+    return train_pieces(vocab_size, bos_id=-1, eos_id=-1)
 
 
 def trained(net: nn.Module) -> nn.Module:
@@ -192,7 +179,7 @@ def members(state: Any, config: dict[str, Any] | None = None) -> dict[str, bytes
     torch.save(state, weights)
     return {
         "./model_config.yaml": yaml.safe_dump(config or CONFIG).encode(),
-        "./0a1b_tokenizer.model": train_pieces(),
+        "./0a1b_tokenizer.model": their_pieces(),
         "./model_weights.ckpt": weights.getvalue(),
     }
 

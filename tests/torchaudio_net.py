@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from foreign_net import train_pieces
 from torch import nn
 
 SMALL: dict[str, Any] = {
@@ -51,31 +51,6 @@ SMALL_MODEL: dict[str, Any] = {
     "joiner_dim": 24,
 }
 """The same shape in our configuration."""
-
-TEXTS = (
-    "turn on the lamp in the hall",
-    "what is the weather like in june",
-    "set the alarm for seven",
-    "play some jazz",
-    "call my brother back",
-    "zip up the quick brown fox and vex him",
-)
-
-
-def train_pieces(vocab_size: int) -> bytes:
-    """A sentencepiece model with sentencepiece's own special ids, as in torchaudio's bundles."""
-    import sentencepiece
-
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 5),
-        model_writer=written,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return written.getvalue()
 
 
 def trained(net: nn.Module, start: int) -> nn.Module:

@@ -69,7 +69,7 @@ def make_model(folder: Path, normalize: str) -> nn.Module:
     import sentencepiece
     from omegaconf import OmegaConf
 
-    (folder / "tokenizer.model").write_bytes(nemo_net.train_pieces())
+    (folder / "tokenizer.model").write_bytes(nemo_net.their_pieces())
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     names = [pieces.IdToPiece(number) for number in range(1, pieces.GetPieceSize())]
     (folder / "vocab.txt").write_text("\n".join(names) + "\n")

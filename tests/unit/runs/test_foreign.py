@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from foreign_net import (
+    TEXTS,
+    Change,
+    Touch,
+    another_net,
+    assert_encodes_alike,
+    drawn,
+    encoded_in_chunks,
+    into_ours,
+    refuses,
+    train_pieces,
+    with_nan_in,
+    without,
+)
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import MelSpectrogram
-from torchaudio_net import SMALL_MODEL, TEXTS, make_small, train_pieces, trained, write
+from torchaudio_net import SMALL_MODEL, make_small, trained, write
 
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.foreign_pieces import reordered
 from omnisparse.deploy.streaming import StreamingFeatures
 from omnisparse.errors import OmnisparseError
-from omnisparse.models import TransducerConfig, TransducerModel, build_model
+from omnisparse.models import TransducerModel, build_model
 from omnisparse.models.lattice import join_lattice
 from omnisparse.runs.foreign import ForeignNet, load_foreign
 
+refused = partial(refuses, "torchaudio")
 MAX_SYMBOLS = 5
 
 
@@ -42,16 +57,7 @@ def net(theirs: nn.Module, folder: Path) -> ForeignNet:
 
 @pytest.fixture(scope="module")
 def ours(net: ForeignNet) -> TransducerModel:
-    return load_into(net, SMALL_MODEL)
-
-
-def load_into(net: ForeignNet, shape: dict) -> TransducerModel:
-    fields = {key: value for key, value in shape.items() if key != "kind"}
-    bins = net.extractor.input_dim
-    model = build_model(TransducerConfig(**fields), input_dim=bins, vocab_size=net.vocab_size)
-    model.load_state_dict(dict(net.state))
-    assert isinstance(model, TransducerModel)
-    return model.eval()
+    return into_ours(net, SMALL_MODEL)
 
 
 def their_ids(tokens: list[int], vocab_size: int) -> list[int]:
@@ -92,10 +98,6 @@ def their_greedy(theirs: nn.Module, encoded: Tensor, blank: int) -> list[int]:
     return found
 
 
-def drawn(frames: int, bins: int, seed: int = 0) -> Tensor:
-    return torch.randn(frames, bins, generator=torch.Generator().manual_seed(seed))
-
-
 def projected(model: TransducerModel, encoded: Tensor) -> Tensor:
     return model.joiner.encoder_projection(encoded)
 
@@ -114,35 +116,14 @@ def test_the_encoder_gives_their_outputs(theirs, ours, frames: int) -> None:
 @pytest.mark.parametrize("frames", [64, 48, 16])
 def test_streams_give_their_outputs(theirs, ours, frames: int) -> None:
     features = drawn(frames, 20, 1)
-    state, parts = ours.initial_state(1), []
-    for start in range(0, frames, 7):
-        final = start + 7 >= frames
-        part, state = ours.encode_chunk(features[None, start : start + 7], state, final=final)
-        parts.append(part)
-    found = projected(ours, torch.cat(parts, dim=1))
+    found = projected(ours, encoded_in_chunks(ours, features, 7))
     torch.testing.assert_close(found, their_streaming(theirs, features), rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [2, 3, 5, 17, 18, 31, 63, 66, 67])
 def test_a_stream_and_a_batch_give_what_an_utterance_alone_gives(ours, frames: int) -> None:
-    features = drawn(frames, 20, 2)
-    alone, lengths = ours.encode(features[None], torch.tensor([frames]))
-    batch = torch.randn(3, 71, 20)
-    batch[1, :frames] = features
-    together, together_lengths = ours.encode(batch, torch.tensor([71, frames, 40]))
-    length = int(lengths[0])
-    assert int(together_lengths[1]) == length
-    torch.testing.assert_close(together[1, :length], alone[0], rtol=1e-4, atol=1e-5)
-    for step in (1, 4, 9, 100):
-        state, parts = ours.initial_state(1), []
-        for start in range(0, frames, step):
-            final = start + step >= frames
-            part, state = ours.encode_chunk(
-                features[None, start : start + step], state, final=final
-            )
-            parts.append(part)
-        torch.testing.assert_close(torch.cat(parts, dim=1), alone, rtol=1e-4, atol=1e-5)
+    assert_encodes_alike(ours, frames)
 
 
 @torch.no_grad()
@@ -293,22 +274,6 @@ def test_pieces_without_a_start_are_refused() -> None:
 # What is refused, in one line each.
 
 
-class Touch:
-    """Unpickling it would make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def refused(folder: Path, match: str) -> None:
-    with pytest.raises(OmnisparseError, match=match) as told:
-        load_foreign(f"torchaudio:{folder}")
-    assert "\n" not in str(told.value)
-
-
 def test_a_file_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     made = tmp_path / "made-by-code"
     make_small(tmp_path / "net")
@@ -322,51 +287,31 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     assert made.exists()
 
 
-def without(name: str):
-    def change(state: dict, folder: Path) -> None:
-        for key in [key for key in state if key.startswith(name)]:
-            del state[key]
-
-    return change
-
-
-def other_vocabulary(state: dict, folder: Path) -> None:
-    (folder / "spm_bpe.model").write_bytes(train_pieces(44))
-
-
-def another_net(state: dict, folder: Path) -> None:
-    state.clear()
-    state.update(nn.LSTM(3, 4).state_dict())
-
-
-def not_finite(state: dict, folder: Path) -> None:
-    state["joiner.linear.bias"][3] = float("nan")
-
-
-def no_statistics(state: dict, folder: Path) -> None:
-    (folder / "global_stats.json").unlink()
-
-
-def two_tokenizers(state: dict, folder: Path) -> None:
-    (folder / "other.model").write_bytes(b"")
-
-
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         (without("joiner"), r"not the weights of torchaudio's emformer_rnnt: joiner.linear.\* is"),
-        (other_vocabulary, r"has 49 symbols \(predictor.embedding.weight\), but its word pieces"),
         (another_net, r"not the weights of torchaudio's emformer_rnnt: transcriber.input_lin"),
-        (not_finite, "joiner.linear.bias holds NaN or infinite values"),
-        (no_statistics, r"its statistics of the features \(\*stats\*.json\) are not beside it"),
-        (two_tokenizers, r"one file \*.model .* is expected, found: other.model, spm_bpe.model"),
+        (with_nan_in("joiner.linear.bias"), "joiner.linear.bias holds NaN or infinite values"),
     ],
 )
-def test_wrong_files_are_one_line(tmp_path: Path, change, line: str) -> None:
+def test_wrong_weights_are_one_line(tmp_path: Path, change: Change, line: str) -> None:
     state = make_small(tmp_path).state_dict()
-    change(state, tmp_path)
+    change(state)
     torch.save(state, tmp_path / "emformer_rnnt.pt")
     refused(tmp_path, line)
+
+
+def test_wrong_files_are_one_line(tmp_path: Path) -> None:
+    make_small(tmp_path)
+    statistics = (tmp_path / "global_stats.json").rename(tmp_path / "elsewhere.json")
+    refused(tmp_path, r"its statistics of the features \(\*stats\*.json\) are not beside it")
+    statistics.rename(tmp_path / "global_stats.json")
+    (tmp_path / "other.model").write_bytes(b"")
+    refused(tmp_path, r"one file \*.model .* is expected, found: other.model, spm_bpe.model")
+    (tmp_path / "other.model").unlink()
+    (tmp_path / "spm_bpe.model").write_bytes(train_pieces(44))
+    refused(tmp_path, r"has 49 symbols \(predictor.embedding.weight\), but its word pieces")
 
 
 def test_a_checkpoint_of_their_recipe_is_read(tmp_path: Path, net: ForeignNet) -> None:

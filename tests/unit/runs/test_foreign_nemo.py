@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import nemo_net
 import pytest
 import torch
 import yaml
+from foreign_net import (
+    TEXTS,
+    Touch,
+    another_net,
+    assert_encodes_alike,
+    drawn,
+    into_ours,
+    refuses,
+    with_nan_in,
+    without,
+)
 from nemo_net import MODEL, StandIn, changed, make_small, members, write
-from torch import Tensor, nn
-from torchaudio_net import TEXTS
 
 from omnisparse.data.foreign_pieces import reordered
 from omnisparse.errors import OmnisparseError
-from omnisparse.models import TransducerConfig, TransducerModel, build_model
+from omnisparse.models import TransducerModel
 from omnisparse.runs.foreign import ForeignNet, identity_of, load_foreign
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+
+refused = partial(refuses, "nemo")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +51,7 @@ def net(theirs: StandIn, archive: Path) -> ForeignNet:
 
 @pytest.fixture(scope="module")
 def ours(net: ForeignNet) -> TransducerModel:
-    fields = {key: value for key, value in MODEL.items() if key != "kind"}
-    model = build_model(
-        TransducerConfig(**fields), input_dim=net.extractor.input_dim, vocab_size=net.vocab_size
-    )
-    model.load_state_dict(dict(net.state))
-    assert isinstance(model, TransducerModel)
-    return model.eval()
+    return into_ours(net, MODEL)
 
 
 def their_ids(tokens: list[int]) -> list[int]:
@@ -55,14 +60,10 @@ def their_ids(tokens: list[int]) -> list[int]:
     return [first.get(token, token - 2) for token in tokens]
 
 
-def drawn(frames: int, seed: int = 0) -> Tensor:
-    return torch.randn(frames, nemo_net.BINS, generator=torch.Generator().manual_seed(seed))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [64, 57, 4, 83])
 def test_the_encoder_gives_their_outputs(theirs, ours, frames: int) -> None:
-    features = drawn(frames, frames)
+    features = drawn(frames, nemo_net.BINS, frames)
     found, lengths = ours.encode(features[None], torch.tensor([frames]))
     assert lengths.tolist() == [frames // 4] == [found.size(1)]
     torch.testing.assert_close(found[0], theirs.encode(features), rtol=0, atol=1e-5)
@@ -71,23 +72,9 @@ def test_the_encoder_gives_their_outputs(theirs, ours, frames: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [1, 3, 4, 7, 17, 66])
 def test_a_stream_and_a_batch_give_what_an_utterance_alone_gives(ours, frames: int) -> None:
-    features = drawn(frames, 2)
-    alone, lengths = ours.encode(features[None], torch.tensor([frames]))
+    _, lengths = ours.encode(drawn(frames, nemo_net.BINS)[None], torch.tensor([frames]))
     assert lengths.tolist() == [max(1, frames // 4)]
-    batch = torch.randn(3, 71, nemo_net.BINS)
-    batch[1, :frames] = features
-    together, together_lengths = ours.encode(batch, torch.tensor([71, frames, 40]))
-    length = int(lengths[0])
-    assert int(together_lengths[1]) == length
-    torch.testing.assert_close(together[1, :length], alone[0], rtol=1e-4, atol=1e-5)
-    for step in (1, 4, 9, 100):
-        state, parts = ours.initial_state(1), []
-        for start in range(0, frames, step):
-            final = start + step >= frames
-            chunk = features[None, start : start + step]
-            part, state = ours.encode_chunk(chunk, state, final=final)
-            parts.append(part)
-        torch.testing.assert_close(torch.cat(parts, dim=1), alone, rtol=1e-4, atol=1e-5)
+    assert_encodes_alike(ours, frames)
 
 
 @torch.no_grad()
@@ -112,7 +99,7 @@ def test_predictor_and_joiner_give_their_outputs(theirs, ours) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [64, 58, 200])
 def test_greedy_tokens_are_theirs(theirs, ours, frames: int) -> None:
-    features = drawn(frames, 4)
+    features = drawn(frames, nemo_net.BINS, 4)
     (found,) = ours.greedy(features[None], torch.tensor([frames]))
     expected = theirs.greedy(features)
     assert their_ids(found) == expected
@@ -123,14 +110,14 @@ def test_texts_are_cut_into_the_same_pieces(net: ForeignNet) -> None:
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor()
-    pieces.LoadFromSerializedProto(nemo_net.train_pieces())
+    pieces.LoadFromSerializedProto(nemo_net.their_pieces())
     for text in (*TEXTS, "the 7 unknown"):
         assert their_ids(net.tokenizer.encode(text)) == pieces.encode(text)
     for text in TEXTS:
         assert net.tokenizer.decode(net.tokenizer.encode(text)) == text
     assert net.tokenizer.vocab_size == net.vocab_size == nemo_net.VOCABULARY + 2
     with pytest.raises(OmnisparseError, match="have no <s> or no <unk>"):
-        reordered(nemo_net.train_pieces())
+        reordered(nemo_net.their_pieces())
 
 
 def test_features_are_those_of_its_configuration(net: ForeignNet, tmp_path: Path) -> None:
@@ -164,22 +151,6 @@ def test_packed_unpacked_and_without_names_that_are_not_needed(
 # What is refused, in one line each.
 
 
-class Touch:
-    """Unpickling it would make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def refused(place: Path, match: str) -> None:
-    with pytest.raises(OmnisparseError, match=match) as told:
-        load_foreign(f"nemo:{place}")
-    assert "\n" not in str(told.value)
-
-
 def test_an_archive_with_code_in_it_is_not_run(theirs: StandIn, tmp_path: Path) -> None:
     made = tmp_path / "made-by-code"
     state = {**theirs.state_dict(), "more": Touch(made)}
@@ -192,29 +163,12 @@ def test_an_archive_with_code_in_it_is_not_run(theirs: StandIn, tmp_path: Path) 
     assert not made.exists()
 
 
-def without(name: str):
-    def change(state: dict) -> None:
-        for key in [key for key in state if key.startswith(name)]:
-            del state[key]
-
-    return change
-
-
 def conformer(state: dict) -> None:
     state["encoder.layers.0.self_attn.linear_q.weight"] = torch.ones(3, 3)
 
 
 def backwards(state: dict) -> None:
     state["encoder.layers.0.weight_ih_l0_reverse"] = torch.ones(3, 3)
-
-
-def another_net(state: dict) -> None:
-    state.clear()
-    state.update(nn.LSTM(3, 4).state_dict())
-
-
-def not_finite(state: dict) -> None:
-    state["joint.enc.bias"][3] = float("nan")
 
 
 def fewer_symbols(state: dict) -> None:
@@ -240,7 +194,7 @@ def in_another_shape(name: str, *shape: int):
         (conformer, r"self_attn.linear_q.weight is unknown"),
         (backwards, r"weight_ih_l0_reverse is unknown"),
         (another_net, r"weight_ih_l0 is unknown"),
-        (not_finite, r"joint.enc.bias holds NaN or infinite"),
+        (with_nan_in("joint.enc.bias"), r"joint.enc.bias holds NaN or infinite"),
         (fewer_symbols, r"has 45 symbols \(joint.joint_net\), but its word pieces are 48 and"),
     ],
 )
@@ -306,7 +260,7 @@ def test_damaged_archives(theirs: StandIn, tmp_path: Path) -> None:
 
 def test_other_vocabulary(theirs: StandIn, tmp_path: Path) -> None:
     files = members(theirs.state_dict())
-    files["./0a1b_tokenizer.model"] = nemo_net.train_pieces(44)
+    files["./0a1b_tokenizer.model"] = nemo_net.their_pieces(44)
     refused(write(tmp_path / "a.nemo", files), r"has 49 symbols .*its word pieces are 44 and a bl")
 
 
