@@ -15,9 +15,10 @@ import numpy as np
 
 from omnisparse.artifact.packed import PackedModel
 from omnisparse.deploy.cost import Kind
-from omnisparse.deploy.sparse_kernels import PackedMatrix, pack
+from omnisparse.deploy.packing import pack
+from omnisparse.deploy.sparse_kernels import PackedMatrix
 
-KINDS: tuple[Kind, ...] = ("dense", "block", "csr", "panel")
+KINDS: tuple[Kind, ...] = ("dense", "block", "csr", "panel", "slice")
 
 
 @dataclass(frozen=True, kw_only=True)

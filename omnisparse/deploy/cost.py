@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-Kind = Literal["dense", "block", "csr", "panel"]
+Kind = Literal["dense", "block", "csr", "panel", "slice"]
 
-CACHE_BYTES = 2_000_000
-"""Larger matrices come from memory, or from a cache that others use too."""
+CACHE_BYTES = 4_000_000
+"""Matrices that are larger without zeros belong to nets that come from memory at every frame."""
 
 _NS_PER_BYTE = 1 / 25
 """Of reading from memory; from a cache a product waits for nothing."""
@@ -21,6 +21,12 @@ _NS_PER_BYTE = 1 / 25
 _NS_PER_DENSE_WEIGHT = 0.05
 _NS_PER_BLOCK = {8: 0.45, 16: 0.70}
 _NS_PER_PANEL = {16: 0.9, 32: 1.05, 64: 1.45}
+_NS_PER_SLICE = (0.005, 0.052)
+"""Per weight of the matrix, kept or not, and more per kept one."""
+
+_SLOTS = (0.08, 1.1)
+"""Values that slices hold, zeros that fill up too, counted likewise; as of random masks."""
+
 _NS_PER_VALUE = {0: 1.3, 1: 0.45, 2: 0.45, 3: 1.0}
 """Of a row's list, by the level of the processor."""
 
@@ -65,6 +71,9 @@ def product_ns(
         width = panel_width(kept / numel)
         panels = numel / width
         busy, size = _NS_PER_PANEL[width] * panels, kept * (item_bytes + 1.0) + panels
+    elif kind == "slice":
+        busy = _NS_PER_SLICE[0] * numel + _NS_PER_SLICE[1] * kept
+        size = (_SLOTS[0] * numel + _SLOTS[1] * kept) * (item_bytes + 1.0)
     else:
         busy, size = _NS_PER_VALUE[level] * kept, kept * (item_bytes + 2.0)
     if numel * item_bytes <= CACHE_BYTES:
@@ -80,5 +89,5 @@ def fastest(
     if shape[1] <= 1 << 16:
         kinds += ["block"] if height else ["csr"]
         if not height and level == 2:
-            kinds.append("panel")
+            kinds += ["panel", "slice"]
     return min(kinds, key=lambda kind: product_ns(kind, shape, kept, height, item_bytes, level))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from omnisparse.deploy.layers import FloatArray, LayerNorm, Lstm, WeightReader
+from omnisparse.deploy.layers import FloatArray, LayerNorm, Lstm, WeightReader, layer_struct
 from omnisparse.deploy.native import LayerStruct, kernels
 from omnisparse.deploy.sparse_kernels import LANES
 from omnisparse.errors import FormatError
@@ -62,14 +62,7 @@ class LstmEncoder:
         self._widest = max(self._widest, 2 * self.output_dim)
         self._structs = (LayerStruct * num_layers)(
             *(
-                LayerStruct(
-                    layer.input.pointer, layer.recurrent.pointer,
-                    None if layer.projection is None else layer.projection.pointer,
-                    layer.bias.ctypes.data,
-                    *(None, None) if norm is None
-                    else (norm.gain.ctypes.data, norm.bias.ctypes.data),
-                    index < self._halvings,
-                )
+                layer_struct(layer, norm, halves=index < self._halvings)
                 for index, (layer, norm) in enumerate(
                     zip(self._layers, self._norms, strict=True)
                 )

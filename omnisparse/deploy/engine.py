@@ -75,7 +75,8 @@ def needs_torch(model: Any) -> str | None:
         model: Its configuration.
     """
     encoder = model.get("encoder", "lstm") if model.get("kind") == "transducer" else "lstm"
-    return None if encoder == "lstm" else f"a transducer with a {encoder} encoder"
+    article = "an" if encoder == "emformer" else "a"
+    return None if encoder == "lstm" else f"a transducer with {article} {encoder} encoder"
 
 
 def require_torch(what: str) -> None:

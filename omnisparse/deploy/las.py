@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from omnisparse.deploy.alignment import ctc_alignment
 from omnisparse.deploy.encoder import LstmEncoder
+from omnisparse.deploy.greedy import log_softmax
 from omnisparse.deploy.layers import FloatArray, Linear, Lstm, State, WeightReader
 from omnisparse.deploy.tokens import BLANK, NO_FINITE_SCORE, SOS_EOS, FoundToken
-from omnisparse.deploy.transducer import log_softmax
 from omnisparse.errors import FormatError, OmnisparseError
 
 LENGTH_MARGIN = 8

@@ -16,14 +16,14 @@ from omnisparse.deploy.factored import (
     on_diagonal,
     projection_of,
 )
-from omnisparse.deploy.native import kernels
+from omnisparse.deploy.native import LayerStruct, kernels
+from omnisparse.deploy.packing import pack
 from omnisparse.deploy.sparse_kernels import (
     LANES,
     MAX_RANK,
     FactoredMatrix,
     PackedMatrix,
     Room,
-    pack,
 )
 from omnisparse.errors import FormatError, OmnisparseError
 
@@ -183,23 +183,23 @@ class Embedding:
     """
 
     def __init__(self, tensor: PackedTensor, factor: FloatArray | None = None) -> None:
-        self._factor = factor
-        self._tensor = PackedTensor(
+        self.factor = factor
+        self.tensor = PackedTensor(
             tensor.fqn, tensor.shape, "dense", tensor.dtype, np.array(tensor.values),
             scale=tensor.scale,
         )  # fmt: skip
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
         """``[..., E]`` rows of the given tokens, or ``[..., E']`` with a factor."""
-        table = self._tensor
+        table = self.tensor
         flat = tokens.reshape(-1)
         rows = PackedTensor(
             table.fqn, (len(flat), table.shape[1]), "dense", table.dtype, table.values[flat],
             scale=None if table.scale is None else table.scale[flat],
         )  # fmt: skip
         found = rows.floats()
-        if self._factor is not None:
-            found = found @ self._factor
+        if self.factor is not None:
+            found = found @ self.factor
         return found.reshape(*tokens.shape, -1)
 
 
@@ -325,6 +325,17 @@ class Lstm:
         if self.projection is not None:
             output = self.projection.products(output)
         return output, (output, cell)
+
+
+def layer_struct(layer: Lstm, norm: LayerNorm | None, *, halves: bool = False) -> LayerStruct:
+    """A layer and what follows it as C sees them; it keeps neither alive."""
+    return LayerStruct(
+        layer.input.pointer, layer.recurrent.pointer,
+        None if layer.projection is None else layer.projection.pointer,
+        layer.bias.ctypes.data,
+        *(None, None) if norm is None else (norm.gain.ctypes.data, norm.bias.ctypes.data),
+        halves,
+    )  # fmt: skip
 
 
 def _sigmoid(values: FloatArray) -> FloatArray:

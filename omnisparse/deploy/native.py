@@ -67,6 +67,21 @@ class FilterbankStruct(ctypes.Structure):
     )
 
 
+class TransducerStruct(ctypes.Structure):
+    """``transducer`` of ``sparse_kernels.c``."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "layers", "context", "context_bias", "table", "table_scale", "projection",
+                "output", "output_bias",
+            )
+        ),
+        *((name, ctypes.c_int64) for name in ("count", "type", "width", "relu", "most")),
+    )  # fmt: skip
+
+
 @cache
 def kernels() -> tuple[ctypes.CDLL | None, int]:
     """The library and the level to use; ``(None, NUMBA)`` or ``(None, 0)`` without a library.
@@ -122,9 +137,11 @@ def _load() -> ctypes.CDLL | None:
         "lstm": (*(pointer,) * 4, integer, *(pointer,) * 6),
         "encoder": (pointer, *(integer,) * 3, *(pointer,) * 6),
         "fbank": (integer, pointer, integer, *(pointer,) * 3),
+        "greedy": (pointer, integer, *(pointer,) * 5, *(integer,) * 2, *(pointer,) * 4),
         "norm": (integer, integer, *(pointer,) * 4),
         "columns": (integer, integer, *(pointer,) * 3),
         "panels": (*(integer,) * 4, *(pointer,) * 6),
+        "slices": (*(integer,) * 2, *(pointer,) * 8),
     }
     try:
         library = ctypes.CDLL(str(path))
@@ -132,7 +149,7 @@ def _load() -> ctypes.CDLL | None:
         for name, types in signatures.items():
             function = getattr(library, f"omni_{name}")
             function.argtypes, function.restype = types, None
-        library.omni_encoder.restype = integer
+        library.omni_encoder.restype = library.omni_greedy.restype = integer
     except (OSError, AttributeError):  # absent, of another processor, or of an older version
         return None
     return library

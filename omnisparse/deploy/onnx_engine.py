@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from omnisparse.deploy.greedy import Memory
 from omnisparse.deploy.tokens import FoundToken
-from omnisparse.deploy.transducer import MAX_SYMBOLS_PER_FRAME, Memory, TransducerStream
+from omnisparse.deploy.transducer import MAX_SYMBOLS_PER_FRAME, TransducerStream
 from omnisparse.errors import OmnisparseError
 
 if TYPE_CHECKING:

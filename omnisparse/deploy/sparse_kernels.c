@@ -1,12 +1,15 @@
 /* Products of a packed matrix with one vector or sixteen, LSTM layers made of them, and features.
  *
- * A matrix is packed in one of three ways (enum kind):
+ * A matrix is packed in one of four ways (enum kind):
  *   BLOCK  bands of `height` rows (8 or 16); a band is a list of columns, each with `height` values.
  *          Without columns (NULL) every column is there: a dense matrix.
  *   CSR    rows; a row is a list of columns, each with a value.
  *   PANEL  four rows at a time, cut into panels of `height` columns (16, 32 or 64): for each panel
  *          the four counts, and for each value its place in the panel, so that x is looked up in
  *          registers. Values lie panel by panel, in a panel row by row.
+ *   SLICE  sixteen rows at a time, a lane each, which visit pairs of neighbouring blocks of 16
+ *          columns: at a visit each row takes up to `counts` values, its next ones, so that there
+ *          are no lists to end within a visit; what is missing is zero. Sums of a row stay in its lane.
  * Values are float32, IEEE half, bfloat16 or int8 with a scale for each row.
  *
  * The second half of this file is compiled once for each instruction set and type of value (it
@@ -29,16 +32,18 @@
 #define LANES 16 /* vectors of a tile */
 #define MIDDLE 16384 /* floats between two factors; Python refuses higher ranks */
 
-enum kind { BLOCK = 0, CSR = 1, PANEL = 2 };
+enum kind { BLOCK = 0, CSR = 1, PANEL = 2, SLICE = 3 };
 enum type { F32 = 0, F16 = 1, BF16 = 2, I8 = 3 };
 enum level { PLAIN = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
 
 typedef struct matrix {
     int32_t rows, columns, kind, type, height, level;
-    const int32_t *offsets;  /* BLOCK: of bands, in blocks; CSR, PANEL: of (four) rows, in values */
-    const uint16_t *indices; /* BLOCK, CSR: columns */
-    const uint8_t *counts;   /* PANEL: values of [rows / 4, panels, 4] */
-    const uint8_t *places;   /* PANEL: column of each value within its panel */
+    const int32_t *offsets;  /* BLOCK: of bands, in blocks; CSR, PANEL: of (four) rows, in values;
+                                SLICE: of sixteen rows, in visits */
+    const uint16_t *indices; /* BLOCK, CSR: columns; SLICE: first block of each visit */
+    const uint8_t *counts;   /* PANEL: values of [rows / 4, panels, 4]; SLICE: of a row at a visit,
+                                for [rows / 16] */
+    const uint8_t *places;   /* PANEL: column of each value within its panel; SLICE: modulo 32 */
     const void *values;
     const float *scale; /* I8: of each row */
     const struct matrix *first; /* a product of two: what is multiplied before this one, or null */
@@ -310,18 +315,19 @@ typedef void (*product)(const matrix *, const float *, float *, int64_t);
 
 #define TYPES(function, set) \
     {function##_##set##_f32, function##_##set##_f16, function##_##set##_bf16, function##_##set##_i8}
-#define KINDS(set, panel, panels)                              \
-    {{TYPES(block, set), TYPES(csr, set), TYPES(panel, set)}, \
-     {TYPES(blocks, set), TYPES(csrs, set), TYPES(panels, set)}}
+#define KINDS(set, panel, panels, slice, slices)                                \
+    {{TYPES(block, set), TYPES(csr, set), TYPES(panel, set), TYPES(slice, set)}, \
+     {TYPES(blocks, set), TYPES(csrs, set), TYPES(panels, set), TYPES(slices, set)}}
 
-/* [level][one vector, a tile][kind][type]; panels need AVX-512 and are not packed without. */
-static const product products[4][2][3][4] = {
-    [PLAIN] = KINDS(plain, csr, csrs),
+/* [level][one vector, many][kind][type]; panels and slices need AVX-512 and are not packed without.
+ * Many are a tile, or of slices vectors as they are. */
+static const product products[4][2][4][4] = {
+    [PLAIN] = KINDS(plain, csr, csrs, csr, csrs),
 #if defined(__x86_64__)
-    [AVX2] = KINDS(avx2, csr, csrs),
-    [AVX512] = KINDS(avx512, panel, panels),
+    [AVX2] = KINDS(avx2, csr, csrs, csr, csrs),
+    [AVX512] = KINDS(avx512, panel, panels, slice, slices),
 #elif defined(__aarch64__)
-    [NEON] = KINDS(neon, csr, csrs),
+    [NEON] = KINDS(neon, csr, csrs, csr, csrs),
 #endif
 };
 
@@ -367,6 +373,10 @@ static void one(const matrix *w, const float *x, float *y) {
 static void tiles(const matrix *w, int64_t count, const float *x, float *y, float *work) {
     int64_t start, rows = w->rows, columns = w->columns, i, lane;
     float *inputs = work, *outputs = work + LANES * columns;
+    if (w->kind == SLICE) {
+        products[w->level][1][SLICE][w->type](w, x, y, count);
+        return;
+    }
     for (start = 0; start < count; start += LANES) {
         int64_t lanes = count - start < LANES ? count - start : LANES;
         if (lanes < 4) { /* the tile would be mostly empty */
@@ -587,6 +597,128 @@ void omni_fbank(int64_t level, const filterbank *f, int64_t count, const float *
     (void)level;
 }
 
+/* ---- greedy search of a transducer ---- */
+
+typedef struct {
+    const layer *layers; /* of the predictor; without any it sees the last two tokens only */
+    const matrix *context;
+    const float *context_bias;
+    const void *table; /* embedding [V, width], of `type` */
+    const float *table_scale;
+    const matrix *projection, *output; /* predictor to joiner [J, .], joiner to vocabulary [V, J] */
+    const float *output_bias;
+    int64_t count, type, width, relu, most; /* layers; most tokens of a frame */
+} transducer;
+
+static int64_t inputs_of(const matrix *w) { return w->first ? w->first->columns : w->columns; }
+
+static void embed(const transducer *t, int64_t token, float *x) {
+    float scale = t->table_scale ? t->table_scale[token] : 1.0f;
+    int64_t i, at = token * t->width;
+    for (i = 0; i < t->width; i++, at++)
+        x[i] = t->type == F32    ? one_f32((const float *)t->table + at)
+               : t->type == F16  ? one_f16((const uint16_t *)t->table + at)
+               : t->type == BF16 ? one_bf16((const uint16_t *)t->table + at)
+                                 : scale * one_i8((const int8_t *)t->table + at);
+}
+
+/* The predictor after one more token; state [hidden, cell] of each layer or the last two tokens. */
+static void predict(const transducer *t, int64_t token, float *state, int64_t *context,
+                    float *predicted, float *x, float *y, float *gates, float *work) {
+    int64_t at, i, out = inputs_of(t->projection);
+    if (t->count) embed(t, token, x);
+    for (at = 0; at < t->count; at++) {
+        const layer *w = t->layers + at;
+        int64_t cells = w->input->rows / 4;
+        omni_lstm(w->input, w->recurrent, w->projection, w->bias, 1, x, state, state + out, y, gates,
+                  work);
+        state += out + cells;
+        if (w->gain) omni_norm(1, out, y, w->gain, w->shift, y);
+        memcpy(x, y, sizeof(float) * (size_t)out);
+    }
+    if (!t->count) {
+        context[0] = context[1], context[1] = token;
+        embed(t, context[0], x), embed(t, context[1], x + t->width);
+        memcpy(y, t->context_bias, sizeof(float) * (size_t)out);
+        omni_product(t->context, x, y);
+        for (i = 0; i < out; i++) x[i] = y[i] > 0.0f || y[i] != y[i] ? y[i] : 0.0f;
+    }
+    memset(predicted, 0, sizeof(float) * (size_t)t->projection->rows);
+    omni_product(t->projection, x, predicted);
+}
+
+INLINE void join_any(int64_t count, const float *a, const float *b, int64_t relu, float *to) {
+    int64_t at, lane;
+    for (at = 0; at < count; at += 8) { /* `to` has room for whole eights */
+        int64_t left = count - at < 8 ? count - at : 8;
+        for (lane = 0; lane < left; lane++) to[at + lane] = a[at + lane] + b[at + lane];
+        for (; lane < 8; lane++) to[at + lane] = 0.0f;
+        if (!relu) put8(to + at, tanh8(get8(to + at)));
+        for (lane = 0; relu && lane < 8; lane++)
+            if (to[at + lane] < 0.0f) to[at + lane] = 0.0f;
+    }
+}
+
+/* Natural log of the probability of one of `count` logits, which are followed by room for eight. */
+INLINE float log_share(int64_t count, float *logits, int64_t token) {
+    float most = logits[token]; /* it is the largest one */
+    v8 sum = splat(0.0f);
+    int64_t at;
+    for (at = count; at < count + 8; at++) logits[at] = -__builtin_inff();
+    for (at = 0; at < count; at += 8) {
+        v8 x = get8(logits + at) - splat(most);
+        sum += choose(x > splat(-87.0f), exp8(x), splat(0.0f));
+    }
+    return -log8(splat(sum8(sum)))[0];
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static void join_avx2(int64_t count, const float *a,
+                                                           const float *b, int64_t relu, float *to) {
+    join_any(count, a, b, relu, to);
+}
+#endif
+
+/* The most probable token at every turn, over `frames` projected frames [frames, J].
+ *
+ * `at`: the frame to go on with, and the tokens it has given; updated. state and context as of
+ * `predict`; predicted [J] what the predictor says now; tokens, times and logs have `room`, and where
+ * it is full the search returns before the last frame. Token 0 is blank, 1 is never taken. work: J
+ * + V + 16 + 9 wide floats, where `wide` is the largest of cells, outputs and embedding.
+ * Returns how many tokens, or -1 where scores are no numbers.
+ */
+int64_t omni_greedy(const transducer *t, int64_t frames, const float *projected, int64_t *at,
+                    float *state, int64_t *context, float *predicted, int64_t room, int64_t wide,
+                    int64_t *tokens, int64_t *times, float *logs, float *work) {
+    int64_t joined = inputs_of(t->output), vocabulary = t->output->rows, found = 0, i;
+    float *join = work, *logits = join + joined + 8, *x = logits + vocabulary + 8, *y = x + 2 * wide;
+    while (at[0] < frames && found < room) {
+        const float *frame = projected + at[0] * joined;
+        int64_t best = 0;
+#if defined(__x86_64__)
+        if (t->output->level != PLAIN)
+            join_avx2(joined, frame, predicted, t->relu, join);
+        else
+#endif
+            join_any(joined, frame, predicted, t->relu, join);
+        memcpy(logits, t->output_bias, sizeof(float) * (size_t)vocabulary);
+        omni_product(t->output, join, logits);
+        if (vocabulary > 1) logits[1] = -__builtin_inff();
+        for (i = 0; i < vocabulary; i++) {
+            if (!(logits[i] < __builtin_inff())) return -1;
+            if (logits[i] > logits[best]) best = i;
+        }
+        if (best == 0) {
+            at[0]++, at[1] = 0;
+            continue;
+        }
+        tokens[found] = best, times[found] = at[0], logs[found++] = log_share(vocabulary, logits, best);
+        predict(t, best, state, context, predicted, x, y, y + 2 * wide, y + 6 * wide);
+        if (++at[1] >= t->most) at[0]++, at[1] = 0;
+    }
+    return found;
+}
+
 /* Columns of the set bits of [rows, ceil(columns / 8)]; offsets [rows + 1]. */
 void omni_columns(int64_t rows, int64_t columns, const uint8_t *bits, int32_t *offsets,
                   uint16_t *indices) {
@@ -628,6 +760,68 @@ void omni_panels(int64_t rows, int64_t columns, int64_t width, int64_t item, con
             }
     }
     offsets[(rows + 3) / 4] = (int32_t)found;
+}
+
+/* Sixteen rows as visits of `most` values a row; returns how many. Where `blocks` is not null, the
+ * visits are written there, their places and values of `item` bytes behind it. */
+static int64_t visit(int64_t lanes, const int32_t *rows, const uint16_t *columns, int64_t most,
+                     uint16_t *blocks, uint8_t *places, const char *values, int64_t item,
+                     char *packed) {
+    int32_t at[16];
+    int64_t visits, lane, k;
+    memcpy(at, rows, sizeof(int32_t) * (size_t)lanes);
+    for (visits = 0;; visits++) {
+        int32_t block = INT32_MAX;
+        for (lane = 0; lane < lanes; lane++)
+            if (at[lane] < rows[lane + 1] && columns[at[lane]] / 16 < block)
+                block = columns[at[lane]] / 16;
+        if (block == INT32_MAX) return visits;
+        if (blocks) {
+            blocks[visits] = (uint16_t)block;
+            memset(places + visits * most * 16, 0, (size_t)(most * 16));
+            memset(packed + visits * most * 16 * item, 0, (size_t)(most * 16 * item));
+        }
+        for (lane = 0; lane < lanes; lane++)
+            for (k = 0; k < most && at[lane] < rows[lane + 1]; k++) {
+                int32_t column = columns[at[lane]];
+                int64_t slot = (visits * most + k) * 16 + lane;
+                if (column / 16 > block + 1) break;
+                if (blocks) {
+                    places[slot] = (uint8_t)(column % 32);
+                    memcpy(packed + slot * item, values + at[lane] * item, (size_t)item);
+                }
+                at[lane]++;
+            }
+    }
+}
+
+/* Slices of rows with the given columns. Without `blocks` only the visits of each sixteen rows,
+ * [rows / 16 + 1], and their values a row, [rows / 16]; then there is room for the rest. */
+void omni_slices(int64_t rows, int64_t item, const int32_t *starts, const uint16_t *columns,
+                 const char *values, int32_t *offsets, uint8_t *counts, uint16_t *blocks,
+                 uint8_t *places, char *packed) {
+    int64_t row, most, slots = 0, visits = 0;
+    for (row = 0; row < rows; row += 16, counts++, offsets++) {
+        int64_t lanes = rows - row < 16 ? rows - row : 16, found, best = 0;
+        if (blocks) {
+            most = *counts;
+            found = visit(lanes, starts + row, columns, most, blocks + *offsets,
+                          places + slots * 16, values, item, packed + slots * 16 * item);
+            slots += found * most;
+            continue;
+        }
+        *offsets = (int32_t)visits;
+        for (most = 2; most <= 8; most += 2) { /* cycles: two a value, and four to begin */
+            found = visit(lanes, starts + row, columns, most, 0, 0, 0, 0, 0);
+            if (most == 2 || found * (2 * most + 4) < best) {
+                best = found * (2 * most + 4);
+                *counts = (uint8_t)most;
+                offsets[1] = (int32_t)(visits + found);
+            }
+        }
+        visits = offsets[1];
+    }
+    if (!rows) *offsets = 0;
 }
 
 #else /* OMNI_TYPE: compiled for each instruction set and type of value */
@@ -932,6 +1126,70 @@ TARGET static void NAME(panels)(const matrix *w, const float *x, float *y, int64
             memcpy(y + (row + r) * LANES, &total, 64);
         }
     }
+}
+
+/* Slices times `vectors` vectors of x [vectors, columns], y [vectors, rows]. A visit's columns lie in
+ * two registers of each vector, the even block and the odd one. */
+TARGET INLINE void NAME(slices_of)(const matrix *w, const float *x, float *y, const int vectors) {
+    int64_t rows = w->rows, columns = w->columns, row, visit = 0, k;
+    const uint8_t *places = w->places;
+    const VALUE *values = (const VALUE *)w->values;
+    int n;
+    for (row = 0; row < rows; row += 16) {
+        int64_t end = w->offsets[row / 16 + 1], most = w->counts[row / 16];
+        __m512 sum[8], odd_sum = _mm512_setzero_ps(), even[8], odd[8];
+        __mmask16 left = (__mmask16)_bzhi_u32(0xffff, rows - row < 16 ? (uint32_t)(rows - row) : 16);
+#pragma GCC unroll 8
+        for (n = 0; n < vectors; n++) sum[n] = _mm512_setzero_ps();
+        for (; visit < end; visit++) {
+            int64_t a = (w->indices[visit] + 1) / 2 * 32, b = w->indices[visit] / 2 * 32 + 16;
+            if (a + 16 <= columns && b + 16 <= columns)
+#pragma GCC unroll 8
+                for (n = 0; n < vectors; n++) {
+                    even[n] = _mm512_loadu_ps(x + n * columns + a);
+                    odd[n] = _mm512_loadu_ps(x + n * columns + b);
+                }
+            else
+#pragma GCC unroll 8
+                for (n = 0; n < vectors; n++) {
+                    even[n] = NAME(part)(x + n * columns + a, columns - a);
+                    odd[n] = NAME(part)(x + n * columns + b, columns - b);
+                }
+            for (k = 0; k < most; k += 2, values += 32, places += 32) {
+                __m512i p = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)places));
+                __m512i q = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(places + 16)));
+                __m512 v = NAME3(some, OMNI_TYPE, of)(0xffff, values);
+                __m512 u = NAME3(some, OMNI_TYPE, of)(0xffff, values + 16);
+#pragma GCC unroll 8
+                for (n = 0; n < vectors; n++) {
+                    __m512 *other = vectors == 1 ? &odd_sum : sum + n;
+                    sum[n] = _mm512_fmadd_ps(v, _mm512_permutex2var_ps(even[n], p, odd[n]), sum[n]);
+                    *other = _mm512_fmadd_ps(u, _mm512_permutex2var_ps(even[n], q, odd[n]), *other);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (n = 0; n < vectors; n++) {
+            float *to = y + n * rows + row;
+            __m512 total = vectors == 1 ? _mm512_add_ps(sum[n], odd_sum) : sum[n];
+            if (w->scale) total = _mm512_mul_ps(total, _mm512_maskz_loadu_ps(left, w->scale + row));
+            total = _mm512_add_ps(total, _mm512_maskz_loadu_ps(left, to));
+            _mm512_mask_storeu_ps(to, left, total);
+        }
+    }
+}
+
+TARGET static void NAME(slice)(const matrix *w, const float *x, float *y, int64_t count) {
+    (void)count;
+    NAME(slices_of)(w, x, y, 1);
+}
+
+TARGET static void NAME(slices)(const matrix *w, const float *x, float *y, int64_t count) {
+    int64_t rows = w->rows, columns = w->columns, n = 0;
+    for (; n + 8 <= count; n += 8) NAME(slices_of)(w, x + n * columns, y + n * rows, 8);
+    if (count - n >= 4) NAME(slices_of)(w, x + n * columns, y + n * rows, 4), n += 4;
+    if (count - n >= 2) NAME(slices_of)(w, x + n * columns, y + n * rows, 2), n += 2;
+    if (count - n) NAME(slices_of)(w, x + n * columns, y + n * rows, 1);
 }
 #endif
 

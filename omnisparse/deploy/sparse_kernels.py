@@ -9,18 +9,16 @@ import contextlib
 import ctypes
 import math
 import mmap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from omnisparse.artifact.bitmask import count_bits, pack_mask
-from omnisparse.artifact.packed import PackedTensor
 from omnisparse.artifact.precision import restore_values
 from omnisparse.artifact.tensorfile import Array
-from omnisparse.deploy.cost import Kind, fastest, panel_width
-from omnisparse.deploy.native import LEVELS, NUMBA, MatrixStruct, kernels
+from omnisparse.deploy.cost import Kind
+from omnisparse.deploy.native import NUMBA, MatrixStruct, kernels
 from omnisparse.deploy.numba_kernels import numba_products
 from omnisparse.sparsity.arrays import dtype_name
 
@@ -32,18 +30,14 @@ LANES = 16
 MAX_RANK = 1 << 14
 """Columns of a left factor for which C has room."""
 
-MAX_COLUMNS = 1 << 16
-"""Columns that 16 bits can tell apart; wider matrices are kept dense."""
-
 _PADDING = 64
 """Bytes that a kernel may read beyond the end."""
 
-_KINDS: dict[Kind, int] = {"dense": 0, "block": 0, "csr": 1, "panel": 2}
-_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
+_KINDS: dict[Kind, int] = {"dense": 0, "block": 0, "csr": 1, "panel": 2, "slice": 3}
+TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
+"""Types of values, by their number in C."""
+
 _TAGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
-
-DENSE_HEIGHT = 16
-
 
 _PAGE = 2 << 20
 _BLOCK = 32 << 20
@@ -85,17 +79,21 @@ def _pages(size: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
-    """A matrix [R, C] as the kernels read it; from :func:`pack`.
+    """A matrix [R, C] as the kernels read it; from :func:`omnisparse.deploy.packing.pack`.
 
     Attributes:
         kind: ``dense`` and ``block``: bands of ``height`` rows, of each column ``height`` values;
             ``csr``: a column for each value; ``panel``: a place within ``height`` columns, of
-            four rows at a time.
-        values: Kept weights in their stored type.
-        offsets: Where each band (in blocks), row or four rows (in values) start, and the end.
-        indices: Columns of blocks or values; None where all columns are there, and for panels.
-        counts: [R / 4, panels, 4] values of each row in each panel.
-        places: Column of each value within its panel.
+            four rows at a time; ``slice``: sixteen rows at a time, which visit pairs of blocks of
+            16 columns.
+        values: Kept weights in their stored type; of slices also the zeros that fill visits.
+        offsets: Where each band (in blocks), row or four rows (in values) or sixteen rows (in
+            visits) start, and the end.
+        indices: Columns of blocks or values, or the first block of each visit; None where all
+            columns are there, and for panels.
+        counts: Of panels [R / 4, panels, 4] values of each row in each panel; of slices [R / 16]
+            values of a row at a visit.
+        places: Column of each value within its panel, or modulo 32.
         scale: [R] factors of int8 values.
     """
 
@@ -130,7 +128,7 @@ class PackedMatrix:
             return None if array is None else array.ctypes.data
 
         return MatrixStruct(
-            self.rows, self.columns, _KINDS[self.kind], _TYPES[dtype_name(self.values)],
+            self.rows, self.columns, _KINDS[self.kind], TYPES[dtype_name(self.values)],
             self.height, level, address(self.offsets), address(self.indices),
             address(self.counts), address(self.places), address(self.values), address(self.scale),
             None,
@@ -257,135 +255,3 @@ def _segment_sums(values: FloatArray, offsets: npt.NDArray[np.int32]) -> FloatAr
     if len(filled):
         sums[filled] = np.add.reduceat(values, offsets[filled], axis=0)
     return sums
-
-
-def pack(tensor: PackedTensor, kind: Kind | None = None, room: Room | None = None) -> PackedMatrix:
-    """A stored matrix as the kernels read it.
-
-    Args:
-        tensor: A matrix of an artifact.
-        kind: How to pack it, for tests and measurements; None for what is fastest here.
-        room: Where its arrays lie; None for a room of its own.
-
-    Raises:
-        ValueError: If the matrix cannot be packed so.
-    """
-    library, level = kernels()
-    room = room or Room()
-    if tensor.packing == "block" and tensor.block in ((8, 1), (16, 1)):
-        height, kept = tensor.block[0], int(count_bits(_bits(tensor)).sum())
-    else:
-        tensor = _masked(tensor)
-        height, kept = 0, tensor.values.size
-    on = None if library is None and level != NUMBA else level
-    chosen = kind or fastest(tensor.shape, kept, height, tensor.values.itemsize, on)
-    if chosen == "dense":
-        return _pack_dense(tensor, room)
-    if tensor.shape[1] > MAX_COLUMNS or (chosen == "block") != bool(height):
-        raise ValueError(f"{tensor.fqn}: a {tensor.packing} matrix cannot be packed as {chosen}")
-    if chosen == "block":
-        return _pack_blocks(tensor, room)
-    return (_pack_panels if chosen == "panel" else _pack_rows)(tensor, room)
-
-
-def _bits(tensor: PackedTensor) -> npt.NDArray[np.uint8]:
-    assert tensor.bits is not None
-    return tensor.bits
-
-
-def _masked(tensor: PackedTensor) -> PackedTensor:
-    """The matrix with a bit for each weight."""
-    if tensor.packing == "bitmask":
-        return tensor
-    bits, values = [], []
-    for rows in tensor.row_chunks():
-        # Of bfloat16, minus zero is no zero bits: its sign does not count.
-        mask = (rows & 0x7FFF if rows.dtype == np.uint16 else rows) != 0
-        bits.append(pack_mask(mask))
-        values.append(rows[mask])
-    return replace(
-        tensor,
-        packing="bitmask",
-        block=(1, 1),
-        bits=np.concatenate(bits),
-        values=np.concatenate(values),
-    )
-
-
-def _pack_dense(tensor: PackedTensor, room: Room) -> PackedMatrix:
-    rows, columns = tensor.shape
-    bands = -(-rows // DENSE_HEIGHT)
-    values = room.empty((bands, columns, DENSE_HEIGHT), tensor.values.dtype)
-    at = 0
-    for chunk in tensor.row_chunks(DENSE_HEIGHT):
-        count = -(-len(chunk) // DENSE_HEIGHT)
-        if len(chunk) % DENSE_HEIGHT:
-            chunk = np.pad(chunk, ((0, -len(chunk) % DENSE_HEIGHT), (0, 0)))
-        bandwise = chunk.reshape(count, DENSE_HEIGHT, columns).swapaxes(1, 2)
-        values[at : at + count] = bandwise
-        at += count
-    offsets = np.arange(bands + 1, dtype=np.int32) * columns
-    return PackedMatrix(rows, columns, "dense", DENSE_HEIGHT, values, offsets, scale=tensor.scale)
-
-
-def _pack_blocks(tensor: PackedTensor, room: Room) -> PackedMatrix:
-    (rows, columns), height = tensor.shape, tensor.block[0]
-    bits, stored = _bits(tensor), tensor.values
-    offsets, indices = _columns(bits, columns, room)
-    values = room.empty((int(offsets[-1]), height), stored.dtype)
-    cut = rows % height
-    whole = int(offsets[-2] if cut else offsets[-1])
-    values[:whole].reshape(-1)[:] = stored[: whole * height]
-    if cut:
-        values[whole:] = 0
-        values[whole:, :cut] = stored[whole * height :].reshape(-1, cut)
-    return PackedMatrix(
-        rows, columns, "block", height, values, offsets, indices, scale=tensor.scale
-    )
-
-
-def _pack_rows(tensor: PackedTensor, room: Room) -> PackedMatrix:
-    rows, columns = tensor.shape
-    offsets, indices = _columns(_bits(tensor), columns, room)
-    values = room.empty(tensor.values.shape, tensor.values.dtype)
-    values[:] = tensor.values
-    return PackedMatrix(rows, columns, "csr", 0, values, offsets, indices, scale=tensor.scale)
-
-
-def _columns(
-    bits: npt.NDArray[np.uint8], columns: int, room: Room
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint16]]:
-    """Where each row starts among the set bits, and their columns."""
-    library, _ = kernels()
-    if library is None:
-        kept = np.unpackbits(bits, axis=1, count=columns, bitorder="little").view(np.bool_)
-        sums = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
-        return sums.astype(np.int32), kept.nonzero()[1].astype(np.uint16)
-    bits = np.ascontiguousarray(bits)
-    offsets = np.empty(len(bits) + 1, np.int32)
-    indices = room.empty((int(count_bits(bits).sum()),), np.uint16)
-    library.omni_columns(
-        len(bits), columns, bits.ctypes.data, offsets.ctypes.data, indices.ctypes.data
-    )
-    return offsets, indices
-
-
-def _pack_panels(tensor: PackedTensor, room: Room) -> PackedMatrix:
-    library, level = kernels()
-    if library is None or LEVELS[level] != "avx512":
-        raise ValueError(f"{tensor.fqn}: panels need AVX-512")
-    (rows, columns), stored = tensor.shape, np.ascontiguousarray(tensor.values)
-    width = panel_width(stored.size / math.prod(tensor.shape))
-    groups, bits = -(-rows // 4), np.ascontiguousarray(_bits(tensor))
-    offsets = np.empty(groups + 1, np.int32)
-    counts = np.empty((groups, -(-columns // width), 4), np.uint8)
-    places = room.empty(stored.shape, np.uint8)
-    values = room.empty(stored.shape, stored.dtype)
-    arrays = (bits, stored, offsets, counts, places, values)
-    library.omni_panels(
-        rows, columns, width, stored.itemsize, *(array.ctypes.data for array in arrays)
-    )
-    return PackedMatrix(
-        rows, columns, "panel", width, values, offsets,
-        counts=counts, places=places, scale=tensor.scale,
-    )  # fmt: skip

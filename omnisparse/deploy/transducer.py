@@ -8,12 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omnisparse.deploy.encoder import LstmEncoder
+from omnisparse.deploy.greedy import (
+    CompiledGreedy,
+    CompiledTransducer,
+    Greedy,
+    Memory,
+    TransducerNet,
+    log_softmax,
+)
 from omnisparse.deploy.layers import FloatArray, LayerNorm, Linear, Lstm, WeightReader
 from omnisparse.deploy.stacked_encoder import StackedLstmEncoder
 from omnisparse.deploy.tokens import BLANK, NO_FINITE_SCORE, SOS_EOS, FoundToken
@@ -21,54 +30,6 @@ from omnisparse.errors import OmnisparseError
 
 MAX_SYMBOLS_PER_FRAME = 5
 """Tokens that one encoder frame may emit, where the net does not say."""
-
-LOOK_AHEAD = 8
-"""Frames scored together; most of them say blank."""
-
-Memory = tuple[npt.NDArray[Any], ...]
-"""State of a predictor, a row for each hypothesis."""
-
-
-class TransducerNet(Protocol):
-    """What a search asks of a transducer, whatever computes it."""
-
-    @property
-    def encoder(self) -> TransducerEncoder:
-        """The streaming encoder."""
-        ...
-
-    @property
-    def max_symbols(self) -> int:
-        """Tokens that one frame may emit."""
-        ...
-
-    def project(self, encoded: FloatArray) -> FloatArray:
-        """``[T, J]`` of ``[T, D]`` encoder frames."""
-        ...
-
-    def start(self) -> tuple[FloatArray, Memory]:
-        """What the predictor says before the first token."""
-        ...
-
-    def predict(self, tokens: npt.NDArray[np.int64], memory: Memory) -> tuple[FloatArray, Memory]:
-        """``[K, J]`` after ``[K]`` tokens, and the next state."""
-        ...
-
-    def score(self, total: FloatArray) -> FloatArray:
-        """``[K, V]`` logits of sums ``[K, J]``."""
-        ...
-
-
-class TransducerEncoder(Protocol):
-    """What turns features into encoder frames."""
-
-    def initial_memory(self) -> Any:
-        """The memory before the first chunk."""
-        ...
-
-    def advance(self, features: FloatArray, memory: Any, *, final: bool) -> tuple[FloatArray, Any]:
-        """Encode the next chunk."""
-        ...
 
 
 class LstmPredictor:
@@ -79,23 +40,24 @@ class LstmPredictor:
         projection = model.get("predictor_projection")
         self.output_dim = int(projection or dim)
         has_norms = model["layer_norm"] and model.get("family") != "nemo"
-        self._embedding = reader.table("predictor.embedding.weight", model["vocab_size"], embedding)
-        self._layers: list[Lstm] = []
-        self._norms: list[LayerNorm | None] = []
+        self.embedding = reader.table("predictor.embedding.weight", model["vocab_size"], embedding)
+        self.layers: list[Lstm] = []
+        self.norms: list[LayerNorm | None] = []
+        self.context: Linear | None = None
         for index in range(int(model["predictor_layers"])):
             width = self.output_dim if index else embedding
-            self._layers.append(Lstm(reader, f"predictor.layers.{index}", width, dim, projection))
+            self.layers.append(Lstm(reader, f"predictor.layers.{index}", width, dim, projection))
             norm = f"predictor.norms.{index}"
-            self._norms.append(LayerNorm(reader, norm, self.output_dim) if has_norms else None)
+            self.norms.append(LayerNorm(reader, norm, self.output_dim) if has_norms else None)
 
     def initial_memory(self) -> Memory:
         """The state of one hypothesis before the start symbol."""
-        return tuple(part for layer in self._layers for part in layer.zero_state(1))
+        return tuple(part for layer in self.layers for part in layer.zero_state(1))
 
     def step(self, tokens: npt.NDArray[np.int64], memory: Memory) -> tuple[FloatArray, Memory]:
         """``[K, D]`` outputs after ``[K]`` tokens, and the next state."""
-        outputs, after = self._embedding(tokens), list[FloatArray]()
-        for index, (layer, norm) in enumerate(zip(self._layers, self._norms, strict=True)):
+        outputs, after = self.embedding(tokens), list[FloatArray]()
+        for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             outputs, state = layer.step(outputs, (memory[2 * index], memory[2 * index + 1]))
             outputs = outputs if norm is None else norm(outputs)
             after += state
@@ -108,8 +70,11 @@ class StatelessPredictor:
     def __init__(self, reader: WeightReader, model: Mapping[str, Any]) -> None:
         embedding, dim = int(model["embedding_dim"]), int(model["predictor_dim"])
         self.output_dim = dim
-        self._embedding = reader.table("predictor.embedding.weight", model["vocab_size"], embedding)
+        self.layers: list[Lstm] = []
+        self.norms: list[LayerNorm | None] = []
+        self.embedding = reader.table("predictor.embedding.weight", model["vocab_size"], embedding)
         self._context = Linear(reader, "predictor.context", 2 * embedding, dim, bias=True)
+        self.context: Linear | None = self._context
 
     def initial_memory(self) -> Memory:
         """The state of one hypothesis before the start symbol."""
@@ -118,7 +83,7 @@ class StatelessPredictor:
     def step(self, tokens: npt.NDArray[np.int64], memory: Memory) -> tuple[FloatArray, Memory]:
         """``[K, D]`` outputs after ``[K]`` tokens, and the next state."""
         context = np.concatenate([memory[0][:, 1:], tokens[:, None]], axis=1)
-        embedded = self._embedding(context).reshape(len(tokens), -1)
+        embedded = self.embedding(context).reshape(len(tokens), -1)
         return np.maximum(self._context(embedded), 0), (context,)
 
 
@@ -154,6 +119,10 @@ class Transducer:
         self._is_relu = is_nemos
         self._output = Linear(reader, "joiner.output", dim, int(model["vocab_size"]), bias=True)
         reader.skip("ctc_output.")
+        self._compiled = CompiledTransducer.of(
+            self._predictor, self._from_predictor, self._output,
+            is_relu=is_nemos, max_symbols=self.max_symbols,
+        )  # fmt: skip
 
     def recognise(self, features: FloatArray, *, beam: int) -> list[FoundToken]:
         """The tokens of a whole recording of ``[T, F]`` features."""
@@ -163,7 +132,15 @@ class Transducer:
 
     def stream(self, *, beam: int) -> TransducerStream:
         """Starts a recording that arrives piece by piece."""
-        return TransducerStream(self, beam=beam)
+        if beam > 1 or self._compiled is None:
+            return TransducerStream(self, beam=beam)
+        return TransducerStream(
+            self, beam=beam, search=CompiledGreedy(self._compiled, *self._start)
+        )
+
+    @cached_property
+    def _start(self) -> tuple[FloatArray, Memory]:
+        return self.predict(np.array([BLANK]), self._predictor.initial_memory())
 
     def project(self, encoded: FloatArray) -> FloatArray:
         """``[T, J]`` of ``[T, D]`` encoder frames."""
@@ -171,7 +148,7 @@ class Transducer:
 
     def start(self) -> tuple[FloatArray, Memory]:
         """What the predictor says before the first token."""
-        return self.predict(np.array([BLANK]), self._predictor.initial_memory())
+        return self._start
 
     def predict(self, tokens: npt.NDArray[np.int64], memory: Memory) -> tuple[FloatArray, Memory]:
         """``[K, J]`` after ``[K]`` tokens, and the next state."""
@@ -189,12 +166,15 @@ class TransducerStream:
     Args:
         net: The transducer.
         beam: Hypotheses kept; 1 is greedy.
+        search: The search itself; None for one that asks the net step by step.
     """
 
-    def __init__(self, net: TransducerNet, *, beam: int) -> None:
+    def __init__(
+        self, net: TransducerNet, *, beam: int, search: CompiledGreedy | None = None
+    ) -> None:
         self._net = net
         self._memory = net.encoder.initial_memory()
-        self._search = _Greedy(net) if beam == 1 else _Beam(net, beam)
+        self._search = search or (Greedy(net) if beam == 1 else _Beam(net, beam))
         self.num_frames = 0
 
     @property
@@ -212,38 +192,6 @@ class TransducerStream:
         if len(encoded):
             self._search.advance(self._net.project(encoded), self.num_frames)
             self.num_frames += len(encoded)
-
-
-class _Greedy:
-    """The most probable token at every turn."""
-
-    def __init__(self, net: TransducerNet) -> None:
-        self._net = net
-        self._predicted, self._memory = net.start()
-        self.found: list[FoundToken] = []
-
-    def advance(self, frames: FloatArray, first: int) -> None:
-        """Searches ``[T, J]`` projected frames, of which the first has the given number."""
-        time = symbols = 0
-        while time < len(frames):
-            logits = self._net.score(frames[time : time + LOOK_AHEAD] + self._predicted)
-            logits[:, SOS_EOS] = -np.inf
-            tokens = logits.argmax(axis=1)
-            emits = np.flatnonzero(tokens != BLANK)
-            until = int(emits[0]) if len(emits) else len(tokens) - 1
-            if np.isnan(logits[: until + 1]).any():
-                raise OmnisparseError(NO_FINITE_SCORE)
-            if not len(emits):
-                time, symbols = time + len(tokens), 0
-                continue
-            symbols = symbols + 1 if until == 0 else 1
-            time += until
-            token = int(tokens[until])
-            log_probability = float(log_softmax(logits[until : until + 1])[0, token])
-            self.found.append(FoundToken(token, first + time, log_probability))
-            self._predicted, self._memory = self._net.predict(np.array([token]), self._memory)
-            if symbols == self._net.max_symbols:
-                time, symbols = time + 1, 0
 
 
 @dataclass(frozen=True)
@@ -356,9 +304,3 @@ class _Beam:
             self._best = [
                 replace(h, found=h.found[common:], key=h.key[common:]) for h in self._best
             ]
-
-
-def log_softmax(logits: FloatArray) -> FloatArray:
-    """Log-probabilities of rows."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float32)

@@ -75,8 +75,9 @@ static void check_shape(int level, int type, int kind, int height) {
     int32_t *offsets = malloc(sizeof(int32_t) * (size_t)(rows + 2));
     uint16_t *indices = calloc((size_t)(rows * columns) * 2 + 64, 1);
     uint8_t *places = calloc((size_t)(rows * columns) + 64, 1);
-    int32_t panels = kind == PANEL ? (columns + height - 1) / height : 0;
-    uint8_t *counts = malloc((size_t)((rows + 3) / 4 * panels * 4 + 1));
+    int32_t panels = kind == PANEL ? (columns + height - 1) / height : 0, visits[5];
+    uint8_t *counts = malloc((size_t)((rows + 3) / 4 * (panels * 4 + 1)));
+    uint16_t *blocks = 0;
     matrix w = {rows, columns, kind, type, height, level, offsets, whole ? 0 : indices,
                 counts, places, values, type == I8 ? scale : 0};
     for (r = 0; r < bands; r++)
@@ -97,7 +98,20 @@ static void check_shape(int level, int type, int kind, int height) {
     } else {
         omni_columns(bands, columns, bits, offsets, indices);
     }
+    if (kind == SLICE) { /* offsets and indices become those of slices */
+        int64_t slots = 0, group;
+        omni_slices(rows, (int64_t)items[type], offsets, indices, values, visits, counts, 0, 0, 0);
+        for (group = 0; group < (rows + 15) / 16; group++)
+            slots += 16 * counts[group] * (visits[group + 1] - visits[group]);
+        blocks = malloc(sizeof(uint16_t) * (size_t)visits[group] + 1);
+        free(places), free(packed);
+        places = malloc((size_t)slots + 1), packed = malloc((size_t)slots * items[type] + 1);
+        omni_slices(rows, (int64_t)items[type], offsets, indices, values, visits, counts, blocks,
+                    places, packed);
+        w.values = packed, w.places = places, w.offsets = visits, w.indices = blocks;
+    }
     check(&w, dense);
+    free(blocks);
     free(dense), free(scale), free(bits), free(values), free(packed), free(offsets);
     free(indices), free(places), free(counts);
 }
@@ -221,6 +235,58 @@ static void check_encoder(int level) {
     for (at = 0; at < 2 * LAYERS; at++) free(weights[at]), free((void *)w[at].offsets);
 }
 
+/* Tokens found one at a time are those found at once; arrays are no larger than they must be. */
+static void check_greedy(int level) {
+    enum { JOINED = 11, TOKENS = 9, WIDTH = 5, CELLS = 6, FRAMES = 13, MOST = 3, ALL = FRAMES * MOST };
+    enum { WIDE = 6, WORK = JOINED + TOKENS + 16 + 9 * WIDE };
+    int32_t shapes[5][2] = {{4 * CELLS, WIDTH}, {4 * CELLS, CELLS}, {CELLS, 2 * WIDTH},
+                            {JOINED, CELLS}, {TOKENS, JOINED}};
+    matrix w[5];
+    float *weights[5], bias[4 * CELLS] = {0}, table[TOKENS * WIDTH], out[TOKENS], frames[FRAMES * JOINED];
+    int stateless = (int)draw(2), round, at, i;
+    for (at = 0; at < 5; at++) {
+        int32_t rows = shapes[at][0], columns = shapes[at][1], bands = (rows + 7) / 8;
+        int32_t *offset = malloc(sizeof(int32_t) * (size_t)(bands + 1));
+        weights[at] = calloc((size_t)(bands * 8 * columns) + 16, sizeof(float));
+        for (i = 0; i < bands * 8 * columns; i++) weights[at][i] = number();
+        for (i = 0; i <= bands; i++) offset[i] = i * columns;
+        w[at] = (matrix){rows, columns, BLOCK, F32, 8, level, offset, 0, 0, 0, weights[at], 0, 0};
+    }
+    for (i = 0; i < TOKENS * WIDTH; i++) table[i] = number();
+    for (i = 0; i < TOKENS; i++) out[i] = number();
+    for (i = 0; i < FRAMES * JOINED; i++) frames[i] = 2.0f * number();
+    layer one = {w, w + 1, 0, bias, stateless ? 0 : bias + 1, bias, 0};
+    transducer t = {&one, w + 2, bias, table, 0, w + 3, w + 4, out,
+                    stateless ? 0 : 1, F32, WIDTH, (int64_t)draw(2), 1 + draw(MOST)};
+    int64_t tokens[2][ALL], times[2][ALL], count[2] = {0, 0};
+    for (round = 0; round < 2; round++) {
+        int64_t place[2] = {0, 0}, context[2] = {0, 0}, room = round ? 1 : ALL, k;
+        float *state = calloc(2 * CELLS, sizeof(float)), *predicted = calloc(JOINED, sizeof(float));
+        while (place[0] < FRAMES) {
+            int64_t *found = malloc(sizeof(int64_t) * (size_t)room);
+            int64_t *when = malloc(sizeof(int64_t) * (size_t)room), given;
+            float *logs = malloc(sizeof(float) * (size_t)room), *work = malloc(sizeof(float) * WORK);
+            given = omni_greedy(&t, FRAMES, frames, place, state, context, predicted, room, WIDE, found,
+                                when, logs, work);
+            for (k = 0; k < given; k++) {
+                if (!(logs[k] <= 1e-6f) || !(logs[k] > -log(TOKENS) - 1e-4)) {
+                    printf("greedy: level %d: log probability %g\n", level, logs[k]);
+                    exit(1);
+                }
+                tokens[round][count[round]] = found[k], times[round][count[round]++] = when[k];
+            }
+            free(found), free(when), free(logs), free(work);
+        }
+        free(state), free(predicted);
+    }
+    if (count[0] != count[1] || memcmp(tokens[0], tokens[1], sizeof(int64_t) * (size_t)count[0]) ||
+        memcmp(times[0], times[1], sizeof(int64_t) * (size_t)count[0])) {
+        printf("greedy: level %d: %d tokens, then %d\n", level, (int)count[0], (int)count[1]);
+        exit(1);
+    }
+    for (at = 0; at < 5; at++) free(weights[at]), free((void *)w[at].offsets);
+}
+
 int main(int argc, char **argv) {
     int rounds = argc > 1 ? atoi(argv[1]) : 20, best = omni_level(), level, type, round, checks = 0;
     for (level = 0; level <= best; level++) {
@@ -229,10 +295,12 @@ int main(int argc, char **argv) {
             check_gates(level);
             check_fbank(level);
             check_encoder(level);
+            check_greedy(level);
             for (type = F32; type <= I8; type++, checks += 3) {
                 check_shape(level, type, BLOCK, draw(2) ? 8 : 16);
                 check_shape(level, type, CSR, 0);
                 if (level == AVX512) check_shape(level, type, PANEL, 16 << draw(3));
+                if (level == AVX512) check_shape(level, type, SLICE, 0);
             }
         }
     }

@@ -19,12 +19,13 @@ from omnisparse.artifact import write_artifact
 from omnisparse.artifact.packed import PackedModel, dense_tensor, read_packed_artifact
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.tokenizer import Tokenizer
-from omnisparse.deploy import encoder, layers, native, sparse_kernels
+from omnisparse.deploy import encoder, greedy, layers, native, packing, sparse_kernels
 from omnisparse.deploy.engine import build_engine, needs_torch
 from omnisparse.deploy.factored import factors_of
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.deploy.streaming import EndpointRules
 from omnisparse.deploy.torch_engine import TorchEngine
+from omnisparse.deploy.transducer import Transducer
 from omnisparse.errors import FormatError, OmnisparseError, UsageError
 from omnisparse.methods.handover import hand_over
 from omnisparse.models import LasConfig, TransducerConfig, build_model
@@ -176,14 +177,16 @@ def test_scores_are_close(name: str, tmp_path: Path, tokenizer: Tokenizer) -> No
         assert engine.num_bytes < 0.8 * dense
 
 
-def make_factored(name: str, scheme: Any = "stacked") -> tuple[Any, dict[str, int]]:
+def make_factored(
+    name: str, scheme: Any = "stacked", whole_one: str = "encoder.layers.1.weight_hh_l0"
+) -> tuple[Any, dict[str, int]]:
     """A net all of whose matrices but one are products; it says several words."""
     whole = make_net(name, density=1.0)
     shapes = {fqn: tuple(weight.shape) for fqn, weight in whole.named_parameters()}
     ranks = {
         fqn: max(1, min(shape) * 3 // 4)
         for fqn, shape in shapes.items()
-        if len(shape) == 2 and fqn != "encoder.layers.1.weight_hh_l0"
+        if len(shape) == 2 and fqn != whole_one
     }
     for fqn in list(ranks):
         unit = rank_unit(fqn, shapes, scheme)
@@ -213,7 +216,7 @@ def test_a_factored_net_needs_no_torch(
 ) -> None:  # fmt: skip
     """Texts and streams of one dense product after the other."""
     if not with_kernels:
-        for module in (layers, encoder, sparse_kernels):
+        for module in (layers, encoder, greedy, packing, sparse_kernels):
             monkeypatch.setattr(module, "kernels", lambda: (None, 0))
     net, ranks = make_factored(name, scheme)
     sizes = {"input_dim": BINS * STACK, "vocab_size": VOCAB}
@@ -268,7 +271,7 @@ def test_two_products_in_the_kernels(rank: int) -> None:
     random = np.random.default_rng(0)
     left, right = (random.standard_normal(shape) for shape in ((1600, rank), (rank, 1550)))
     both = [
-        sparse_kernels.pack(dense_tensor(side, (values / rank**0.5).astype(np.float32)))
+        packing.pack(dense_tensor(side, (values / rank**0.5).astype(np.float32)))
         for side, values in (("left", left), ("right", right))
     ]
     matrix = sparse_kernels.FactoredMatrix(*both)
@@ -286,6 +289,65 @@ def test_two_products_in_the_kernels(rank: int) -> None:
             matrix.pointer, count, vectors.ctypes.data, found.ctypes.data, work.ctypes.data
         )
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(native.kernels()[0] is None, reason="the kernels were not built")
+@pytest.mark.parametrize("name", ["lstm", "lstmp", "stateless", "two"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("is_relu", [False, True])
+def test_the_compiled_greedy_search_finds_what_that_of_numpy_finds(
+    name: str, precision: str, is_relu: bool, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Frames and probabilities too, also where a frame gives all it may."""
+    path = write(make_net(name), name, tmp_path / "a", tokenizer, (1, 1), precision)
+    files = read_packed_artifact(path)
+    net = build_engine(files)
+    assert isinstance(net, Transducer)
+    net._is_relu = is_relu  # as of NeMo's joiners
+    for most, bias in ((5, 0.0), (1, -2.0), (3, -1e4)):  # the last never says blank
+        assert net._output.bias is not None
+        net._output.bias[0] += bias
+        net.max_symbols = most
+        compiled = greedy.CompiledTransducer.of(
+            net._predictor, net._from_predictor, net._output, is_relu=is_relu, max_symbols=most
+        )
+        assert compiled is not None
+        encoded, _ = net.encoder.advance(
+            extractor()(speech(1.5)), net.encoder.initial_memory(), final=True
+        )
+        frames = net.project(encoded)
+        one, other = greedy.Greedy(net), greedy.CompiledGreedy(compiled, *net.start())
+        for first in range(0, len(frames), 7):
+            one.advance(frames[first : first + 7], first)
+            other.advance(frames[first : first + 7], first)
+        assert len(one.found) > 5
+        assert [token[:2] for token in other.found] == [token[:2] for token in one.found]
+        np.testing.assert_allclose(
+            [token.log_probability for token in other.found],
+            [token.log_probability for token in one.found], atol=2e-4,
+        )  # fmt: skip
+    assert len(one.found) == 3 * len(frames)
+    net._output.bias[:] = np.inf
+    for search in (one, other):
+        with pytest.raises(OmnisparseError, match="no numbers"):
+            search.advance(frames, 0)
+
+
+@pytest.mark.skipif(native.kernels()[0] is None, reason="the kernels were not built")
+@pytest.mark.parametrize("name", ["lstmp", "stateless", "two"])
+def test_the_compiled_greedy_search_of_factored_matrices(name: str) -> None:
+    net, ranks = make_factored(name, whole_one="predictor.embedding.weight")
+    model = {**asdict(NETS[name]), "input_dim": BINS * STACK, "vocab_size": VOCAB, "ranks": ranks}
+    engine = build_engine(packed(model, {k: v.numpy() for k, v in net.state_dict().items()}))
+    assert isinstance(engine, Transducer)
+    assert engine._compiled is not None
+    features = extractor()(speech(1.5))
+    encoded, _ = engine.encoder.advance(features, engine.encoder.initial_memory(), final=True)
+    search = greedy.Greedy(engine)
+    search.advance(engine.project(encoded), 0)
+    found = engine.recognise(features, beam=1)
+    assert len(found) > 5
+    assert [token[:2] for token in found] == [token[:2] for token in search.found]
 
 
 def test_a_beam_of_one_is_greedy(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -442,6 +504,8 @@ def test_what_needs_torch_says_how_to_install_it(tmp_path: Path, tokenizer: Toke
         path = write(net, "emformer", tmp_path / "a", tokenizer, (1, 1), "fp32")
     finally:
         del NETS["emformer"]
+    with pytest.raises(OmnisparseError, match="an emformer encoder has no sparse kernels"):
+        Recognizer.from_path(path, runtime="sparse")
     commands = [
         ["transcribe", str(path), "a.wav"],
         ["evaluate", str(path), "--manifest", "a.jsonl"],

@@ -18,7 +18,8 @@ from omnisparse.artifact.packed import PackedTensor
 from omnisparse.artifact.precision import restore_values, round_values
 from omnisparse.deploy import native
 from omnisparse.deploy.cost import fastest, product_ns
-from omnisparse.deploy.sparse_kernels import PackedMatrix, Room, pack
+from omnisparse.deploy.packing import pack
+from omnisparse.deploy.sparse_kernels import PackedMatrix, Room
 
 TAGS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "int8": "I8"}
 
@@ -92,11 +93,11 @@ def check_products(matrix: PackedMatrix, exact: np.ndarray, seed: int) -> None:
 
 
 KINDS: dict[Any, tuple[str, ...]] = {
-    None: ("dense", "csr", "panel"),
-    (1, 1): ("dense", "csr", "panel"),
+    None: ("dense", "csr", "panel", "slice"),
+    (1, 1): ("dense", "csr", "panel", "slice"),
     (8, 1): ("dense", "block"),
     (16, 1): ("dense", "block"),
-    (4, 4): ("dense", "csr", "panel"),
+    (4, 4): ("dense", "csr", "panel", "slice"),
 }
 
 
@@ -119,7 +120,7 @@ def test_products_are_those_of_numpy(
             patch.setenv(native.CHOICE, level)
             native.kernels.cache_clear()
             for kind in KINDS[block]:
-                if kind == "panel" and level != "avx512":
+                if kind in ("panel", "slice") and level != "avx512":
                     with pytest.raises(ValueError, match="AVX-512"):
                         pack(tensor, "panel")
                     continue
@@ -187,6 +188,23 @@ def test_an_unknown_level_is_told_once(at_level: Any, capsys: pytest.CaptureFixt
     assert "legal here: numpy, numba, plain" in told
 
 
+def test_a_processor_without_the_instructions_is_told_once(
+    at_level: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = native._load()
+    if library is None or native.LEVELS[library.omni_level()] == "neon":
+        pytest.skip("no compiled kernels of x86-64 here")
+    monkeypatch.setattr(library, "omni_level", lambda: 0)
+    monkeypatch.setattr(native, "_load", lambda: library)
+    at_level("")
+    assert native.kernels() == native.kernels() == (library, 0)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "neither AVX2 nor NEON: plain kernels are used instead" in told
+    tensor, exact = stored(33, 65, 0.3, (1, 1), "fp32", 1)
+    check_products(pack(tensor), exact, 1)
+
+
 @pytest.mark.parametrize("numba", ["there", "absent", "broken"])
 def test_what_stands_in_for_missing_kernels_is_told_once(
     numba: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -233,3 +251,6 @@ def test_the_model_keeps_what_is_dense_dense() -> None:
         assert fastest(shape, numel // 80, 8, 2, level) == "block"
     assert fastest((4, 1 << 17), 4, 0, 4, 2) == "dense"  # 16 bits do not tell such columns apart
     assert product_ns("dense", shape, numel, 0, 2, 2) < product_ns("dense", shape, numel, 0, 4, 2)
+    assert fastest((1024, 256), 60_000, 0, 4, 2) == "slice"  # lies in the cache
+    assert fastest((5600, 1400), 784_000, 0, 4, 2) == "panel"  # comes from memory
+    assert fastest((1024, 256), 6_000, 0, 4, 1) == "csr"
