@@ -291,10 +291,9 @@ class Recognizer:
             rate, chunks = audio_chunks(Path(audio), CHUNK_SECONDS)
         stream = self.stream(beam=beam, sampling_rate=rate)
         for chunk in chunks:
-            check_samples(chunk, name)
-            text = stream.accept(chunk)
+            stream.push(chunk, name)
             if on_partial is not None:
-                on_partial(text)
+                on_partial(stream.text)
         transcript = stream.finish()
         check_duration(transcript.audio_seconds, name)
         return transcript

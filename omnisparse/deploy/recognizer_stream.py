@@ -111,9 +111,13 @@ class RecognizerStream:
                 is.
             ValueError: If the recording has ended.
         """
-        check_samples(samples, "samples")
-        self._take(samples.astype(np.float32), final=False)
+        self.push(samples, "samples")
         return self.text
+
+    def push(self, samples: FloatArray, name: str) -> None:
+        """As :meth:`accept`, without spelling what is recognised; a bad one is told of ``name``."""
+        check_samples(samples, name)
+        self._take(samples.astype(np.float32), final=False)
 
     def finish(self) -> Transcript:
         """Ends the recording.
