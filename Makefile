@@ -33,7 +33,7 @@ test-interop: setup
 	$(BIN)/python -m pytest -q -m interop
 
 # In an environment of its own: NeMo needs other packages in other versions.
-test-nemo: setup
+test-nemo:
 	$(PYTHON) -m venv .venv-nemo
 	.venv-nemo/bin/python -m pip install --quiet --constraint constraints.txt torch torchaudio
 	.venv-nemo/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev,nemo]"

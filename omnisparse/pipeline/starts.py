@@ -37,7 +37,7 @@ from omnisparse.methods.factorization import factorize, projected_layers
 from omnisparse.methods.handover import hand_over
 from omnisparse.methods.hypotheses import DecodingCost, Found, HypothesisCache, decode_hypotheses
 from omnisparse.models import SpeechModel
-from omnisparse.models.torchaudio import find_torchaudio
+from omnisparse.models.torchaudio import find_torchaudio, require_torchaudio
 from omnisparse.runs import directory as runs
 from omnisparse.runs import foreign
 from omnisparse.sparsity.budget import Budget, num_nonzero, num_parameters
@@ -60,11 +60,13 @@ class Student:
 
 
 def require_models(config: RunConfig) -> None:
-    """Refuse a missing teacher, initial net or tokenizer, before anything is written.
+    """Refuse a missing teacher, initial net, tokenizer or package, before anything is written.
 
     Raises:
         OmnisparseError: Naming it.
     """
+    if getattr(config.model, "encoder", None) == "emformer":
+        require_torchaudio("an Emformer encoder")
     distillation = distillation_of(config.method)
     teacher = distillation.teacher if distillation else getattr(config.method, "teacher", None)
     for path in (config.init, teacher):

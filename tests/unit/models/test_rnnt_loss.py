@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,17 @@ def test_a_transducer_trains_without_torchaudio_and_says_so_once(
             assert alone.metrics[name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_an_emformer_without_torchaudio_is_one_line(no_torchaudio: None) -> None:
-    with pytest.raises(OmnisparseError, match=r"^an Emformer encoder needs torchaudio: .*not inst"):
+def test_an_emformer_without_torchaudio_is_one_line(
+    no_torchaudio: None, tiny_config, tmp_path: Path
+) -> None:
+    line = r"^an Emformer encoder needs torchaudio: .*not inst"
+    with pytest.raises(OmnisparseError, match=line):
         TransducerModel(input_dim=8, vocab_size=9, encoder="emformer", encoder_dim=16)
+    config = tiny_config("transducer")
+    config = replace(config, model=replace(config.model, encoder="emformer"))
+    with pytest.raises(OmnisparseError, match=line):
+        train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # before the corpus is prepared, which may take hours
 
 
 def test_a_torchaudio_of_another_torch_is_told_with_the_pairs_that_load(
