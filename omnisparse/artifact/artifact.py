@@ -136,6 +136,7 @@ def write_artifact(
     prunable: Sequence[str],
     source: Mapping[str, Any],
     buffers: Sequence[str] = (),
+    single: Sequence[str] = (),
     num_kept: Mapping[str, int] | None = None,
 ) -> ArtifactInfo:
     """Pack a net into a directory, atomically.
@@ -160,6 +161,7 @@ def write_artifact(
         prunable: Names of the tensors that were pruned; all others count and are stored in full.
         source: Origin of the net (run, step, commit), as JSON.
         buffers: Names in ``state`` that are not parameters and so not counted.
+        single: Names of prunable tensors whose masks are of single weights, whatever ``block`` is.
         num_kept: Non-zero weights of every prunable tensor if already known; this saves
             a pass over ``state``.
 
@@ -186,13 +188,16 @@ def write_artifact(
         prunable=prunable,
         source=source,
         buffers=buffers,
+        single=single,
     )
     if num_kept is not None:
         try:
             return write_plans([(Path(out), contents.plan(state, num_kept))], state)[0]
         except CountError:
             pass  # a kept weight is zero: count again
-    counts = {fqn: count_kept(state[fqn], block) for fqn in prunable if fqn in state}
+    counts = {
+        fqn: count_kept(state[fqn], contents.block_of(fqn)) for fqn in prunable if fqn in state
+    }
     return write_plans([(Path(out), contents.plan(state, counts))], state)[0]
 
 

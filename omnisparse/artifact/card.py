@@ -156,6 +156,13 @@ def _metric_lines(wer: Mapping[str, Any], kind: str) -> list[str]:
     return lines if len(lines) > 3 else []
 
 
+def _blocks(block: Mapping[str, Any]) -> str:
+    """The blocks of the masks in words."""
+    size = f"{block['block'][0]}x{block['block'][1]}"
+    single = len(block.get("single") or ())
+    return f"{size}, single weights in {single} matrices" if single else size
+
+
 def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int) -> str:
     """The text of the card.
 
@@ -190,7 +197,7 @@ def render_card(block: Mapping[str, Any], report: SizeReport, *, size_bytes: int
         ("largest layer", f"{largest.layer}: {largest.nonzero:,} non-zero"),
         ("bytes", f"{size_bytes:,}"),
         ("precision", str(block["precision"])),
-        ("layout", f"{block['format']}, blocks {block['block'][0]}x{block['block'][1]}"),
+        ("layout", f"{block['format']}, blocks {_blocks(block)}"),
     ]
     rows += [(f"WER {name}", _rate_text(value)) for name, value in wer.items()]
     rows += [(f"latency {name}", text) for name, text in (block.get("latency") or {}).items()]

@@ -27,6 +27,7 @@ from omnisparse.artifact.layout import (
 from omnisparse.artifact.precision import VALUE_BITS, parse_precision
 from omnisparse.artifact.stored import StoredTensor, mask_bits, report_of
 from omnisparse.artifact.tensorfile import longest_header, plan_layout
+from omnisparse.sparsity.keys import block_of
 from omnisparse.sparsity.report import SizeReport
 from omnisparse.version import __version__
 
@@ -73,12 +74,18 @@ class Contents:
     format: str = "bitmask"
     wer: Mapping[str, Any] | None = None
     buffers: Sequence[str] = ()
+    single: Sequence[str] = ()
+    """Prunable tensors whose masks are of single weights, whatever ``block`` is."""
 
     def __post_init__(self) -> None:
         parse_precision(self.precision)
         check_block(self.block)
         if self.format not in FORMATS:
             raise ValueError(f"format {self.format!r} is not one of {', '.join(FORMATS)}")
+
+    def block_of(self, fqn: str) -> Block:
+        """The block of the mask of a tensor."""
+        return block_of(fqn, self.block, self.single)
 
     def plan(self, state: Mapping[str, Any], num_kept: Mapping[str, int | Kept]) -> ArtifactPlan:
         """The plan of all files.
@@ -104,12 +111,12 @@ class Contents:
         }
         options: dict[str, Any] = {
             "precision": precision,
-            "block": self.block,
             "format": format_,
         }
         tensors, choices = [], []
         for fqn, tensor in state.items():
             count, numel = kept.get(fqn), math.prod(tensor.shape)
+            options["block"] = self.block_of(fqn)
             tensors.append(plan_tensor(fqn, tensor, num_kept=count, **options))
             whole = None if count is None else Kept(numel, numel)
             longest = candidate_plans(fqn, tensor, num_kept=whole, **options)
@@ -184,6 +191,7 @@ class ArtifactPlan:
             "subnet": None if contents.spec is None else json.loads(contents.spec.to_json()),
             "precision": contents.precision,
             "block": list(contents.block),
+            **({"single": list(contents.single)} if contents.single else {}),
             "format": contents.format,
             "wer": None if contents.wer is None else dict(contents.wer),
             "source": dict(contents.source),

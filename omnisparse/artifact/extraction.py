@@ -55,15 +55,15 @@ def write_extractions(
         OmnisparseError: If a directory exists and is not an artifact, or writing fails.
     """
     blocks = {extraction.contents.block for extraction in extractions}
-    if len(blocks) != 1:
+    if len(blocks) != 1 or len({tuple(e.contents.single) for e in extractions}) != 1:
         raise ValueError(f"extractions must share one block, got {sorted(blocks)}")
     _check_places([extraction.out for extraction in extractions])
 
-    (block,) = blocks
+    block_of = extractions[0].contents.block_of
 
     def select(name: str, array: Array, *, drop_zeros: bool = False) -> Iterator[Rows]:
         counts = [extraction.num_kept.get(name, array.size) for extraction in extractions]
-        return kept_rows(array, counts, block, norm, name, drop_zeros=drop_zeros)
+        return kept_rows(array, counts, block_of(name), norm, name, drop_zeros=drop_zeros)
 
     try:
         jobs = [(e.out, e.contents.plan(state, e.num_kept)) for e in extractions]
@@ -95,13 +95,13 @@ def _count(
 ) -> list[dict[str, Kept]]:
     """Weights that each extraction really keeps of every prunable tensor."""
     found: list[dict[str, Kept]] = [{} for _ in extractions]
-    block = extractions[0].contents.block
     for fqn in extractions[0].num_kept:
         array = as_array(state[fqn])
+        block = extractions[0].contents.block_of(fqn) if array.ndim == 2 else (1, 1)
         for counts in found:
             counts[fqn] = Kept(0, 0)
         for rows in select(fqn, array):
             for index, counts in enumerate(found):
-                here = count_rows(rows, index, block if array.ndim == 2 else (1, 1))
+                here = count_rows(rows, index, block)
                 counts[fqn] = counts[fqn].plus(here)
     return found

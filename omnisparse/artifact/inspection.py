@@ -105,6 +105,7 @@ class _Findings:
         self._blocks: dict[Block, str] = {}
         self._unfilled: str | None = None
         self._unpacked: str | None = None
+        self._in_blocks: str | None = None
 
     @property
     def _precisions(self) -> dict[Precision, str]:
@@ -154,9 +155,11 @@ class _Findings:
 
     def _note_packing(self, decoded: Decoded, layer: StoredTensor) -> None:
         """Record a block, and tensors that contradict the claimed block or format."""
-        claimed = _claimed_block(self._ours)
+        claimed = _claimed_block(self._ours, layer.name)
         if decoded.packing != "dense":
             self._blocks.setdefault(decoded.block, layer.name)
+            if decoded.block != claimed == (1, 1) != _claimed_block(self._ours):
+                self._in_blocks = self._in_blocks or layer.name
             if claimed != (1, 1) and decoded.packing == "bitmask":
                 in_blocks = count_kept(decoded.array, claimed).in_blocks
                 if in_blocks > 2 * layer.nonzero:
@@ -201,6 +204,8 @@ class _Findings:
         for stored, fqn in self._blocks.items():
             if stored not in (block, (1, 1)):
                 lines.append(f"{CONFIG}: block is {_text(block)}, {fqn} has {_text(stored)}")
+        if self._in_blocks is not None:
+            lines.append(f"{CONFIG}: single names {self._in_blocks}, which is stored in blocks")
         if self._unfilled is not None:
             lines.append(
                 f"{CONFIG}: block is {_text(block)}, the zeros of {self._unfilled} are scattered"
@@ -208,8 +213,11 @@ class _Findings:
         return lines
 
 
-def _claimed_block(ours: Mapping[str, Any]) -> Block:
+def _claimed_block(ours: Mapping[str, Any], fqn: str = "") -> Block:
+    """The block that is claimed of a tensor; of all that are not single weights without a name."""
     block = ours.get("block")
+    if fqn in ours.get("single", ()):
+        return (1, 1)
     sound = isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)
     if not sound or not isinstance(block, list) or not all(0 < n <= 16 for n in block):
         return (1, 1)

@@ -140,9 +140,11 @@ def _check_config(ours: Mapping[str, Any], path: Path) -> None:
     for key, kind in expected.items():
         if type(ours.get(key)) is not kind:
             raise FormatError(f"{path}: config.json: {key} is missing or not a {kind.__name__}")
-    for key in ("fqns", "prunable", "buffers"):
-        names = ours[key]
-        if not all(isinstance(name, str) and 0 < len(name) <= 512 for name in names):
+    for key in ("fqns", "prunable", "buffers", "single"):
+        names = ours.get(key, [])  # a net without single weights beside blocks names none
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) and 0 < len(name) <= 512 for name in names
+        ):
             raise FormatError(f"{path}: config.json: {key} must be a list of names")
         if len(set(names)) != len(names) or not set(names) <= set(ours["fqns"]):
             raise FormatError(f"{path}: config.json: {key} has a repeated or unknown name")

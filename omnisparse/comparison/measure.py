@@ -160,7 +160,7 @@ def _kept(model: Model, test: str, digest: str, beam: int) -> tuple[Path, dict[s
     }
     description = runs.read_description(model.candidate.path)
     if description.block != "1x1":
-        key["ranking"] = ranking_of(parse_block(description.block))
+        key["ranking"] = ranking_of(parse_block(description.block), description.single)
     if description.trained_seconds is not None:  # longer utterances may be cut at pauses
         key["trained_seconds"] = description.trained_seconds
     short = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]

@@ -166,6 +166,7 @@ def _contents(
         source={},
         precision=precision,
         block=supernet.block,
+        single=[fqn for fqn in supernet.prunable if fqn in supernet.single],
         format=format,
         buffers=list(buffers),
     )

@@ -37,7 +37,7 @@ from omnisparse.methods.base import Forward, Loss, first_step, forward_batch, la
 from omnisparse.methods.inplace import Nodes, Teacher, scaled_dropout
 from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.keys import parse_block
-from omnisparse.sparsity.patterns import compile_patterns
+from omnisparse.sparsity.patterns import compile_patterns, matched_by_none
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.sandwich_schedule import SandwichSchedule
 from omnisparse.sparsity.sizes import parse_count
@@ -129,6 +129,9 @@ class SandwichConfig:
     """Let a subnet's gradient also reach masked weights."""
     block: str = "1x1"
     """Weights kept or dropped together: ``8x1`` is 8 outputs of one input."""
+    block_matrices: tuple[str, ...] = ()
+    """With blocks: regular expressions of the names of the matrices that have them, such as
+    ``^encoder``; all others are pruned weight by weight. Empty: all have them."""
     prunable: tuple[str, ...] = ()
     """Regular expressions of parameter names to prune, in any part of the net; empty means LSTM,
     projection and feed-forward matrices, no attention."""
@@ -163,10 +166,14 @@ class SandwichConfig:
 
     def _check_subnets(self) -> None:
         """Check sizes and matrices as far as possible without a model."""
-        parse_block(self.block)
+        if parse_block(self.block) == (1, 1) and self.block_matrices:
+            raise ValueError(
+                f"block_matrices is {self.block_matrices}; with block 1x1 it must be empty"
+            )
         require_layer_levels(self.num_layer_levels)
         compile_patterns("prunable", self.prunable)
         compile_patterns("layer group", self.layer_groups)
+        compile_patterns("block_matrices", self.block_matrices)
         if self.distribution == "levels" and not self.levels:
             raise ValueError("levels is empty; it must have at least one size, such as 25%")
         for name, sizes in (("min_size", (self.min_size,)), ("levels", self.levels)):
@@ -204,9 +211,12 @@ class Sandwich:
         """
         config = self.config
         prunable = find_prunable(model, include=config.prunable)
-        block = parse_block(config.block)
         self.supernet = Supernet(
-            model, prunable=prunable, block=block, straight_through=config.straight_through
+            model,
+            prunable=prunable,
+            block=parse_block(config.block),
+            single=matched_by_none(prunable, config.block_matrices),
+            straight_through=config.straight_through,
         )
         self.schedule = SandwichSchedule(
             self.supernet,

@@ -103,20 +103,25 @@ def extract(
     weights, checkpoint = runs.newest_weights(run, with_heads=times)
     description = description.with_heads() if times else description
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
+    # Another block is asked of all matrices.
+    single = description.single if block is None else []
+    trained = description.block + ("-in-part" if description.single else "")
+    named = trained if block is None else block
     block = description.block if block is None else block
     shape = parse_block(block)
     budget = Budget(shapes, description.prunable, floor=floor, block=shape)
     record = read_record(checkpoint)
     contents = contents_of(
-        run, description, weights, record, block=shape, precision=precision, format=format, wer=wer
-    )
+        run, description, weights, record, block=shape, single=single, precision=precision,
+        format=format, wer=wer,
+    )  # fmt: skip
     allocator = Allocator(weights, scope, floor, shape, norm, names=budget.prunable)
     entry = request.entry(budget, record, weights, contents)
     if entry is not None:
         contents = searched(contents, entry)
     kept = request.kept(budget, allocator, weights, contents, entry)
     options = [
-        (precision, "fp32"), (block, description.block), (scope, "layer"), (norm, "l1"),
+        (precision, "fp32"), (named, trained), (scope, "layer"), (norm, "l1"),
         (f"floor{float(floor)}", "floor0.0"), (format, "bitmask"),
         ("times" if times else "", ""),
     ]  # fmt: skip
@@ -196,6 +201,7 @@ def contents_of(
     record: RunRecord,
     *,
     block: tuple[int, int],
+    single: Sequence[str] = (),
     precision: str = "fp32",
     format: str = "bitmask",
     wer: Mapping[str, Any] | None = None,
@@ -208,6 +214,7 @@ def contents_of(
         weights: Its weights; only names and shapes are read.
         record: The record in their checkpoint.
         block: Block shape of the masks.
+        single: Names of the matrices whose masks are of single weights nevertheless.
         precision: See :func:`extract`.
         format: See :func:`extract`.
         wer: See :func:`extract`.
@@ -225,6 +232,7 @@ def contents_of(
         source=source_of(run, record, {n: tuple(weights[n].shape) for n in description.parameters}),
         precision=precision,
         block=block,
+        single=single,
         format=format,
         wer=wer,
         buffers=[name for name in weights if name not in set(description.parameters)],

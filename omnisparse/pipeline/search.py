@@ -315,7 +315,10 @@ def _write(
         with replacing(specs / f"{name}.json") as partial:
             partial.write_text(entry.spec.to_json() + "\n", encoding="utf-8")
     weights = task.weights
-    plain = contents_of(task.run, task.description, weights, task.record, block=task.supernet.block)
+    plain = contents_of(
+        task.run, task.description, weights, task.record,
+        block=task.supernet.block, single=task.description.single,
+    )  # fmt: skip
     budget = task.supernet.budget
     rows = []
     for curve, seconds in (("searched", float(facts["seconds"])), ("uniform", 0.0)):

@@ -107,11 +107,10 @@ class Latency:
         """Nanoseconds of the products, by the cost model."""
         library, level = kernels()
         on = None if library is None and level != NUMBA else level
-        block = self._task.supernet.block
-        height = block[0] if block in ((8, 1), (16, 1)) else 0
         total = 0.0
         for fqn, count in counts.items():
-            shape = self._task.space.shapes[fqn]
+            shape, block = self._task.space.shapes[fqn], self._task.supernet.block_of(fqn)
+            height = block[0] if block in ((8, 1), (16, 1)) else 0
             kept = -(-count // height) if height else count
             kind = fastest(shape, kept, height, 4, on)
             total += self._calls[fqn] * product_ns(kind, shape, kept, height, 4, on)

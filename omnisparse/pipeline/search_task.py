@@ -92,7 +92,7 @@ class SearchTask:
         self.loaded = runs.load_model(checkpoint)
         block = parse_block(description.block)
         self.supernet = Supernet(
-            self.loaded.model, prunable=description.prunable, block=block
+            self.loaded.model, prunable=description.prunable, block=block, single=description.single
         ).eval()
         budget = self.supernet.budget
         if not sizes:
@@ -123,7 +123,7 @@ class SearchTask:
             digest.update(tensor.float().cpu().numpy().tobytes())
         return {
             "weights": digest.hexdigest(),
-            "block": ranking_of(self.supernet.block),
+            "block": ranking_of(self.supernet.block, self.supernet.single),
             "prunable": list(self.supernet.prunable),
             "objective": self.config.objective,
             "utterances_per_item": self.config.utterances_per_item,

@@ -37,6 +37,7 @@ from omnisparse.pipeline.starts import (
 )
 from omnisparse.pipeline.training_data import TrainingData
 from omnisparse.runs import directory as runs
+from omnisparse.sparsity.patterns import matched_by_none
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.training.checkpoint import Checkpoint, load_newest
 from omnisparse.training.fully_sharded import LEGAL_METHODS, is_sharded
@@ -246,6 +247,7 @@ def _describe(
             training_only=list(model.training_only()),
             method=config.method.kind,
             block=getattr(config.method, "block", "1x1"),
+            single=matched_by_none(prunable, getattr(config.method, "block_matrices", ())),
             trained_seconds=longest(cuts),
         ),
     )

@@ -31,6 +31,8 @@ class RunDescription:
     """Kind of the training method."""
     block: str = "1x1"
     """Weights that its masks kept or dropped together."""
+    single: list[str] = field(default_factory=list)
+    """Names of the prunable matrices whose masks were of single weights, whatever ``block`` is."""
     trained_seconds: float | None = None
     """Longest utterance that it was trained on; None in runs of earlier versions."""
     training_only: list[str] = field(default_factory=list)

@@ -7,7 +7,7 @@ device, for numpy arrays and for tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -186,12 +186,21 @@ def parse_block(text: str) -> Block:
     return legal[text]
 
 
-def ranking_of(block: Block) -> list[int | str]:
+def ranking_of(block: Block, single: Iterable[str] = ()) -> list[int | str]:
     """What a measurement of masks of ``block`` depends on: the block, and how blocks are ranked.
 
     Partial blocks competed by their sum once; what was measured then is of other masks.
+
+    Args:
+        block: The block.
+        single: Names of the matrices whose masks are of single weights nevertheless.
     """
-    return [*block] if block == (1, 1) else [*block, "mean"]
+    return [*block] if block == (1, 1) else [*block, "mean", *sorted(single)]
+
+
+def block_of(fqn: str, block: Block, single: Container[str]) -> Block:
+    """The block of a matrix: ``block``, or a single weight where ``single`` names the matrix."""
+    return (1, 1) if fqn in single else block
 
 
 def check_block(block: Block) -> Block:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from omnisparse.sparsity import arrays
 from omnisparse.sparsity.arrays import Array
 from omnisparse.sparsity.budget import check_names
-from omnisparse.sparsity.keys import Block, Norm
+from omnisparse.sparsity.keys import Block, Norm, block_of
 from omnisparse.sparsity.ranking import rank
 
 
@@ -43,6 +43,7 @@ def masked_tensors(
     requests: Sequence[Mapping[str, int]],
     block: Block = (1, 1),
     norm: Norm = "l1",
+    single: Container[str] = (),
 ) -> Iterator[tuple[str, Array, list[Array] | None]]:
     """Iterate over a state dict and compute the masks of one or many subnets.
 
@@ -51,6 +52,7 @@ def masked_tensors(
         requests: For each subnet, kept weights of every matrix that is pruned.
         block: Block shape.
         norm: Block score.
+        single: Names of the matrices that are pruned weight by weight, whatever the block.
 
     Yields:
         For one tensor at a time: name, dense tensor, and the masks in the order of `requests`
@@ -67,4 +69,5 @@ def masked_tensors(
         if all(count == numel for count in counts):
             yield fqn, tensor, None
         else:
-            yield fqn, tensor, list(rank(tensor, block, norm, fqn).masks(counts))
+            shape = block_of(fqn, block, single)
+            yield fqn, tensor, list(rank(tensor, shape, norm, fqn).masks(counts))

@@ -12,7 +12,7 @@ step. The copies have the dtype of autocast, and exist only during the pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.budget import Budget, check_names, num_blocks
-from omnisparse.sparsity.keys import Block, Norm, block_sizes, check_block
+from omnisparse.sparsity.keys import Block, Norm, block_of, block_sizes, check_block
 from omnisparse.sparsity.masked_copy import Thinning, masked_copies
 from omnisparse.sparsity.masks import apply_mask, masked_tensors
 from omnisparse.sparsity.prunable import check_plain, find_prunable_anywhere
@@ -48,6 +48,7 @@ class Supernet(nn.Module):
         prunable: Names of the matrices that masks may prune (see `prunable.find_prunable`); by
             default, those of `prunable.find_prunable_anywhere`.
         block: Block shape of the masks.
+        single: Names of the prunable matrices whose masks are of single weights nevertheless.
         norm: Block score.
         straight_through: Pass the gradient of a masked weight as if it had not been masked. By
             default, a weight gets gradient only from the subnets that keep it.
@@ -67,6 +68,7 @@ class Supernet(nn.Module):
         *,
         prunable: Sequence[str] | None = None,
         block: Block = (1, 1),
+        single: Collection[str] = (),
         norm: Norm = "l1",
         straight_through: bool = False,
         floor: float = 0.0,
@@ -78,6 +80,8 @@ class Supernet(nn.Module):
         if prunable is None:
             prunable = find_prunable_anywhere(model)
         self.budget = _budget(model, prunable, floor, block)
+        check_names(single, self.budget.prunable, "single")
+        self.single = frozenset(single)
         self.straight_through = straight_through
         self.mask_flip_rate: float | None = None
         """Share of the largest quarter of the weights that the last refresh exchanged."""
@@ -90,6 +94,10 @@ class Supernet(nn.Module):
     def prunable(self) -> tuple[str, ...]:
         """Names of the matrices that masks may prune, in model order."""
         return tuple(self.budget.prunable)
+
+    def block_of(self, fqn: str) -> Block:
+        """Block shape of the masks of a matrix."""
+        return block_of(fqn, self.block, self.single)
 
     @property
     def spec(self) -> SubnetSpec | None:
@@ -170,7 +178,7 @@ class Supernet(nn.Module):
             ValueError: If a weight is not finite; names the matrix.
         """
         positions = {
-            fqn: rank(self._weight(fqn), self.block, self.norm, fqn).positions()
+            fqn: rank(self._weight(fqn), self.block_of(fqn), self.norm, fqn).positions()
             for fqn in self.budget.prunable
         }
         self.mask_flip_rate = self._flip_rate(positions)
@@ -198,7 +206,7 @@ class Supernet(nn.Module):
         check_names(state, self.budget.prunable, "ranking state")
         if state:
             for fqn in self.budget.prunable:
-                expected = num_blocks(self.budget.shapes[fqn], self.block)
+                expected = num_blocks(self.budget.shapes[fqn], self.block_of(fqn))
                 found = state[fqn].numel() if fqn in state else 0
                 if found != expected:
                     raise ValueError(f"ranking of {fqn} has {found} entries; legal: {expected}")
@@ -254,10 +262,11 @@ class Supernet(nn.Module):
         total = self.budget.unprunable
         weights = self.weights()
         for fqn, count in spec.counts(self.budget.prunable).items():
-            if self.block == (1, 1):
+            block = self.block_of(fqn)
+            if block == (1, 1):
                 total += count
             else:
-                ranking = rank(weights[fqn], self.block, self.norm, fqn)
+                ranking = rank(weights[fqn], block, self.norm, fqn)
                 total += ranking.cuts([count])[0].num_kept
         return total
 
@@ -278,6 +287,7 @@ class Supernet(nn.Module):
             [counts],
             self.block,
             self.norm,
+            self.single,
         ):
             kept = tensor.detach() if masks is None else apply_mask(tensor, masks[0])
             state[fqn] = kept.clone() if masks is None and kept.device.type == "cpu" else kept.cpu()
@@ -346,10 +356,10 @@ class Supernet(nn.Module):
             if count < weight.numel():
                 positions = self._positions[fqn] = self._positions[fqn].to(weight.device)
                 limit = self._num_blocks_kept(fqn, count, positions)
-                yield fqn, Thinning(positions, limit, self.block)
+                yield fqn, Thinning(positions, limit, self.block_of(fqn))
 
     def _num_blocks_kept(self, fqn: str, count: int, positions: Tensor) -> int:
-        sizes = block_sizes(self.budget.shapes[fqn], self.block)
+        sizes = block_sizes(self.budget.shapes[fqn], self.block_of(fqn))
         if isinstance(sizes, int):
             return count // sizes
         # With partial blocks, the length of the prefix depends on the blocks in it.

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_files_of_the_user_are_not_taken_for_a_run_that_failed(
     ("model", "options", "log_every", "precision"),
     [  # 3 and 5: within one line's average
         ("las", {}, 1, "fp32"),
-        ("las", CORE, 3, "bf16"),
+        ("las", {**CORE, "block": "8x1", "block_matrices": ("^encoder",)}, 3, "bf16"),
         ("transducer", {}, 5, "fp32"),
         ("transducer", {}, 5, "bf16"),
     ],
@@ -85,7 +86,7 @@ def test_two_interruptions_change_nothing(
     tiny_config: Callable[..., RunConfig],
     tmp_path: Path,
     model: str,
-    options: dict[str, float],
+    options: dict[str, Any],
     log_every: int,
     precision: str,
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from omnisparse.cli.main import verbs
@@ -210,6 +211,45 @@ def test_blocks_of_the_training_are_those_of_extraction_and_search(
     same = invoke(*search, "--sizes", sizes)
     assert same.exit_code == 2
     assert "two of them are the same size" in same.stderr
+
+
+def test_blocks_in_a_part_of_the_net(tiny_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = tiny_config("las", max_steps=6)
+    part = {"block": "8x1", "block_matrices": ("^encoder",)}
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, **part))
+    run = train(config, out=tmp_path / "run").run
+    description = read_description(run)
+    assert description.single == [n for n in description.prunable if n.startswith("decoder")]
+
+    taken = invoke_json("extract", "--run", run, "--size", "60%")
+    path = Path(taken["path"])
+    assert path.name == "60pct"
+    found = invoke_json("inspect", path)
+    assert (found["problems"], found["block"], found["nonzero"]) == ([], [8, 1], taken["nonzero"])
+    packings = {line["name"]: line["packing"] for line in found["layers"]}
+    assert "8x1, single weights in" in (path / "README.md").read_text()
+    state = load_model(path).model.state_dict()
+    for name in description.prunable:
+        kept = state[name].ne(0).reshape(-1, 8, state[name].shape[1])
+        in_blocks = bool((kept.all(1) | ~kept.any(1)).all())
+        assert in_blocks == (name not in description.single), name
+        assert packings[name] == ("block" if in_blocks else "bitmask")
+    trained = load_model(run).model
+    supernet = Supernet(
+        trained, prunable=description.prunable, block=(8, 1), single=description.single
+    )
+    expected = supernet.extract(supernet.spec_for("60%"))
+    assert supernet.nonzero(supernet.spec_for("60%")) == taken["nonzero"]
+    assert all(torch.equal(state[name], expected[name]) for name in description.prunable)
+
+    options = ("--evaluations", 8, "--finalists", 1)
+    (entry,) = invoke_json("search", "--run", run, "--sizes", "60%", *options)["front"]
+    assert entry["nonzero"] == taken["nonzero"]
+    everywhere = invoke_json("extract", "--run", run, "--size", "60%", "--block", "8x1")
+    assert Path(everywhere["path"]).name == "60pct-8x1"  # another net than the trained one
+    assert {line["packing"] for line in everywhere["layers"]} == {"dense", "block"}
+    refused = invoke("extract", "--run", run, "--nested")
+    assert "trained with block 8x1" in refused.stderr
 
 
 def test_a_search_at_one_size_that_is_the_dense_net_finds_it(run: Path, speech: Path) -> None:

@@ -22,12 +22,16 @@ from omnisparse.sparsity.masks import apply_mask, mask_from_count
 
 @pytest.mark.parametrize("zeros", [0, 900])
 @pytest.mark.parametrize(
-    ("precision", "block"), [("fp32", (1, 1)), ("fp16", (1, 1)), ("int8", (1, 1)), ("fp32", (8, 1))]
+    ("precision", "block", "single"),
+    [
+        *(("fp32", (1, 1), []), ("fp16", (1, 1), []), ("int8", (1, 1), []), ("fp32", (8, 1), [])),
+        ("fp32", (8, 1), ["joiner.weight"]),
+    ],
 )
-def test_many_sizes_equal_one_at_a_time(tmp_path, net_with, precision, block, zeros):
+def test_many_sizes_equal_one_at_a_time(tmp_path, net_with, precision, block, single, zeros):
     net = net_with(sparsity=0.0)
     net.state["encoder.lstm.weight_hh_l0"].view(-1)[:zeros] = 0  # kept weights that are zero
-    options = {**net.contents, "precision": precision, "block": block}
+    options = {**net.contents, "precision": precision, "block": block, "single": single}
     shapes = {name: t.shape for name, t in net.state.items() if name != "steps"}
     budget = Budget(shapes, net.contents["prunable"], block=block)
     low, high = budget.nonzero_range()
@@ -35,13 +39,17 @@ def test_many_sizes_equal_one_at_a_time(tmp_path, net_with, precision, block, ze
         budget.allocate_uniform(budget.solve(size))
         for size in (low, (low + high) // 2, high - 100, high)
     ]
+
+    def own(name):
+        return (1, 1) if name in single else block
+
     extractions = [
         Extraction(out=tmp_path / str(index), num_kept=count, contents=Contents(**options))
         for index, count in enumerate(counts)
     ]
     for count, info in zip(counts, write_extractions(net.state, extractions), strict=True):
         masked = {
-            name: apply_mask(tensor, mask_from_count(tensor, count[name], block))
+            name: apply_mask(tensor, mask_from_count(tensor, count[name], own(name)))
             if name in count
             else tensor
             for name, tensor in net.state.items()

@@ -13,6 +13,7 @@ from test_artifact import rewrite_config
 
 from omnisparse.artifact import inspect_artifact
 from omnisparse.artifact.tensorfile import TensorFile
+from omnisparse.errors import FormatError
 
 PRUNABLE = ("encoder.lstm.weight_ih_l0", "encoder.lstm.weight_hh_l0", "joiner.weight")
 
@@ -53,6 +54,15 @@ def test_scattered_zeros_are_no_blocks(tmp_path: Path, net: Any, claims: dict[st
     net.write(tmp_path / "a")
     (line,) = lie(tmp_path / "a", **claims)
     assert "are scattered" in line
+
+
+def test_single_weights_beside_blocks(tmp_path: Path, net_with: Callable[..., Any]) -> None:
+    net_with(block=(8, 1)).write(tmp_path / "a", block=(8, 1))
+    (line,) = lie(tmp_path / "a", single=["joiner.weight"])
+    assert line == "config.json: single names joiner.weight, which is stored in blocks"
+    for claim in ("joiner.weight", ["joiner"], [["joiner.weight"]]):
+        with pytest.raises(FormatError, match=r"config\.json: single "):
+            lie(tmp_path / "a", single=claim)
 
 
 def test_a_dense_file_is_no_bitmask(tmp_path: Path, net: Any) -> None:

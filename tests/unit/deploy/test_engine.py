@@ -104,7 +104,13 @@ def make_net(name: str, block: tuple[int, int] = (1, 1), density: float = 0.4) -
 
 
 def write(
-    net: Any, name: str, out: Path, tokenizer: Tokenizer, block: tuple[int, int], precision: str
+    net: Any,
+    name: str,
+    out: Path,
+    tokenizer: Tokenizer,
+    block: tuple[int, int],
+    precision: str,
+    single: list[str] | None = None,
 ) -> Path:
     sizes = {"input_dim": BINS * STACK, "vocab_size": VOCAB}
     write_artifact(
@@ -120,6 +126,7 @@ def write(
         dense_parameters=sum(parameter.numel() for parameter in net.parameters()),
         prunable=list(find_prunable(net)),
         source={},
+        single=single or [],
     )
     return out
 
@@ -160,11 +167,22 @@ def test_texts_are_those_of_the_masked_dense_net(
     assert max(len(text) for text in texts) > 5
 
 
+@pytest.mark.parametrize("part", ["nothing", "weight_ih"])
 @pytest.mark.parametrize("name", ["lstm", "lstmp", "las", "lasp", "laspaper"])
-def test_scores_are_close(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_scores_are_close(name: str, part: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """The stated tolerance: 1e-4 of encoder frames of the size of one."""
     net = make_net(name, density=0.1)
-    path = write(net, name, tmp_path / "a", tokenizer, (1, 1), "fp32")
+    single = [fqn for fqn in find_prunable(net) if part not in fqn]
+    blocks = make_net(name, (8, 1), density=0.1)
+    with torch.no_grad():
+        for fqn in set(find_prunable(net)) - set(single):
+            net.get_parameter(fqn).copy_(blocks.get_parameter(fqn))
+    block = (8, 1) if part == "weight_ih" else (1, 1)
+    path = write(net, name, tmp_path / "a", tokenizer, block, "fp32", single * (block != (1, 1)))
+    packed = read_packed_artifact(path)
+    packings = {packed.read(fqn).packing for fqn in packed.names}
+    assert ("block" in packings) == (block == (8, 1))
+    assert "bitmask" in packings
     engine = build_engine(read_packed_artifact(path))
     features = extractor()(speech(1.5))
     with torch.no_grad():

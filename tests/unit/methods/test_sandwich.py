@@ -359,11 +359,18 @@ def test_random_subnets_are_drawn_by_step_and_seed_alone() -> None:
         ({"layer_groups": ("(",)}, r"layer group '\(' is not a regular expression"),
         ({"block": "8"}, "block '8' is not known; legal: 1x1, 8x1"),
         ({"block": "0x1"}, "block '0x1' is not known"),
+        ({"block_matrices": ("enc",)}, r"block_matrices is \('enc',\); with block 1x1"),
+        ({"block": "8x1", "block_matrices": ("(",)}, r"block_matrices '\(' is not a regular"),
     ],
 )
 def test_illegal_choices_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SandwichConfig(**options)  # type: ignore[arg-type]
+
+
+def test_blocks_of_no_matrix_name_the_matrices() -> None:
+    with pytest.raises(ValueError, match=r"block_matrices: 'speller' matches none of: encoder\."):
+        make_method(LAS, block="8x1", block_matrices=("encoder", "speller"))
 
 
 def test_no_level_is_below_the_smallest_subnet() -> None:
