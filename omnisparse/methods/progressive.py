@@ -28,7 +28,7 @@ import torch
 from omnisparse.errors import NonNegativeFloat, PositiveFloat, PositiveInt, Share, check_ranges
 from omnisparse.methods.widths import count_parameters, has_feed_forward, solve_model
 from omnisparse.models import LasConfig, ModelConfig, TransducerConfig, build_model
-from omnisparse.sparsity.budget import Budget, num_parameters
+from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.decomposition import RankBudget
 from omnisparse.sparsity.prunable import find_prunable
 from omnisparse.sparsity.sizes import parse_count
@@ -180,7 +180,7 @@ def _with_ranks(
     names = set(find_prunable(net, include=prunable))
     shapes = {n: (p.shape[0], p.shape[1]) for n, p in net.named_parameters() if n in names}
     factorable = sum(rows * columns for rows, columns in shapes.values())
-    budget = RankBudget(shapes, num_parameters(net.named_parameters()) - factorable)
+    budget = RankBudget(shapes, count_parameters(dense, **dims) - factorable)
     return replace(dense, ranks=budget.uniform(size))
 
 

@@ -40,6 +40,12 @@ def test_sizes_fall_in_equal_ratios_to_the_target(dense: int, share: float, stag
         assert after / before == pytest.approx((target / dense) ** (1 / stages), abs=2 / after)
 
 
+def test_ranks_use_what_only_training_needs_no_room_for() -> None:
+    """A CTC layer is in no model that is made, so no size counts it."""
+    plain, with_ctc = (planned(replace(LAS, ctc_weight=w), by="rank") for w in (0.0, 0.3))
+    assert [stage.model.ranks for stage in plain] == [stage.model.ranks for stage in with_ctc]
+
+
 @pytest.mark.parametrize("model", [CONFORMER, LAS], ids=["conformer", "las"])
 @pytest.mark.parametrize("by", ["layers", "width", "rank", "sparsity"])
 def test_every_way_to_fall_reaches_the_sizes(by: str, model: ModelConfig) -> None:
