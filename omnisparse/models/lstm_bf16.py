@@ -27,6 +27,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -159,10 +160,10 @@ def _by_rows(rows: int, compute: Callable[[int, int], object]) -> None:
     """Compute rows in as many parts as torch has threads; no row depends on another."""
     parts = min(torch.get_num_threads(), rows)
     ends = [rows * part // parts for part in range(parts + 1)]
-    if parts == 1:
-        compute(0, rows)
-        return
-    list(_workers().map(compute, ends[:-1], ends[1:]))
+    others = [_workers().submit(compute, *part) for part in pairwise(ends[1:])]
+    compute(0, ends[1])
+    for other in others:
+        other.result()
 
 
 def _product_grads(
