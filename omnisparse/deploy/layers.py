@@ -25,7 +25,7 @@ from omnisparse.deploy.sparse_kernels import (
     PackedMatrix,
     Room,
 )
-from omnisparse.errors import FormatError, OmnisparseError
+from omnisparse.errors import FormatError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -57,12 +57,6 @@ class WeightReader:
         rank = None if shared is not None else self._rank(fqn, rows // gates, columns)
         if rank is None and shared is None:
             return self._packed(fqn, rows, columns)
-        library, _ = kernels()
-        if library is not None and not hasattr(library, "omni_most_rank"):
-            raise OmnisparseError(
-                "the compiled kernels are of an older version, which knows no factors; install "
-                "omnisparse again, or set OMNISPARSE_KERNELS=numpy"
-            )
         left, right = factors_of(fqn)
         if shared is not None:
             return self._reader(fqn, shared, rows, columns)
@@ -92,7 +86,13 @@ class WeightReader:
         others = columns - copies * width
         if others < 0:
             raise FormatError(f"{self._files.place}: {fqn} is too narrow for what it reads")
-        left = self._read(factors_of(fqn)[0], (rows, copies * rank + others))
+        wide = copies * rank + others
+        if wide > MAX_RANK:  # C has no more room, and checks nothing
+            raise FormatError(
+                f"{self._files.place}: {fqn} has a left factor of {wide} columns; "
+                f"up to {MAX_RANK} for our kernels"
+            )
+        left = self._read(factors_of(fqn)[0], (rows, wide))
         return FactoredMatrix(
             self._pack(left), self._pack(for_each_output(projection, copies, others))
         )

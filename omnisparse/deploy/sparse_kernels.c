@@ -331,7 +331,7 @@ static const product products[4][2][4][4] = {
 #endif
 };
 
-/* The highest rank of a product of two; libraries of before know none. */
+/* The most columns of a left factor, which Python's MAX_RANK must not exceed. */
 int omni_most_rank(void) { return MIDDLE; }
 
 /* y[row] += W x, for one vector. */

@@ -309,6 +309,23 @@ def test_two_products_in_the_kernels(rank: int) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_shared_factor_is_no_wider_than_the_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that joins frames multiplies by it twice: each rank alone would fit."""
+    library, _ = native.kernels()
+    assert library is None or library.omni_most_rank() == layers.MAX_RANK
+    net, ranks = make_factored("lstm", "joint")
+    rank = ranks["encoder.layers.0.weight_hh_l0"]
+    model = {**asdict(NETS["lstm"]), "input_dim": BINS * STACK, "vocab_size": VOCAB}
+    files = packed(
+        {**model, "ranks": ranks, "rank_scheme": "joint"},
+        {name: value.numpy() for name, value in net.state_dict().items()},
+    )
+    build_engine(files)
+    monkeypatch.setattr(layers, "MAX_RANK", max(ranks.values()))
+    with pytest.raises(FormatError, match=f"a left factor of {2 * rank} columns; up to"):
+        build_engine(files)
+
+
 @pytest.mark.skipif(native.kernels()[0] is None, reason="the kernels were not built")
 @pytest.mark.parametrize("name", ["lstm", "lstmp", "stateless", "two"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
