@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from omnisparse.deploy.greedy import Memory
 from omnisparse.deploy.tokens import FoundToken
-from omnisparse.deploy.transducer import MAX_SYMBOLS_PER_FRAME, TransducerStream
+from omnisparse.deploy.transducer import TransducerStream, max_symbols_of
 from omnisparse.errors import OmnisparseError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class OnnxTransducer:
             )
 
         self.time_reduction = int(model["time_reduction"])
-        self.max_symbols = int(model.get("max_symbols_per_frame", MAX_SYMBOLS_PER_FRAME))
+        self.max_symbols = max_symbols_of(model)
         self.encoder = _Encoder(session("encoder"), extractor, self.time_reduction)
         self._decoder, self._joiner = session("decoder"), session("joiner")
         self._stateless = not model["predictor_layers"]

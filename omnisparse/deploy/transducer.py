@@ -26,10 +26,22 @@ from omnisparse.deploy.greedy import (
 from omnisparse.deploy.layers import FloatArray, LayerNorm, Linear, Lstm, WeightReader
 from omnisparse.deploy.stacked_encoder import StackedLstmEncoder
 from omnisparse.deploy.tokens import BLANK, NO_FINITE_SCORE, SOS_EOS, FoundToken
-from omnisparse.errors import OmnisparseError
+from omnisparse.errors import FormatError, OmnisparseError
 
 MAX_SYMBOLS_PER_FRAME = 5
 """Tokens that one encoder frame may emit, where the net does not say."""
+
+
+def max_symbols_of(model: Mapping[str, Any]) -> int:
+    """How many tokens a frame of this net may emit, at least 1.
+
+    Raises:
+        FormatError: If its configuration says less, or more than 2 ** 31 - 1.
+    """
+    number = int(model.get("max_symbols_per_frame", MAX_SYMBOLS_PER_FRAME))
+    if not 1 <= number < 2**31:
+        raise FormatError(f"max_symbols_per_frame is {number}; it must be from 1 to {2**31 - 1}")
+    return number
 
 
 class LstmPredictor:
@@ -106,7 +118,7 @@ class Transducer:
         is_nemos = model.get("family") == "nemo"
         self.encoder = (StackedLstmEncoder if is_nemos else LstmEncoder)(reader, model)
         self.time_reduction = self.encoder.time_reduction
-        self.max_symbols = int(model.get("max_symbols_per_frame", MAX_SYMBOLS_PER_FRAME))
+        self.max_symbols = max_symbols_of(model)
         stateless = not model["predictor_layers"]
         self._predictor = (StatelessPredictor if stateless else LstmPredictor)(reader, model)
         dim = int(model["joiner_dim"])

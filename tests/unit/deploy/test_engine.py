@@ -413,6 +413,8 @@ def test_what_does_not_fit_is_named() -> None:
         (model, {name: array for name, array in state.items() if name != first}, f"no {first}"),
         ({**model, "encoder_layers": 10**9}, state, "encoder_layers is 1000000000"),
         ({**model, "time_reduction": 3}, state, "time_reduction is 3"),
+        ({**model, "max_symbols_per_frame": 0}, state, "max_symbols_per_frame is 0"),
+        ({**model, "max_symbols_per_frame": 2**63}, state, "max_symbols_per_frame is 92"),
         ({**model, "encoder_dim": "wide"}, state, "wide"),
         ({**model, "kind": "ctc"}, state, "ctc"),
         (model, {**state, first: np.full_like(state[first], np.nan)}, "not finite"),
