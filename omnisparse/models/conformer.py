@@ -13,12 +13,19 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omnisparse.models.depthwise import causal_depthwise
+from omnisparse.models.dropout import Dropout
 from omnisparse.models.encoder import SegmentEncoder
+from omnisparse.models.losses import length_mask
 from omnisparse.models.operations import count_product
-from omnisparse.models.products_bf16 import Linear
+from omnisparse.models.products_bf16 import Linear, in_float32, is_bf16_on_cpu
 
 ROTARY_BASE = 10000.0
 """Longest wavelength of the rotary embedding, over 2 pi."""
+
+_WHOLE_WINDOWS = 4
+"""Up to so many windows long, an utterance is attended to as a whole: cheaper than windows, which
+are copies of keys and values."""
 
 
 class _LayerMemory(NamedTuple):
@@ -68,7 +75,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.expand = Linear(dim, hidden_dim)
         self.contract = Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, frames: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., D]``."""
@@ -102,7 +109,7 @@ class SegmentAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.input = Linear(dim, 3 * dim)
         self.output = Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, frames: Tensor, rotation: _Rotation, mask: Tensor) -> Tensor:
         """Attend in all segments at once.
@@ -110,24 +117,31 @@ class SegmentAttention(nn.Module):
         Args:
             frames: ``[B, S * C, D]``.
             rotation: Angles of positions 0..S * C - 1.
-            mask: ``[B * S, 1, 1, L + C]`` bool from :func:`_segment_mask`.
+            mask: Bool, from :func:`_whole_mask` or :func:`_segment_mask`.
 
         Returns:
             ``[B, S * C, D]``.
         """
         queries, keys, values = self._project(frames, rotation)
-        batch = frames.size(0)
-        pairs = frames.size(1) * (self.left_context + self.segment)
+        batch, whole = frames.size(0), mask.size(-1) == frames.size(1)
         for factor in (keys, values):
-            count_product(batch * pairs * frames.size(2), queries, factor)
-        context = F.scaled_dot_product_attention(
-            rearrange(queries, "b h (s c) e -> (b s) h c e", c=self.segment),
-            self._windows(keys),
-            self._windows(values),
-            attn_mask=mask,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
-        return self._leave(rearrange(context, "(b s) h c e -> b h (s c) e", b=batch))
+            count_product(frames.numel() * mask.size(-1), queries, factor)
+        if not whole:
+            queries = rearrange(queries, "b h (s c) e -> (b s) h c e", c=self.segment)
+            keys, values = self._windows(keys), self._windows(values)
+        if is_bf16_on_cpu(queries):  # small products of many shapes
+            queries, keys, values = queries.float(), keys.float(), values.float()
+        with in_float32(queries):
+            context = F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                dropout_p=self.dropout.p if self.training else 0.0,
+            )
+        if not whole:
+            context = rearrange(context, "(b s) h c e -> b h (s c) e", b=batch)
+        return self._leave(context)
 
     def step(
         self, frames: Tensor, rotation: _Rotation, keys: Tensor, values: Tensor
@@ -152,10 +166,10 @@ class SegmentAttention(nn.Module):
     def _project(self, frames: Tensor, rotation: _Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both rotated) and values, each ``[B, H, T', E]``."""
         projected = self.input(self.norm(frames))
-        queries, keys, values = rearrange(
-            projected, "b t (three h e) -> three b h t e", three=3, h=self.heads
-        )
-        return _rotate(queries, rotation), _rotate(keys, rotation), values
+        rotated, values = projected.split([2 * frames.size(2), frames.size(2)], dim=-1)
+        rotated = rearrange(rotated, "b t (two h e) -> b two h t e", two=2, h=self.heads)
+        queries, keys = _rotate(rotated, rotation).unbind(1)
+        return queries, keys, rearrange(values, "b t (h e) -> b h t e", h=self.heads)
 
     def _windows(self, tensor: Tensor) -> Tensor:
         """Frames that each segment sees: ``[B, H, S * C, E]`` to ``[B * S, H, L + C, E]``."""
@@ -189,12 +203,12 @@ class CausalConvolution(nn.Module):
         self.depthwise = nn.Conv1d(dim, dim, kernel, groups=dim)
         self.depthwise_norm = nn.LayerNorm(dim)
         self.contract = Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, T', D]`` after ``[B, K - 1, D]`` inputs to ``[B, T', D]``, and the last inputs."""
         gated = torch.cat([before, F.glu(self.expand(self.norm(frames)), dim=-1)], dim=1)
-        mixed = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
+        mixed = causal_depthwise(self.depthwise, gated)
         outputs = self.dropout(self.contract(F.silu(self.depthwise_norm(mixed))))
         return outputs, gated[:, frames.size(1) :]
 
@@ -307,7 +321,9 @@ class ConformerEncoder(SegmentEncoder):
         length = frames.size(1)
         frames = F.pad(frames, (0, 0, 0, -length % self.segment))
         rotation = _angles(0, frames.size(1), self.head_dim, frames.device)
-        mask = _segment_mask(lengths, frames.size(1), self.segment, self.left_context)
+        of_windows = frames.size(1) > _WHOLE_WINDOWS * (self.left_context + self.segment)
+        make_mask = _segment_mask if of_windows else _whole_mask
+        mask = make_mask(lengths, frames.size(1), self.segment, self.left_context)
         for layer in self.layers:
             frames = layer(frames, rotation, mask)
         return frames[:, :length]
@@ -334,6 +350,16 @@ class ConformerEncoder(SegmentEncoder):
             frames, memory = layer.step(frames, rotation, memory)
             after.append(memory)
         return frames, _Memory(position, tuple(after))
+
+
+def _whole_mask(lengths: Tensor, padded: int, segment: int, left_context: int) -> Tensor:
+    """Frames of its utterance that a frame may attend to: ``[B, 1, S * C, S * C]`` bool."""
+    positions = torch.arange(padded, device=lengths.device)
+    starts = (positions - positions % segment)[:, None]
+    # Padding sees the first frame of its segment: softmax over no frame is undefined.
+    valid = length_mask(lengths, padded)[:, None] | (positions == starts)
+    near = (positions >= starts - left_context) & (positions < starts + segment)
+    return (near & valid)[:, None]
 
 
 def _segment_mask(lengths: Tensor, padded: int, segment: int, left_context: int) -> Tensor:
