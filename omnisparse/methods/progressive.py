@@ -143,7 +143,7 @@ def plan_models(
     if config.by == "sparsity":
         return _pruned(dense, sizes, config.prunable, dims)
     make = {"layers": _with_fewer_layers, "width": _narrower, "rank": _with_ranks}[config.by]
-    models = [make(dense, size, config.prunable, dims) for size in sizes]
+    models = _falling([make(dense, size, config.prunable, dims) for size in sizes])
     return [StageModel(model=model, size=count_parameters(model, **dims)) for model in models]
 
 
@@ -222,6 +222,26 @@ def _with_narrow_parts(
     less = count_parameters(replace(wide, encoder_feed_forward=width - 1), **dims)
     left = width - -(-(parameters - size) // (parameters - less))
     return replace(wide, encoder_feed_forward=left) if left > 0 else None
+
+
+def _falling(models: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """The same with feed-forward parts that never grow from a stage to the next.
+
+    A net of one layer less may have room for wider parts, which the stage before could not hand
+    over. Stages between give way, so that the last net is the one that one stage would have made;
+    they may be larger than was asked for.
+    """
+    last = models[-1]
+    if not isinstance(last, TransducerConfig) or not has_feed_forward(last):
+        return list(models)
+    falling: list[ModelConfig] = []
+    width = None
+    for model in models:
+        assert isinstance(model, TransducerConfig)
+        own = model.encoder_feed_forward
+        width = max(last.encoder_feed_forward, own if width is None else min(own, width))
+        falling.append(replace(model, encoder_feed_forward=width))
+    return falling
 
 
 def _layer_family(dense: ModelConfig) -> list[ModelConfig]:

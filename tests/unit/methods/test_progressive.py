@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnisparse.methods import ProgressiveConfig
+from omnisparse.methods.handover import hand_over
 from omnisparse.methods.progressive import StageModel, plan_models, stage_sizes
 from omnisparse.methods.widths import count_parameters
-from omnisparse.models import LasConfig, ModelConfig, TransducerConfig
+from omnisparse.models import LasConfig, ModelConfig, TransducerConfig, build_model
 
 DIMS = {"input_dim": 48, "vocab_size": 50}
 CONFORMER = TransducerConfig(
@@ -58,7 +60,9 @@ def test_every_way_to_fall_reaches_the_sizes(by: str, model: ModelConfig) -> Non
     for size, target in zip(sizes, wanted, strict=True):
         # An LSTM has only whole layers to drop; the width of a Conformer is a multiple of 8.
         nearest = 0.75 if by in ("layers", "width") else 0.95
-        assert nearest * target <= size <= target
+        # Between, feed-forward parts are not narrower than they will be with a layer less.
+        above = 1.06 if by == "layers" and size != sizes[-1] else 1.0
+        assert nearest * target <= size <= above * target
     for stage in stages:
         counted = count_parameters(stage.model, **DIMS)
         assert counted == (dense if by == "sparsity" else stage.size)
@@ -71,6 +75,18 @@ def test_layers_fall_before_feed_forward_parts_do() -> None:
     assert layers[-1] <= 2
     assert all(model.encoder_dim == 48 for model in models)
     assert all(96 <= model.encoder_feed_forward <= 192 for model in models)
+
+
+def test_no_feed_forward_part_grows_from_a_stage_to_the_next() -> None:
+    """One layer less leaves room for wider parts, which the stage before cannot hand over."""
+    model = replace(CONFORMER, encoder_dim=96, encoder_feed_forward=384)
+    stages = planned(model, size="40%")
+    widths = [getattr(stage.model, "encoder_feed_forward", 0) for stage in stages]
+    assert widths == sorted(widths, reverse=True)
+    assert stages[-1] == planned(model, size="40%", plan="direct")[0]  # as in one stage
+    nets = [build_model(stage.model, **DIMS) for stage in stages]
+    for before, after in pairwise(nets):
+        after.load_state_dict(hand_over(before, after))
 
 
 def test_rivals_have_the_last_net_only() -> None:
