@@ -28,7 +28,8 @@ def causal_depthwise(convolution: nn.Conv1d, frames: Tensor) -> Tensor:
         mixed: Tensor = convolution(frames.transpose(1, 2)).transpose(1, 2)
         return mixed
     weight, bias = convolution.weight, convolution.bias
-    count_product(frames.numel() * weight.size(2), frames, weight)
+    length = frames.size(1) - weight.size(2) + 1
+    count_product(frames.size(0) * length * weight.numel(), frames, weight)
     summed: Tensor = _Taps.apply(frames, weight, bias)  # type: ignore[no-untyped-call]
     return summed
 

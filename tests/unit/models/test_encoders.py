@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omnisparse.models import TransducerConfig
-from omnisparse.models.conformer import ConformerEncoder, SegmentAttention, _angles, _rotate
+from omnisparse.models.conformer import (
+    ConformerEncoder,
+    SegmentAttention,
+    _angles,
+    _rotate,
+    _whole_mask,
+)
 from omnisparse.models.emformer import EmformerEncoder
 from omnisparse.models.encoder import Encoder
 from omnisparse.models.lstm import LstmEncoder
@@ -182,6 +188,8 @@ def test_segment_attention_equals_a_plain_loop() -> None:
     windows = torch.stack([torch.arange(start - 4, start + 3) for start in starts[::3].tolist()])
     mask = ((windows >= 0) & (windows < 8))[:, None, None]  # the last frame is padding
     found = attention(frames, rotation, mask)
+    whole = _whole_mask(torch.tensor([8]), 9, 3, 4)  # as short utterances are attended to
+    torch.testing.assert_close(attention(frames, rotation, whole)[:, :8], found[:, :8])
 
     queries, keys, values = attention.input(attention.norm(frames))[0].chunk(3, dim=-1)
     for time in range(8):
