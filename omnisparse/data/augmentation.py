@@ -34,8 +34,9 @@ class AugmentationConfig:
     """Epochs, at the start, without masking: an untrained encoder then learns several times
     faster."""
     speed_factors: tuple[float, ...] = (1.0,)
-    """Speeds; the training set has a copy of its manifests at each speed. (0.9, 1.0, 1.1) is usual.
-    The embedded corpus is not copied, because it already varies its rates of speech."""
+    """Speeds; the training set has a copy of its manifests at each speed. (0.9, 1.0, 1.1) is usual,
+    and helps with voices that are higher or lower. Without manifests the embedded corpus is copied;
+    beside them it is not."""
     noise_probability: Share = 0.0
     """Share of the utterances that get noise. With ``data.frames: live`` it is drawn anew in every
     epoch; stored frames have one noise each."""

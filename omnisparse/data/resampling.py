@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,7 @@ class StreamingResampler:
         return np.asarray(resampled, np.float32)
 
 
+@lru_cache(maxsize=8)
 def _kernels(step: int, new_step: int) -> FloatArray:
     """A windowed sinc for each sample that goes out in a repetition.
 

@@ -42,7 +42,7 @@ class Splits:
     dev_corpora: tuple[Corpus, ...] = ()
     """The corpora of ``dev``."""
     speed_factors: tuple[float, ...] = (1.0,)
-    """Speeds of the copies of the training manifests."""
+    """Speeds of the copies of the training manifests, or of the embedded corpus alone."""
 
 
 def load_splits(
@@ -57,8 +57,8 @@ def load_splits(
     Args:
         config: The corpora.
         stage: Called with messages about the work.
-        speed_factors: Speeds of the copies of the training manifests; the embedded corpus is not
-            copied, because it already varies its rates.
+        speed_factors: Speeds of the copies of the training manifests; the embedded corpus is copied
+            only where there are none.
         sampling_rate: Rate to which all audio is resampled, in Hz; None for no resampling.
 
     Raises:
@@ -75,8 +75,6 @@ def load_splits(
         return replace(corpus, cuts=spoken)
 
     train = [load(base / path) for path in config.train]
-    if not train and tuple(speed_factors) != (1.0,):
-        stage("speed_factors change nothing: the embedded corpus varies its rates by itself")
     parts = [perturb_speed(corpus.cuts, speed_factors) for corpus in train]
     if config.synthetic is not None:
         folder = synthetic_folder(config)
@@ -84,7 +82,8 @@ def load_splits(
         prepare_synthetic(config.synthetic, folder)
         path = folder / "train.jsonl"
         train.append(load(path, _EMBEDDED.format(path)))
-        parts.append(train[-1].cuts)
+        cuts = train[-1].cuts
+        parts.append(cuts if config.train else perturb_speed(cuts, speed_factors))
     dev = _load_dev(config, stage, sampling_rate)
     joined = _join(parts)
     if len(joined) == 0:
@@ -94,7 +93,7 @@ def load_splits(
         _join([corpus.cuts for corpus in dev]),
         tuple(train),
         tuple(dev),
-        tuple(speed_factors) if config.train else (1.0,),
+        tuple(speed_factors),
     )
 
 

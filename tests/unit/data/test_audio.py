@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from lhotse import CutSet
 
+from omnisparse.data import audio
 from omnisparse.data.audio import read_samples
 from omnisparse.data.corpora import load_manifest, perturb_speed
 from omnisparse.data.evaluation_batches import EvaluationBatches
@@ -46,6 +47,32 @@ def test_channels_are_averaged_in_training_as_in_evaluation(
     np.testing.assert_allclose(next(iter(batches)).features[0].numpy(), expected, atol=1e-4)
     (slow,) = perturb_speed(cuts, (0.9,))
     assert read_samples(slow).shape == (slow.num_samples,)
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1])
+def test_another_speed_is_what_lhotse_makes(
+    cuts: CutSet, speed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = list(perturb_speed(cuts, (speed,)))[:5]
+    expected = [cut.load_audio()[0] for cut in copies]
+    part = copies[0].truncate(offset=0.05, duration=0.1)
+    expected_part = part.load_audio()[0]
+    np.testing.assert_allclose(read_samples(part), expected_part, atol=1e-6)
+
+    def refuse(cut: object) -> None:
+        raise AssertionError("a whole file was put together by lhotse")
+
+    monkeypatch.setattr(audio, "_read_composed", refuse)
+    for cut, samples in zip(copies, expected, strict=True):
+        np.testing.assert_allclose(read_samples(cut), samples, atol=1e-6)
+
+
+def test_a_file_that_is_too_short_for_another_speed_is_refused(tmp_path: Path) -> None:
+    (slow,) = perturb_speed(load_manifest(stereo_manifest(tmp_path)), (0.9,))
+    samples, rate = soundfile.read(tmp_path / "stereo.wav")
+    soundfile.write(tmp_path / "stereo.wav", samples[: rate // 2], rate)
+    with pytest.raises(DataError, match="audio cannot be read"):
+        read_samples(slow)
 
 
 def test_another_rate_is_resampled(cuts: CutSet) -> None:

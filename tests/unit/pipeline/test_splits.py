@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_audio_is_brought_to_the_rate_of_the_features(manifest: Path, tmp_path: 
     assert lines == []
 
 
-def test_speeds_that_nothing_is_spoken_at_are_told(
+def test_the_embedded_corpus_has_other_speeds_where_it_is_alone(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "prepare_synthetic", lambda config, folder: None)
@@ -47,11 +48,15 @@ def test_speeds_that_nothing_is_spoken_at_are_told(
     for split in ("train", "dev"):
         shutil.copy(manifest, folder / f"{split}.jsonl")
     lines: list[str] = []
-    assert len(load_splits(corpus, lines.append, speed_factors=(0.9, 1.0)).train) == 40
-    assert [line for line in lines if line.startswith("speed_factors change nothing")]
-    lines.clear()
-    load_splits(corpus, lines.append)
+    splits = load_splits(corpus, lines.append, speed_factors=(0.9, 1.0))
+    assert len(splits.train) == 80
+    assert len(splits.dev) == 40
     assert lines == [f"corpus {folder}"]
+    assert len(load_splits(corpus).train) == 40
+    beside = replace(
+        corpus, synthetic=SyntheticConfig(), base=str(manifest.parent), train=(manifest.name,)
+    )
+    assert len(load_splits(beside, speed_factors=(0.9, 1.0)).train) == 120
 
 
 def test_a_run_says_what_it_trains_on(manifest: Path) -> None:
