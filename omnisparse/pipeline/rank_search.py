@@ -196,6 +196,8 @@ class RankSearch:
         config, space = self.config, self.spaces[size]
         self.on_stage(f"{size}: {config.evaluations} candidates by {config.method}")
         space, start, tried = self._start(space)
+        if policy is not None and not tried:
+            start = policy.move_to(space)
         episodes, policy = self._episodes(space, start, config.evaluations - tried, policy)
         return {**self._entry(space, size, episodes), "sensitivity_evaluations": tried}, policy
 

@@ -18,6 +18,7 @@ Legend: M matrices, P places of the grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -33,7 +34,7 @@ from omnisparse.errors import (
     Share,
     check_ranges,
 )
-from omnisparse.search.ranks import RankSpace
+from omnisparse.search.ranks import NUM_SHARES, SMALLEST_SHARE, RankSpace
 
 Evaluate = Callable[[Sequence[int]], float]
 """The reward of places; larger is better."""
@@ -93,7 +94,7 @@ class Policy(nn.Module):
         self, space: RankSpace, *, hidden_dim: int, start: Sequence[int], sharpness: float
     ) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.sharpness = space, sharpness
         self.num_places = max(len(options) for options in space.choices)
         self.cell = nn.LSTMCell(hidden_dim, hidden_dim)
         self.previous = nn.Embedding(self.num_places + 1, hidden_dim)
@@ -150,6 +151,37 @@ class Policy(nn.Module):
         _, log_probability, entropy = self.walk(len(places), lambda step, _: places[:, step])
         return log_probability, entropy
 
+    def move_to(self, space: RankSpace) -> list[int]:
+        """Go on with another budget of the same grid: every preference falls as the budget does.
+
+        Without this the matrices decided first would take what they had before, and the wall
+        would leave nothing for the last.
+
+        Args:
+            space: Of the new budget.
+
+        Returns:
+            The most probable walk there.
+
+        Raises:
+            ValueError: If the grid is another.
+        """
+        before = self.space
+        if [len(options) for options in before.choices] != [len(o) for o in space.choices]:
+            raise ValueError("the policy is of another grid of ranks")
+        rooms = [one.total - one.budget.fixed for one in (before, space)]
+        moved = round(
+            math.log(rooms[0] / rooms[1]) / math.log(1 / SMALLEST_SHARE) * (NUM_SHARES - 1)
+        )
+        places = torch.arange(self.num_places)
+        wanted = places + moved
+        inside = wanted.clamp(0, self.num_places - 1)
+        beyond = (wanted - inside).abs().float()
+        with torch.no_grad():
+            self.start.copy_(self.start[:, inside] - self.sharpness * beyond)
+        self.space = space  # its wall is that of this budget
+        return self.best()
+
     def best(self) -> list[int]:
         """The most probable walk."""
         with torch.no_grad():
@@ -176,8 +208,8 @@ def reinforce(
         start: Places that the untrained policy prefers; evaluated first.
         config: How it learns.
         seed: Of the policy's weights and its draws.
-        policy: One to go on with, as of an earlier round with the same grid and another budget;
-            None for a fresh one.
+        policy: One to go on with, as of an earlier round with the same grid and another budget
+            (:meth:`Policy.move_to`); None for a fresh one.
         on_episode: Told of every episode.
 
     Returns:
@@ -193,9 +225,7 @@ def reinforce(
             policy = Policy(
                 space, hidden_dim=config.hidden_dim, start=start, sharpness=config.start_sharpness
             )
-    if [len(options) for options in policy.space.choices] != [len(o) for o in space.choices]:
-        raise ValueError("the policy is of another grid of ranks")
-    policy.space = space  # its wall is that of this budget
+    policy.move_to(space)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     found: list[Episode] = []
     baseline: float | None = None

@@ -98,6 +98,17 @@ def test_a_policy_of_an_earlier_round_stays_inside_the_next_budget() -> None:
         reinforce(other, planted, episodes=2, start=[0] * len(SHAPES), policy=policy)
 
 
+def test_a_policy_that_moves_to_a_smaller_budget_takes_from_all_matrices() -> None:
+    wide, narrow = space(0.9), space(0.3)
+    start = wide.places(BUDGET.uniform(wide.total))
+    _, policy = reinforce(wide, planted, episodes=1, start=start)
+    moved = policy.move_to(narrow)
+    falls = [before - now for before, now in zip(wide.walled(start), moved, strict=True)]
+    fallen = [fall for name, fall in zip(narrow.names, falls, strict=True) if name != "d"]
+    assert max(fallen) - min(fallen) <= 1, falls
+    assert policy.move_to(narrow) == moved
+
+
 def test_a_search_is_a_function_of_its_seed() -> None:
     within = space(0.6)
     start = within.places(BUDGET.uniform(within.total))
