@@ -81,7 +81,7 @@ def loss_and_gradients(
     net = Supernet(model.to(device), prunable=find_prunable(model)).train()
     net.zero_grad()
     net.activate(None if sparsity is None else net.spec_for(sparsity=sparsity))
-    masked = {} if sparsity is None else net._masked_weights()
+    masked = {} if sparsity is None else net._weights_of_pass()
     output = forward_batch(net, make_batch().to(device))
     output.label_loss_sum.backward()
     gradients = {

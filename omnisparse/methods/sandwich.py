@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -88,6 +89,10 @@ class SandwichConfig:
     and grow again when the other nets join. Better for transducers (``transducer_books.yaml``) and
     for a LAS that trains to the end (``convergence_las_voices.yaml``: 0.3); in a short training of
     a LAS it costs the larger sizes much, so the default is 0."""
+    core_gradient: Share = 1.0
+    """Share of the gradients of all larger nets that the weights of the smallest subnet get, from
+    when it has its final size and all nets train. Below 1 they follow the small net more, and the
+    larger ones learn with what is theirs alone. 0: only the smallest subnet moves them."""
     member_share: Annotated[float, Range(above=0, maximum=1)] = 0.15
     """Share of the batch that all subnets of a step see together; 1 splits all of it among them.
     Rounded so that each sees one utterance in ``member_period``. Ignored with ``full_batch``."""
@@ -268,28 +273,36 @@ class Sandwich:
             name, spec = "dense", None
             if step >= self.schedule.warmup_steps:
                 name, spec = "smallest", self.schedule.smallest(step)
-            yield _label_loss(name, self._forward(forward, batch, spec), batch)
+            yield _label_loss(name, self._forward(forward, batch, step, spec), batch)
         elif self._trains_one(step):
             spec = self.schedule.alone(step)
-            yield _label_loss("single", self._forward(forward, batch, spec), batch)
+            yield _label_loss("single", self._forward(forward, batch, step, spec), batch)
         else:
             yield from self._sandwich(forward, batch, step)
         self.supernet.activate(None)
 
     def _sandwich(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         scale = 1 / self._weight_sum if self.config.normalise_members else 1.0
-        output = self._forward(forward, batch, None)
+        output = self._forward(forward, batch, step, None)
         yield _label_loss("dense", output, batch, scale)
         teacher = Teacher.of(output, self.config.distill, self.config.lattice_nodes)
         del output
         for index in range(self.num_subnets):
             yield self._subnet_loss(forward, batch, teacher, step, index, scale)
 
-    def _forward(self, forward: Forward, batch: Batch, spec: SubnetSpec | None) -> ModelOutput:
+    def _forward(
+        self, forward: Forward, batch: Batch, step: int, spec: SubnetSpec | None
+    ) -> ModelOutput:
         self.supernet.activate(spec)
         factor = 1.0 if spec is None else self._dropout_factor(spec)
-        with scaled_dropout(self.supernet.model, factor):
+        with scaled_dropout(self.supernet.model, factor), self._protected(step):
             return forward_batch(forward, batch)
+
+    def _protected(self, step: int) -> AbstractContextManager[None]:
+        """Protection of the smallest subnet's weights, while larger nets run forward."""
+        if self.config.core_gradient == 1.0 or not self.schedule.is_small(step):
+            return nullcontext()
+        return self.supernet.protected(self.schedule.min_spec, self.config.core_gradient)
 
     @property
     def _weight_sum(self) -> float:
@@ -312,7 +325,7 @@ class Sandwich:
             spec = self.schedule.random(step, index + own)
         rows, here = self._member_rows(batch, step, index)
         part = batch.select(rows)
-        output = self._forward(forward, part, spec)
+        output = self._forward(forward, part, step, spec)
         config = self.config
         distilled = teacher.select(rows).distance(
             output,

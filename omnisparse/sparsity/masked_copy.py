@@ -7,11 +7,11 @@ one pass over the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from omnisparse.sparsity.keys import Block, expand_blocks
@@ -119,6 +119,89 @@ def masked_copies(
             thinnings, dtype, straight_through, *weights
         )
     )
+
+
+def by_module(model: nn.Module, prunable: Iterable[str]) -> list[list[str]]:
+    """Names of matrices that are copied together: one alone, all parameters of a recurrent layer.
+
+    Args:
+        model: The net.
+        prunable: Names of the matrices that masks may prune.
+    """
+    groups: dict[str, list[str]] = {}
+    for fqn in prunable:
+        owner, _, _ = fqn.rpartition(".")
+        module = model.get_submodule(owner)
+        if isinstance(module, nn.RNNBase):
+            names = [name for name, _ in module.named_parameters()]
+            groups[owner] = [f"{owner}.{name}" if owner else name for name in names]
+        else:
+            groups[fqn] = [fqn]
+    return list(groups.values())
+
+
+def masked_parameters(
+    model: nn.Module,
+    groups: Iterable[Sequence[str]],
+    thinned: Mapping[str, Thinning],
+    views: Mapping[str, Tensor],
+    *,
+    straight_through: bool = False,
+) -> dict[str, Tensor]:
+    """Masked copies of the matrices that a subnet prunes, module by module, for one pass.
+
+    Args:
+        model: The net.
+        groups: Names that are copied together, of :func:`by_module`; without a thinning among them
+            they are not copied.
+        thinned: Thinnings by name.
+        views: What to copy in place of the parameters of these names.
+        straight_through: Pass the gradient of a masked weight as if it had not been masked.
+
+    Returns:
+        Copies by name, in autocast's dtype where it is on.
+    """
+    masked: dict[str, Tensor] = {}
+    for names in groups:
+        if not any(fqn in thinned for fqn in names):
+            continue
+        weights = [views[fqn] if fqn in views else model.get_parameter(fqn) for fqn in names]
+        device, dtype = weights[0].device.type, weights[0].dtype
+        if device in ("cuda", "cpu") and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        thinnings = [thinned.get(fqn) for fqn in names]
+        copies = masked_copies(weights, thinnings, dtype=dtype, straight_through=straight_through)
+        masked.update(zip(names, copies, strict=True))
+    return masked
+
+
+class _Damped(torch.autograd.Function):
+    """See :func:`damped`."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, thinning: Thinning, share: float) -> Tensor:
+        ctx.thinning, ctx.share = thinning, share
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        kept = ctx.thinning.clear(grad.clone(memory_format=torch.contiguous_format))
+        return grad.sub(kept, alpha=1.0 - ctx.share), None, None
+
+
+def damped(weight: Tensor, thinning: Thinning, share: float) -> Tensor:
+    """The same weights; a subnet's part of them gets only a share of the gradient.
+
+    Args:
+        weight: A matrix.
+        thinning: The part, as the weights that a subnet keeps.
+        share: In [0, 1].
+
+    Returns:
+        A view of ``weight``, so a chunk that cuDNN knows stays one.
+    """
+    return _Damped.apply(weight, thinning, share)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _empty_like(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

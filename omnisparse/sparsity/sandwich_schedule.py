@@ -129,6 +129,10 @@ class SandwichSchedule:
             final=1.0 - self._min_density,
         )
 
+    def is_small(self, step: int) -> bool:
+        """Whether the smallest subnet has its final size and larger nets train beside it."""
+        return step >= max(self.core_steps, self.shrunk_steps)
+
     def smallest(self, step: int) -> SubnetSpec:
         """The smallest subnet of a step."""
         least = self.least_density(step)

@@ -12,7 +12,7 @@ step. The copies have the dtype of autocast, and exist only during the pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.func import functional_call
 from omnisparse.sparsity.allocation import Allocator, Scope
 from omnisparse.sparsity.budget import Budget, check_names, num_blocks
 from omnisparse.sparsity.keys import Block, Norm, block_of, block_sizes, check_block
-from omnisparse.sparsity.masked_copy import Thinning, masked_copies
+from omnisparse.sparsity.masked_copy import Thinning, by_module, damped, masked_parameters
 from omnisparse.sparsity.masks import apply_mask, masked_tensors
 from omnisparse.sparsity.prunable import check_plain, find_prunable_anywhere
 from omnisparse.sparsity.ranking import rank
@@ -86,9 +86,11 @@ class Supernet(nn.Module):
         self.mask_flip_rate: float | None = None
         """Share of the largest quarter of the weights that the last refresh exchanged."""
         self._positions: dict[str, Tensor] = {}
-        self._modules_of = _by_module(model, self.budget.prunable)
+        self._groups = by_module(model, self.budget.prunable)
         self._spec: SubnetSpec | None = None
         self._kept: dict[str, int] = {}
+        self._protected: SubnetSpec | None = None
+        self._gradient_share = 1.0
 
     @property
     def prunable(self) -> tuple[str, ...]:
@@ -140,32 +142,48 @@ class Supernet(nn.Module):
         finally:
             self.activate(before)
 
+    @contextmanager
+    def protected(self, spec: SubnetSpec, share: float) -> Iterator[None]:
+        """Give the weights of a subnet only a share of the gradient of any other net.
+
+        For the passes forward in a block of code; the passes back may come later.
+
+        Args:
+            spec: The subnet.
+            share: In [0, 1]; 1 changes nothing.
+
+        Raises:
+            ValueError: If the share is out of range.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share of the gradient is {share}; legal: 0 to 1")
+        before = self._protected, self._gradient_share
+        self._protected, self._gradient_share = spec, share
+        try:
+            yield
+        finally:
+            self._protected, self._gradient_share = before
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the active subnet; arguments and result are the model's own."""
-        if self._spec is None:
+        weights = self._weights_of_pass()
+        if not weights:
             return self.model(*args, **kwargs)
-        return functional_call(self.model, self._masked_weights(), args, kwargs)
+        return functional_call(self.model, weights, args, kwargs)
 
-    def _masked_weights(self) -> dict[str, Tensor]:
-        """Masked copies of the matrices that the active subnet prunes, module by module."""
-        thinned = dict(self._active())
-        masked: dict[str, Tensor] = {}
-        for names in self._modules_of:
-            if not any(fqn in thinned for fqn in names):
-                continue
-            weights = [self.model.get_parameter(fqn) for fqn in names]
-            device = weights[0].device.type
-            dtype = weights[0].dtype
-            if device in ("cuda", "cpu") and torch.is_autocast_enabled(device):
-                dtype = torch.get_autocast_dtype(device)
-            copies = masked_copies(
-                weights,
-                [thinned.get(fqn) for fqn in names],
-                dtype=dtype,
-                straight_through=self.straight_through,
-            )
-            masked.update(zip(names, copies, strict=True))
-        return masked
+    def _weights_of_pass(self) -> dict[str, Tensor]:
+        """What a pass of the active net takes in place of parameters: masked copies, and views."""
+        views: dict[str, Tensor] = {}
+        spec, share = self._protected, self._gradient_share
+        if spec not in (None, self._spec) and share != 1.0 and torch.is_grad_enabled():
+            if not self._positions:
+                self.refresh()
+            for fqn, thinning in self._thinnings(spec.counts(self.budget.prunable)):
+                views[fqn] = damped(self.model.get_parameter(fqn), thinning, share)
+        thinned = dict(self._thinnings(self._kept))
+        return views | masked_parameters(
+            self.model, self._groups, thinned, views, straight_through=self.straight_through
+        )
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -307,7 +325,7 @@ class Supernet(nn.Module):
             ValueError: If the spec names unknown matrices.
         """
         with self.active(spec):
-            for fqn, thinning in self._active():
+            for fqn, thinning in self._thinnings(self._kept):
                 weight = self.model.get_parameter(fqn)
                 if as_sharded(weight) is None:
                     thinning.clear(weight)
@@ -326,7 +344,7 @@ class Supernet(nn.Module):
         dense: dict[str, Tensor] = {}
         try:
             with self.active(spec), torch.no_grad():
-                for fqn, thinning in self._active():
+                for fqn, thinning in self._thinnings(self._kept):
                     parameter = self.model.get_parameter(fqn)
                     dense[fqn] = parameter.detach().clone()
                     thinning.clear(parameter)
@@ -349,9 +367,9 @@ class Supernet(nn.Module):
             flips, kept = flips + int(entered.sum()), kept + top
         return flips / kept
 
-    def _active(self) -> Iterator[tuple[str, Thinning]]:
-        """Name of every matrix that the active subnet prunes, and its thinning."""
-        for fqn, count in self._kept.items():
+    def _thinnings(self, kept: Mapping[str, int]) -> Iterator[tuple[str, Thinning]]:
+        """Name of every matrix that a subnet with these numbers of weights prunes, its thinning."""
+        for fqn, count in kept.items():
             weight = self.model.get_parameter(fqn)
             if count < weight.numel():
                 positions = self._positions[fqn] = self._positions[fqn].to(weight.device)
@@ -377,17 +395,3 @@ def _budget(model: nn.Module, prunable: Sequence[str], floor: float, block: Bloc
     check_plain(model, names)
     check_names(names, owners.values(), "prunable")
     return Budget.of(model, list(dict.fromkeys(names)), floor=floor, block=block)
-
-
-def _by_module(model: nn.Module, prunable: Iterable[str]) -> list[list[str]]:
-    """Names that are copied together: a matrix alone, all parameters of a recurrent layer."""
-    groups: dict[str, list[str]] = {}
-    for fqn in prunable:
-        owner, _, _ = fqn.rpartition(".")
-        module = model.get_submodule(owner)
-        if isinstance(module, nn.RNNBase):
-            names = [name for name, _ in module.named_parameters()]
-            groups[owner] = [f"{owner}.{name}" if owner else name for name in names]
-        else:
-            groups[fqn] = [fqn]
-    return list(groups.values())

@@ -120,9 +120,10 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def make(config: RunConfig, **options: object) -> RunConfig:
+def make(config: RunConfig, **chosen: object) -> RunConfig:
     # Steps 0 and 1 clear all but the smallest net, 2 ranks again, from 2 on all nets train.
-    options = {"warmup_fraction": 0.0, "core_fraction": 0.34, "refresh_every": 2, **options}
+    options = {"warmup_fraction": 0.0, "core_fraction": 0.34, "refresh_every": 2}
+    options |= {"core_gradient": 0.25, **chosen}
     options["member_share"] = 1.0  # so that both processes have a part of every net
     return dataclasses.replace(
         config,

@@ -58,7 +58,8 @@ def interrupt_at(steps: set[int]) -> Callable[..., None]:
     return on_progress
 
 
-CORE = {"core_fraction": 0.4, "shrink_fraction": 0.3}  # steps 2 to 5, then the sandwich
+# Steps 2 to 5, then the sandwich.
+CORE = {"core_fraction": 0.4, "shrink_fraction": 0.3, "core_gradient": 0.25}
 
 
 def test_files_of_the_user_are_not_taken_for_a_run_that_failed(

@@ -171,6 +171,43 @@ def test_straight_through_gradient_is_that_of_the_product() -> None:
         assert bool(there[~mask].any())
 
 
+@pytest.mark.parametrize("sparsity", [None, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_protected_subnet_gets_a_share_of_the_gradients_of_other_nets(
+    sparsity: float | None, share: float
+) -> None:
+    plain, protecting = make(), make()
+    core = plain.spec_for(sparsity=0.8)
+    spec = None if sparsity is None else plain.spec_for(sparsity=sparsity)
+    alone = step(plain, spec)
+    with protecting.protected(core, share):
+        assert torch.equal(step(protecting, spec), alone)
+    factor = 1.0 if sparsity == 0.8 else share  # its own gradient reaches it whole
+    for fqn, parameter in plain.model.named_parameters():
+        there = protecting.model.get_parameter(fqn).grad
+        if fqn not in PRUNABLE:
+            assert torch.equal(there, parameter.grad)
+            continue
+        mask = mask_from_count(parameter, core.num_kept(fqn, parameter.numel()))
+        assert bool(parameter.grad[mask].any())
+        torch.testing.assert_close(there[mask], factor * parameter.grad[mask])
+        assert torch.equal(there[~mask], parameter.grad[~mask])
+
+
+def test_protection_ends_and_names_what_is_legal() -> None:
+    plain, ended = make(), make()
+    core = plain.spec_for(sparsity=0.8)
+    legal = pytest.raises(ValueError, match=r"share of the gradient is 1.5; legal: 0 to 1")
+    with legal, plain.protected(core, 1.5):
+        pass
+    with ended.protected(core, 0.0), torch.no_grad():
+        ended(TOKENS)
+    step(plain, None)
+    step(ended, None)
+    for one, other in zip(plain.parameters(), ended.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
 def test_several_members_share_one_step() -> None:
     supernet = make()
     specs = [None, supernet.spec_for(sparsity=0.5), supernet.spec_for(sparsity=0.9)]
@@ -344,7 +381,7 @@ def test_masked_copies_are_made_in_the_type_of_autocast() -> None:
     supernet = make()
     spec = supernet.spec_for(sparsity=0.5)
     with supernet.active(spec), torch.autocast("cpu", torch.bfloat16):
-        copies = supernet._masked_weights()
+        copies = supernet._weights_of_pass()
     assert {masked.dtype for masked in copies.values()} == {torch.bfloat16}
     whole = supernet.extract(spec)
     for fqn, masked in copies.items():
