@@ -54,7 +54,7 @@ setup(
             optional=not FOR_OTHERS,
         )
         for room, kernels, headers in (
-            ("deploy", "sparse_kernels", []),
+            ("deploy", "sparse_kernels", ["omnisparse/deploy/sparse_vectors.h"]),
             ("models", "bf16_kernels", ["omnisparse/models/lstm_bf16.h"]),
         )
     ],

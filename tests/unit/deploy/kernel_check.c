@@ -79,7 +79,7 @@ static void check_shape(int level, int type, int kind, int height) {
     uint8_t *counts = malloc((size_t)((rows + 3) / 4 * (panels * 4 + 1)));
     uint16_t *blocks = 0;
     matrix w = {rows, columns, kind, type, height, level, offsets, whole ? 0 : indices,
-                counts, places, values, type == I8 ? scale : 0};
+                counts, places, values, type == I8 ? scale : 0, 0};
     for (r = 0; r < bands; r++)
         for (c = 0; c < columns; c++)
             if (whole || draw(100) < keep) {
@@ -201,7 +201,7 @@ static void check_encoder(int level) {
         weights[at] = calloc(WEIGHTS + 16, sizeof(float));
         for (i = 0; i < 4 * CELLS * wide; i++) weights[at][i] = 0.3f * number();
         for (i = 0; i < 4; i++) offset[i] = i * wide;
-        w[at] = (matrix){4 * CELLS, wide, BLOCK, F32, 8, level, offset, 0, 0, 0, weights[at], 0};
+        w[at] = (matrix){4 * CELLS, wide, BLOCK, F32, 8, level, offset, 0, 0, 0, weights[at], 0, 0};
     }
     for (at = 0; at < LAYERS; at++)
         layers[at] = (layer){w + 2 * at, w + 2 * at + 1, 0, bias, gain, bias, at < LAYERS - 1};

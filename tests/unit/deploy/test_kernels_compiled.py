@@ -1,4 +1,4 @@
-"""The C kernels under sanitizers, and those of 64-bit Arm under emulation."""
+"""The C kernels of two compilers, under sanitizers, and those of 64-bit Arm under emulation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ROOT / "omnisparse" / "deploy"
-CHECK = Path(__file__).with_name("kernel_check.c")
-FLAGS = ["-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi", f"-I{SOURCES}"]
+ROOMS = {"deploy": "sparse_kernels.c", "models": "bf16_kernels.c"}
+CHECKS = {
+    "deploy": Path(__file__).with_name("kernel_check.c"),
+    "models": ROOT / "tests" / "unit" / "models" / "bf16_kernel_check.c",
+}
+EXPECTED = {"deploy": "checks at levels up to", "models": "whole layers"}
+FLAGS = ["-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-Wno-psabi"]
+FLAGS += [f"-I{ROOT / 'omnisparse' / room}" for room in ROOMS]
 CROSS = "aarch64-linux-gnu-gcc"
 
 pytestmark = pytest.mark.slow
@@ -36,19 +41,42 @@ def run(*command: str | Path, **environment: str) -> str:
     return found.stdout
 
 
-def test_no_kernel_reads_or_writes_beyond_its_arrays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_compilers_have_nothing_to_say(name: str, room: str, tmp_path: Path) -> None:
+    (compiler,) = need(name)
+    strict = ["-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-O3"]
+    run(
+        compiler, *strict, *FLAGS, ROOT / "omnisparse" / room / ROOMS[room], "-o", tmp_path / "x.so"
+    )
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_kernel_reads_or_writes_beyond_its_arrays(room: str, tmp_path: Path) -> None:
     (compiler,) = need("gcc")
     program = tmp_path / "check"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O2"]
-    run(compiler, *sanitizers, *FLAGS, CHECK, "-o", program, "-lm")
-    assert "checks at levels" in run(program, "200")
+    run(compiler, *sanitizers, *FLAGS, CHECKS[room], "-o", program, "-lm")
+    assert EXPECTED[room] in run(program, "200")
 
 
-def test_kernels_of_arm_compute_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_kernels_compute_what_they_should(name: str, room: str, tmp_path: Path) -> None:
+    """As they are shipped: a sanitizer changes what a compiler makes of them."""
+    (compiler,) = need(name)
+    program = tmp_path / "check"
+    run(compiler, "-O3", *FLAGS, CHECKS[room], "-o", program, "-lm")
+    assert EXPECTED[room] in run(program, "200")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_kernels_of_arm_compute_the_same(room: str, tmp_path: Path) -> None:
     compiler, emulator = need(CROSS, "qemu-aarch64")
     program = tmp_path / "check"
-    run(compiler, "-static", "-O3", *FLAGS, CHECK, "-o", program, "-lm")
-    assert "checks at levels up to 3" in run(emulator, program, "50")
+    run(compiler, "-static", "-O3", *FLAGS, CHECKS[room], "-o", program, "-lm")
+    expected = {"deploy": "checks at levels up to 3", "models": "without whole layers"}[room]
+    assert expected in run(emulator, program, "50")
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
