@@ -21,6 +21,8 @@ device waited for, on a GPU. Peaks are of the whole process.
 With `--memory` the processes run one after the other, both in the wanted precision, and nothing is
 timed: what is reported of each is the peak of its memory and what is in it. `rest` is that of the
 peak which is neither there before nor held between steps: activations, and copies made on the way.
+`--between S` saves time where batches are large: the first step and the last two have `--seconds`,
+the others S. Sizes are drawn, and kept masks grow, with the steps, whatever the batches.
 """
 
 from __future__ import annotations
@@ -171,11 +173,12 @@ def report(arguments: argparse.Namespace, sides: list[Side], nets: list[str]) ->
     return result
 
 
-def memory_of(tree: Path, order: dict[str, Any], steps: int) -> dict[str, Any]:
+def memory_of(tree: Path, order: dict[str, Any], steps: int, between: bool) -> dict[str, Any]:
     """Bytes of one revision at its peak, by what they are."""
     side = Side(tree, order)
     for number in range(steps):
-        side.step(order["nets"][-1], number)
+        is_between = between and 0 < number < steps - 2
+        side.step(order["nets"][-1], int(is_between) if between else number)
     held, before = side.held(), int(side.built["bytes_before"])
     peak = side.close()
     parts = {"before": before, **held, "rest": peak - before - sum(held.values())}
@@ -187,9 +190,9 @@ def report_memory(
 ) -> dict[str, Any]:
     """Peaks of the revisions, one after the other, and the share of the first in the second."""
     result: dict[str, Any] = {"batch": arguments.batch, "seconds": arguments.seconds}
-    result["steps"] = arguments.steps
+    result["steps"], result["between"] = arguments.steps, arguments.between
     for name, (tree, order) in trees.items():
-        result[name] = memory_of(tree, order, arguments.steps)
+        result[name] = memory_of(tree, order, arguments.steps, arguments.between is not None)
     if "against" in result:
         result["share"] = result["new"]["peak_bytes"] / result["against"]["peak_bytes"]
     return result
@@ -220,6 +223,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--memory", action="store_true", help="of a sandwich: peaks, and what is in them"
     )
+    parser.add_argument(
+        "--between", type=float, metavar="SECONDS", help="with --memory: shorter steps between"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -244,6 +250,8 @@ def main() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if arguments.memory:
         order["nets"] = ["sandwich"]
+        if arguments.between is not None:
+            order["lengths"] = [1.0, arguments.between / arguments.seconds]
     with ExitStack() as stack:
         own = {**order, "config": config_of(ROOT, arguments.config)}
         trees = {"new": (ROOT, own)}

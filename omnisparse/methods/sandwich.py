@@ -284,9 +284,11 @@ class Sandwich:
     def _sandwich(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         scale = 1 / self._weight_sum if self.config.normalise_members else 1.0
         output = self._forward(forward, batch, step, None)
-        yield _label_loss("dense", output, batch, scale)
         teacher = Teacher.of(output, self.config.distill, self.config.lattice_nodes)
-        del output
+        loss = _label_loss("dense", output, batch, scale)
+        del output  # what the teacher does not need is freed during the backward pass
+        yield loss
+        del loss
         for index in range(self.num_subnets):
             yield self._subnet_loss(forward, batch, teacher, step, index, scale)
 

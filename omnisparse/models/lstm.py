@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from omnisparse.models.dropout import Dropout
 from omnisparse.models.encoder import Encoder
 from omnisparse.models.lstm_bf16 import lstm_bf16
+from omnisparse.models.made_again import between_layers, made_again, pair
 from omnisparse.models.operations import count_product
 
 LstmState = tuple[Tensor, Tensor]
@@ -272,15 +273,16 @@ class LstmEncoder(Encoder):
             valid = torch.arange(frames.size(0), device=frames.device)[:, None] < lengths
             frames = self._stacked(frames * valid[:, :, None].to(frames.dtype))
             lengths = lengths // self.stack
+        make = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.LSTM)
-            frames, _ = run_lstm(layer, frames)
-            frames = self.dropout(self.norms[index](frames))
+            with made_again(frames, make):
+                outputs, _ = run_lstm(layer, frames)
+            real: Tensor | None = None
             if index < self.num_reductions:
-                # An odd last frame is paired with zeros, in a batch and for a single stream.
-                valid = torch.arange(frames.size(0), device=frames.device)[:, None] < lengths
-                frames = _pair(frames * valid[:, :, None].to(frames.dtype))
+                real = torch.arange(outputs.size(0), device=outputs.device)[:, None] < lengths
                 lengths = (lengths + 1) // 2
+            frames, make = between_layers(outputs, self.norms[index], self.dropout, real)
         return frames.transpose(0, 1), lengths.clamp(min=1)
 
     def initial_memory(self, batch: int) -> _Memory:
@@ -318,7 +320,7 @@ class LstmEncoder(Encoder):
                 paired = frames.size(0) if final else frames.size(0) // 2 * 2
                 # A clone, so that a long chunk does not stay in memory with its last frame.
                 pending[index] = frames[paired:].clone() if paired < frames.size(0) else None
-                frames = _pair(frames[:paired])
+                frames = pair(frames[:paired])
         return frames.transpose(0, 1), _Memory(tuple(states), tuple(pending), has_begun)
 
     def _stacked(self, frames: Tensor) -> Tensor:
@@ -354,10 +356,3 @@ def num_reductions(time_reduction: int, num_layers: int) -> int:
             f"power of two from 1 to {1 << (num_layers - 1)}"
         )
     return halvings
-
-
-def _pair(frames: Tensor) -> Tensor:
-    """Concatenate neighbours: ``[T, B, D]`` to ``[ceil(T / 2), B, 2 D]``, padded with zeros."""
-    if frames.size(0) % 2:
-        frames = F.pad(frames, (0, 0, 0, 0, 0, 1))
-    return rearrange(frames, "(time pair) batch dim -> time batch (pair dim)", pair=2)

@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from omnisparse.models.bf16_kernels import MAX_THREADS, has_pairs, kernels
-from omnisparse.models.products_bf16 import with_rounded_rows
+from omnisparse.models.products_bf16 import rounded_rows, with_rounded_rows
 
 _PLAIN = 4
 """Number of weights of an LSTM; an LSTMP has one more."""
@@ -119,8 +119,8 @@ class _WholeLayer(torch.autograd.Function):
                 length, batch, first, last, cells, mode, *places
             ),
         )
-        ctx.save_for_backward(rows, weight_ih, weight_hh, outputs, levels, sums)
-        ctx.library, ctx.shape = library, inputs.shape
+        ctx.save_for_backward(inputs, weight_ih, weight_hh, outputs, levels, sums)
+        ctx.library = library
         end = levels[-1].clone()
         ctx.mark_non_differentiable(end)
         return outputs[1:], end
@@ -128,12 +128,12 @@ class _WholeLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight_ih, weight_hh, outputs, levels, sums = ctx.saved_tensors
-        length, batch, _ = ctx.shape
+        inputs, weight_ih, weight_hh, outputs, levels, sums = ctx.saved_tensors
+        length, batch, _ = inputs.shape
         cells = weight_hh.size(1)
         packed = torch.empty_like(weight_hh)
         ctx.library.omni_lstm_pack_back(cells, weight_hh.data_ptr(), packed.data_ptr())
-        flat = rows.new_empty(len(rows), 4 * cells)
+        flat = inputs.new_empty(rounded_rows(length * batch), 4 * cells)
         flat[length * batch :] = 0
         grad, cell_grad = grad.contiguous(), torch.zeros(batch, cells)
         places = [one.data_ptr() for one in (packed, sums, levels, grad, cell_grad, flat)]
@@ -144,7 +144,7 @@ class _WholeLayer(torch.autograd.Function):
                 length, batch, first, last, cells, mode, *places
             ),
         )
-        return (None, *_product_grads(ctx, rows, weight_ih, weight_hh, outputs, flat), cell_grad)
+        return (None, *_product_grads(ctx, inputs, weight_ih, weight_hh, outputs, flat), cell_grad)
 
 
 @cache
@@ -167,15 +167,15 @@ def _by_rows(rows: int, compute: Callable[[int, int], object]) -> None:
 
 
 def _product_grads(
-    ctx: Any, rows: Tensor, weight_ih: Tensor, weight_hh: Tensor, outputs: Tensor, flat: Tensor
+    ctx: Any, inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, outputs: Tensor, flat: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of inputs, weights, bias and first output, from ``flat``, those of the sums."""
-    length, batch, _ = ctx.shape
+    length, batch, _ = inputs.shape
     real = length * batch
     columns = flat.t()
     return (
-        (flat @ weight_ih)[:real].view(ctx.shape) if ctx.needs_input_grad[1] else None,
-        columns @ rows,
+        (flat @ weight_ih)[:real].view(inputs.shape) if ctx.needs_input_grad[1] else None,
+        columns @ with_rounded_rows(inputs.reshape(real, -1)),
         columns @ with_rounded_rows(outputs[:-1].reshape(real, -1)),
         flat[:real].sum(0),
         flat[:batch] @ weight_hh if ctx.needs_input_grad[-2] else None,
@@ -218,8 +218,8 @@ class _Layer(torch.autograd.Function):
             )  # fmt: skip
             if project is not None:
                 output_at[step + 1].copy_(project(emitted[step + 1]))
-        ctx.save_for_backward(rows, weight_ih, weight_hh, weight_hr, outputs, levels, *sums)
-        ctx.library, ctx.shape = library, inputs.shape
+        ctx.save_for_backward(inputs, weight_ih, weight_hh, weight_hr, outputs, levels, *sums)
+        ctx.library = library
         last = levels[-1].clone()
         ctx.mark_non_differentiable(last)
         return outputs[1:], last
@@ -227,16 +227,16 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight_ih, weight_hh, weight_hr, outputs, levels, *sums = ctx.saved_tensors
-        length, batch, _ = ctx.shape
+        inputs, weight_ih, weight_hh, weight_hr, outputs, levels, *sums = ctx.saved_tensors
+        length, batch, _ = inputs.shape
         cells = weight_hh.size(0) // 4
         recur = _Product(weight_hh.t().contiguous(), batch)
         project = None if weight_hr is None else _Product(weight_hr.t().contiguous(), batch)
-        flat = rows.new_empty(len(rows), 4 * cells)
+        flat = inputs.new_empty(rounded_rows(length * batch), 4 * cells)
         flat[length * batch :] = 0
         sums_grad = flat[: length * batch].view(length, batch, -1)
         # Without a projection the emissions are the outputs, which are there already.
-        emitted = rows.new_empty(1 if project is None else length, batch, cells)
+        emitted = inputs.new_empty(1 if project is None else length, batch, cells)
         emitted_at = _places(emitted)
         output_grads: list[Tensor] = []
         cell_grad = torch.zeros(batch, cells)
@@ -258,7 +258,7 @@ class _Layer(torch.autograd.Function):
         if weight_hr is not None:
             arrivals = with_rounded_rows(torch.cat(output_grads[::-1]))
             hr_grad = arrivals.t() @ with_rounded_rows(emitted.flatten(0, 1))
-        *grads, first = _product_grads(ctx, rows, weight_ih, weight_hh, outputs, flat)
+        *grads, first = _product_grads(ctx, inputs, weight_ih, weight_hh, outputs, flat)
         return (None, *grads, hr_grad, first, cell_grad if ctx.needs_input_grad[7] else None)
 
 

@@ -58,39 +58,75 @@ def in_float32(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 class _Product(torch.autograd.Function):
-    """``inputs @ weight.T + bias`` with rounded numbers of rows in all three products."""
+    """``inputs @ weight.T + bias`` of inputs with any strides; no copy of them is kept.
+
+    With ``rounds``, numbers of rows are rounded in all three products.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rounded = with_rounded_rows(inputs)
-        ctx.save_for_backward(rounded, weight)
-        ctx.has_bias = bias is not None
-        return F.linear(rounded, weight, bias)[: len(inputs)]
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, rounds: bool
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.has_bias, ctx.rounds = bias is not None, rounds
+        rows = inputs.reshape(-1, inputs.size(-1))
+        if rounds:
+            outputs = F.linear(with_rounded_rows(rows), weight, bias)[: len(rows)]
+        else:  # torch's steps, and so its bits, where inputs are not contiguous
+            outputs = rows.mm(weight.t())
+        outputs = outputs.view(*inputs.shape[:-1], -1)
+        return outputs if rounds or bias is None else outputs.add_(bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
-        rounded = with_rounded_rows(grad)
-        return (
-            (rounded @ weight)[: len(grad)] if ctx.needs_input_grad[0] else None,
-            rounded.t() @ inputs if ctx.needs_input_grad[1] else None,
-            grad.sum(0) if ctx.has_bias else None,
-        )
+        grads = grad.reshape(-1, grad.size(-1))
+        rounded = with_rounded_rows(grads) if ctx.rounds else grads
+        inputs_grad = weight_grad = bias_grad = None
+        if ctx.needs_input_grad[0]:
+            inputs_grad = (rounded @ weight)[: len(grads)].view(inputs.shape)
+        if ctx.needs_input_grad[1]:
+            rows = inputs.reshape(-1, inputs.size(-1))
+            weight_grad = rounded.t() @ (with_rounded_rows(rows) if ctx.rounds else rows)
+        if ctx.has_bias:
+            bias_grad = grads.sum(0) if ctx.rounds else grad.sum(tuple(range(grad.dim() - 1)))
+        return inputs_grad, weight_grad, bias_grad, None
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``; its products have rounded numbers of rows in bfloat16 on a CPU."""
+    """``nn.Linear``; its products have rounded numbers of rows in bfloat16 on a CPU.
+
+    Of inputs that are not contiguous, torch's own keeps a copy for the backward pass; this one
+    makes it again.
+    """
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``[..., I]`` to ``[..., O]``, in autocast's dtype under autocast."""
-        if not is_bf16_on_cpu(inputs) or not inputs.numel():
+        rounds = is_bf16_on_cpu(inputs)
+        if not inputs.numel() or not (rounds or _would_be_copied(inputs)):
             return super().forward(inputs)
-        dtype = torch.bfloat16
-        bias = None if self.bias is None else self.bias.to(dtype)
-        with torch.autocast("cpu", enabled=False):
-            rows = inputs.to(dtype).reshape(-1, inputs.size(-1))
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if not (rounds or weight.requires_grad):
+            return F.linear(inputs, weight, bias)
+        device = inputs.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            inputs, weight = inputs.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(device, enabled=False):
             outputs: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-                rows, self.weight.to(dtype), bias
+                inputs, weight, bias, rounds
             )
-        return outputs.view(*inputs.shape[:-1], -1)
+        return outputs
+
+
+def _would_be_copied(inputs: Tensor) -> bool:
+    """Whether torch makes rows of these inputs by a copy, and keeps it."""
+    return (
+        inputs.dim() > 2
+        and not inputs.is_contiguous()
+        and inputs.device.type in ("cpu", "cuda")
+        and torch.is_grad_enabled()
+    )

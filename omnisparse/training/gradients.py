@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from omnisparse.data.batching import Batch
 from omnisparse.methods.base import Loss, Method
 from omnisparse.training.fully_sharded import unsynchronised
+from omnisparse.training.heap import BetweenSteps
 from omnisparse.training.micro_batches import micro_batches
 from omnisparse.training.window import Pending
 
@@ -39,9 +40,12 @@ class Gradients:
     ) -> None:
         self.method, self.module, self.accelerator = method, module, accelerator
         self.parts, self.micro_batch_seconds = parts, micro_batch_seconds
+        self._heap = BetweenSteps() if accelerator.device.type == "cpu" else None
 
     def accumulate(self, batch: Batch, step: int) -> tuple[list[Pending], int]:
         """Gradients of all losses of a batch, part by part; the losses and their passes."""
+        if self._heap is not None:
+            self._heap.begin_step()
         parts = micro_batches(batch, self.parts, self.micro_batch_seconds)
         count = self.method.num_losses(step)
         units = self._units_in_advance(batch, step) if self._accumulates else None

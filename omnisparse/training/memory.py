@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import resource
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from omnisparse.training.heap import give_back_freed_memory
 
 _RESET_PEAK = "5"
 """Written to ``clear_refs``, it makes the present size the peak (proc(5))."""
@@ -34,7 +35,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             return
         gc.collect()
-        _give_back()
+        give_back_freed_memory()
         self._before = int(psutil.Process().memory_info().rss)
         with suppress(OSError):  # not Linux, or not allowed: then the peak is that of all time
             Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
@@ -54,9 +55,3 @@ def peak_resident_bytes() -> int:
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _give_back() -> None:
-    """Freed memory goes back to the system, where the C library can be told so (glibc)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -63,6 +63,31 @@ def test_float32_is_left_alone() -> None:
     assert torch.equal(layer(inputs), F.linear(inputs, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_copy_of_frames_is_kept_and_no_bit_changes(bias: bool) -> None:
+    """Frames come time first; a product of rows, utterance after utterance, copies them."""
+    layer, frames = Linear(40, 24, bias=bias), torch.randn(31, 6, 40, requires_grad=True)
+    weights = torch.randn(6, 31, 24)
+    kept = []
+
+    def run(ours: bool) -> tuple[torch.Tensor, ...]:
+        inputs = frames.transpose(0, 1)
+        outputs = layer(inputs) if ours else F.linear(inputs, layer.weight, layer.bias)
+        grads = torch.autograd.grad((outputs * weights).sum(), [frames, *layer.parameters()])
+        return outputs, *grads
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    expected = run(False)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = run(True)
+    assert frames.untyped_storage().data_ptr() in kept
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(("batch", "in_float32"), [(15, True), (16, False)])
 def test_small_layers_are_computed_in_float32(
     batch: int, in_float32: bool, monkeypatch: pytest.MonkeyPatch
