@@ -178,7 +178,7 @@ class Supernet(nn.Module):
         if spec not in (None, self._spec) and share != 1.0 and torch.is_grad_enabled():
             if not self._positions:
                 self.refresh()
-            for fqn, thinning in self._thinnings(spec.counts(self.budget.prunable)):
+            for fqn, thinning in self._thinnings(spec.counts(self.budget.prunable), whole=True):
                 views[fqn] = damped(self.model.get_parameter(fqn), thinning, share)
         thinned = dict(self._thinnings(self._kept))
         return views | masked_parameters(
@@ -367,11 +367,13 @@ class Supernet(nn.Module):
             flips, kept = flips + int(entered.sum()), kept + top
         return flips / kept
 
-    def _thinnings(self, kept: Mapping[str, int]) -> Iterator[tuple[str, Thinning]]:
-        """Name of every matrix that a subnet with these numbers of weights prunes, its thinning."""
+    def _thinnings(
+        self, kept: Mapping[str, int], *, whole: bool = False
+    ) -> Iterator[tuple[str, Thinning]]:
+        """Name and thinning of every matrix that such a subnet prunes; ``whole``: of all."""
         for fqn, count in kept.items():
             weight = self.model.get_parameter(fqn)
-            if count < weight.numel():
+            if whole or count < weight.numel():
                 positions = self._positions[fqn] = self._positions[fqn].to(weight.device)
                 limit = self._num_blocks_kept(fqn, count, positions)
                 yield fqn, Thinning(positions, limit, self.block_of(fqn))

@@ -7,7 +7,10 @@ import torch
 from small_batches import LAS, MODELS, make_batch, make_model
 
 from omnisparse.methods import Sandwich, SandwichConfig
+from omnisparse.methods.base import forward_batch
 from omnisparse.models import LasConfig, TransducerConfig
+from omnisparse.sparsity.space import SubnetSpec
+from omnisparse.sparsity.supernet import Supernet
 
 
 def gradients(
@@ -81,3 +84,16 @@ def test_the_smallest_moves_its_weights_by_its_whole_gradient() -> None:
 def test_a_share_is_between_0_and_1() -> None:
     with pytest.raises(ValueError, match=r"core_gradient is 1.5; it must be from 0 to 1"):
         SandwichConfig(core_gradient=1.5)
+
+
+def test_a_matrix_that_the_subnet_keeps_whole_is_protected_too() -> None:
+    supernet = Supernet(make_model(LAS))
+    core = supernet.spec_for(sparsity=0.8)
+    whole = supernet.prunable[0]
+    with supernet.protected(SubnetSpec({**core.sparsity, whole: 0.0}), 0.0):
+        output = forward_batch(supernet, make_batch())
+    output.label_loss_sum.backward()
+    for fqn, is_zero in ((whole, True), (supernet.prunable[1], False)):
+        grad = supernet.model.get_parameter(fqn).grad
+        assert grad is not None
+        assert bool(grad.any()) is not is_zero
