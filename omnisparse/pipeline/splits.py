@@ -150,7 +150,7 @@ def tell_corpora(splits: Splits, stage: Callable[[str], None]) -> None:
         stage(line)
     if splits.speed_factors != (1.0,):
         speeds = ", ".join(f"{factor:g}" for factor in splits.speed_factors)
-        stage(f"  manifests at speeds {speeds}: {len(splits.train):,} utterances in all")
+        stage(f"  with copies at speeds {speeds}: {len(splits.train):,} utterances in all")
     if splits.dev_corpora:
         for line in describe_corpora("dev split:", splits.dev_corpora):
             stage(line)

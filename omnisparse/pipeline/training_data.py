@@ -61,7 +61,7 @@ class TrainingData:
         Raises:
             OmnisparseError: Naming what has changed.
         """
-        now = list_utterances([corpus.cuts for corpus in splits.train_corpora])
+        now = self._utterances(splits)
         before = None
         if list_checkpoints(self._run / "checkpoints"):
             before = read_utterances(self._run)
@@ -104,7 +104,17 @@ class TrainingData:
         except DataError as error:
             self.stage(f"the data of the run is not compared, it cannot be read: {error}")
             return
-        self._refuse(before, list_utterances([one.cuts for one in splits.train_corpora]))
+        self._refuse(before, self._utterances(splits))
+
+    def _utterances(self, splits: Splits) -> list[Utterance]:
+        """What training data is compared by.
+
+        Of the embedded corpus alone with its copies at other speeds, because earlier versions made
+        none; of manifests without, because these are a matter of the configuration.
+        """
+        if not self._config.corpus.train:
+            return list_utterances([splits.train])
+        return list_utterances([corpus.cuts for corpus in splits.train_corpora])
 
     def _refuse(self, before: Sequence[Utterance], now: Sequence[Utterance]) -> None:
         changed = name_changes(before, now)

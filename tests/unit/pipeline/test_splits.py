@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from omnisparse.config import CorpusConfig
+from omnisparse.config import CorpusConfig, RunConfig
 from omnisparse.data.audio import read_samples
+from omnisparse.data.augmentation import AugmentationConfig
 from omnisparse.data.feature_store import FeatureStore
+from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline import splits as pipeline
 from omnisparse.pipeline.splits import load_splits, synthetic_folder, tell_corpora
+from omnisparse.pipeline.training_data import TrainingData
+from omnisparse.runs.trained_on import list_utterances, write_utterances
 from omnisparse.synthetic.corpus import SyntheticConfig
 
 
@@ -38,15 +42,22 @@ def test_audio_is_brought_to_the_rate_of_the_features(manifest: Path, tmp_path: 
     assert lines == []
 
 
-def test_the_embedded_corpus_has_other_speeds_where_it_is_alone(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def embedded(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CorpusConfig:
+    """The embedded corpus alone, which is spoken already."""
     monkeypatch.setattr(pipeline, "prepare_synthetic", lambda config, folder: None)
     corpus = CorpusConfig(root=str(tmp_path))
     folder = synthetic_folder(corpus)
     shutil.copytree(manifest.parent / "audio", folder / "audio")
     for split in ("train", "dev"):
         shutil.copy(manifest, folder / f"{split}.jsonl")
+    return corpus
+
+
+def test_the_embedded_corpus_has_other_speeds_where_it_is_alone(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = embedded(manifest, tmp_path, monkeypatch)
+    folder = synthetic_folder(corpus)
     lines: list[str] = []
     splits = load_splits(corpus, lines.append, speed_factors=(0.9, 1.0))
     assert len(splits.train) == 80
@@ -57,6 +68,21 @@ def test_the_embedded_corpus_has_other_speeds_where_it_is_alone(
         corpus, synthetic=SyntheticConfig(), base=str(manifest.parent), train=(manifest.name,)
     )
     assert len(load_splits(beside, speed_factors=(0.9, 1.0)).train) == 120
+
+
+def test_a_run_without_copies_of_the_embedded_corpus_is_not_continued_with_them(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions made none, whatever the speeds."""
+    corpus = embedded(manifest, tmp_path, monkeypatch)
+    speeds = AugmentationConfig(speed_factors=(0.9, 1.0))
+    plain = RunConfig(corpus=corpus)
+    config = replace(plain, data=replace(plain.data, augmentation=speeds))
+    write_utterances(tmp_path, list_utterances([load_splits(corpus).train]))
+    data = TrainingData(config, tmp_path, lambda line: None, accept_changes=False)
+    with pytest.raises(OmnisparseError, match=r"training utterances: 40 new \("):
+        data.check_finished()
+    TrainingData(plain, tmp_path, print, accept_changes=False).check_finished()
 
 
 def test_a_run_says_what_it_trains_on(manifest: Path) -> None:
@@ -72,7 +98,7 @@ def test_a_run_says_what_it_trains_on(manifest: Path) -> None:
         "trains on 80 utterances, 0.02 h, 3 speakers, of 2 corpora",
         f"  {size}: {manifest}",
         f"  {size}: {manifest}",
-        "  manifests at speeds 0.9, 1: 160 utterances in all",
+        "  with copies at speeds 0.9, 1: 160 utterances in all",
     ]
 
 
