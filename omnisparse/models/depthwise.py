@@ -35,14 +35,15 @@ def causal_depthwise(convolution: nn.Conv1d, frames: Tensor) -> Tensor:
 
 
 class _Taps(torch.autograd.Function):
-    """One product for each tap, in float32: channels stay neighbours, nothing is reordered."""
+    """One product for each tap, in float32 or better: channels stay neighbours."""
 
     @staticmethod
     def forward(ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        taps = weight[:, 0].t().float().contiguous()
-        inputs = frames.float()
+        dtype = torch.promote_types(frames.dtype, torch.float32)
+        taps = weight[:, 0].t().to(dtype).contiguous()
+        inputs = frames.to(dtype)
         length = frames.size(1) - len(taps) + 1
-        total = bias.float().expand(frames.size(0), length, -1).clone()
+        total = bias.to(dtype).expand(frames.size(0), length, -1).clone()
         for shift, tap in enumerate(taps):
             total.addcmul_(inputs[:, shift : shift + length], tap)
         ctx.save_for_backward(inputs, taps)
@@ -53,7 +54,7 @@ class _Taps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, taps = ctx.saved_tensors
-        grad = grad.float().contiguous()
+        grad = grad.to(inputs.dtype).contiguous()
         length = grad.size(1)
         inputs_grad, taps_grad = torch.zeros_like(inputs), torch.empty_like(taps)
         for shift, tap in enumerate(taps):

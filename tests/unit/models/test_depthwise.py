@@ -24,6 +24,16 @@ def test_values_and_gradients_are_those_of_the_convolution(kernel: int, frames: 
     torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), sources), gradients)
 
 
+def test_gradients_in_float64() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv1d(3, 3, 4, groups=3).double()
+    inputs = torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda frames: causal_depthwise(convolution, frames), inputs)
+    torch.testing.assert_close(
+        causal_depthwise(convolution, inputs), convolution(inputs.transpose(1, 2)).transpose(1, 2)
+    )
+
+
 def test_operations_are_counted_as_those_of_the_convolution() -> None:
     convolution = nn.Conv1d(6, 6, 4, groups=6)
     inputs = torch.randn(3, 9, 6, requires_grad=True)
