@@ -93,6 +93,8 @@ def _at_speed(samples: FloatArray, sampling_rate: int, speed: float) -> FloatArr
     """[N] samples at another speed, as lhotse makes them, to the rounding of float32.
 
     lhotse's convolution takes four times as long: oneDNN prepares it for every new length.
+
+    Deviation: factors such as 0.9371 are replaced by close ones (see ``StreamingResampler``).
     """
     resampler = StreamingResampler(round(sampling_rate * speed), sampling_rate)
     return resampler.accept(samples, final=True)
