@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from omnisparse.search.genetic import ask
 from omnisparse.sparsity.space import SparsitySpace, SubnetSpec, subnet_generator
 
 Evaluate = Callable[[SubnetSpec], float]
@@ -170,7 +171,7 @@ def _evolve(
                 source = totals[(index + 1) % len(totals)] if turn % 8 == 1 else total
                 generator = subnet_generator(seed, number, 1)
                 study.enqueue_trial(_exchange(space, best[source][1], generator))
-            trial = study.ask()
+            trial = ask(study)
             offsets = {
                 group: space.on_grid(trial.suggest_float(group, -space.reach, space.reach))
                 for group in space.groups

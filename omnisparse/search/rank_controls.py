@@ -9,6 +9,7 @@ import optuna
 import torch
 
 from omnisparse.search.controller import Episode, Evaluate
+from omnisparse.search.genetic import ask
 from omnisparse.search.ranks import RankSpace
 
 Sampler = Literal["tpe", "nsga2"]
@@ -96,7 +97,7 @@ def optuna_search(
         study.enqueue_trial(dict(zip(space.names, first, strict=True)))
         found: list[Episode] = []
         for number in range(episodes):
-            trial = study.ask()
+            trial = ask(study)
             wanted = [
                 trial.suggest_int(name, 0, len(options) - 1)
                 for name, options in zip(space.names, space.choices, strict=True)
