@@ -20,6 +20,7 @@ import numpy.typing as npt
 from omnisparse.data.audio import read_samples
 from omnisparse.data.augmentation import add_noise, utterance_generator
 from omnisparse.data.features import FeatureExtractor, FeatureKind
+from omnisparse.data.heap import keep_freed_memory
 from omnisparse.data.identity import sound_rows
 from omnisparse.data.validation import Progress, SkippedItem
 from omnisparse.errors import DataError
@@ -168,6 +169,7 @@ def _start_worker() -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    keep_freed_memory()
     # One thread per process: processes share the cores, and a forked thread pool would hang.
     torch.set_num_threads(1)
 

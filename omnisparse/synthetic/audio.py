@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omnisparse.data.heap import keep_freed_memory
 from omnisparse.errors import DataError
 from omnisparse.synthetic.espeak import speak
 from omnisparse.synthetic.text import SPLITS
@@ -229,6 +230,7 @@ def serve() -> None:
     utterances. An answer is the list of manifest lines, or ``{"error": message}``. The process
     ends when the input ends.
     """
+    keep_freed_memory()
     settings = json.loads(sys.stdin.readline())
     renderer: Renderer | None = None
     for line in sys.stdin:

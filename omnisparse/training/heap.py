@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import time
 from contextlib import suppress
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
-_LARGEST_MMAP_THRESHOLD = 32 << 20
-_KEPT = 1 << 30
+from omnisparse.data.heap import keep_freed_memory
+
+__all__ = ["BetweenSteps", "give_back_freed_memory", "keep_freed_memory"]
+
 _LONG_STEP = 10.0
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep up to 1 GiB of freed memory instead of giving it back at once.
-
-    A step on a CPU frees and takes the same hundreds of megabytes again and again. By default
-    glibc returns large blocks to the system, which then clears every page once more: 6 to 11 % of
-    a step's CPU time (`benchmarks/training_step_cpu_2026-11.md`). Blocks above 32 MiB are
-    returned as before.
-
-    Returns:
-        Whether the C library is glibc, so that this has an effect.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl has none
-        return False
-    wanted = ((_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD), (_TRIM_THRESHOLD, _KEPT))
-    return all(mallopt(option, value) == 1 for option, value in wanted)
 
 
 def give_back_freed_memory() -> None:
