@@ -27,14 +27,17 @@ from omnisparse.methods.rank_search import RankFields
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IterativeConfig(RankFields):
-    """Size, rounds, and what they may cost; each takes an equal part of the evaluations."""
+    """Size, rounds, and what they may cost."""
 
     kind: Literal["iterative"] = "iterative"
     """Selects this method."""
     rounds: PositiveInt = 3
     """Rounds that are planned."""
-    last_share: Share = 0.5
-    """Share of the steps that the last round takes; those before take equal parts of the rest."""
+    last_share: Share = 0.7
+    """Share of the steps and of the evaluations that the last round takes; those before take equal
+    parts of the rest."""
+    one_decay: bool = True
+    """Whether the learning rate falls once over all rounds; otherwise in each from its peak."""
     tolerance: NonNegativeFloat = 0.1
     """A round is accepted up to a word error rate on the dev split that is above the dense net's by
     this share of it."""

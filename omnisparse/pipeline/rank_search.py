@@ -53,7 +53,7 @@ class RankSearchConfig:
     sensitivity: bool = True
     """Whether a part of the evaluations, a third at most, first tries every matrix alone. The
     search, whatever its method, then starts at the ranks that would be best if what single
-    matrices cost just added up. With too few evaluations it starts at one ratio for all."""
+    matrices cost just added up. With too few evaluations it starts at ranks of equal energy."""
     tolerance: NonNegativeFloat | None = 0.5
     """After a sensitivity test, ranks that alone raise the error by more than this share of it are
     not looked at (more is tolerated where the size asks for it); None looks at all."""
@@ -196,8 +196,8 @@ class RankSearch:
         config, space = self.config, self.spaces[size]
         self.on_stage(f"{size}: {config.evaluations} candidates by {config.method}")
         space, start, tried = self._start(space)
-        if policy is not None and not tried:
-            start = policy.move_to(space)
+        if policy is not None:
+            start = policy.move_to(space, start if tried else None)
         episodes, policy = self._episodes(space, start, config.evaluations - tried, policy)
         return {**self._entry(space, size, episodes), "sensitivity_evaluations": tried}, policy
 
@@ -205,7 +205,7 @@ class RankSearch:
         """The space to look at, the places to begin with, and the evaluations that this took."""
         tried = places_to_try(len(space.names), self.config.evaluations)
         if not self.config.sensitivity or not tried:
-            return space, space.places(space.budget.uniform(space.total)), 0
+            return space, space.places(space.budget.by_energy(space.total, self.scores.found)), 0
         found = measure_sensitivity(space, self._error, tried=tried)
         if self.config.tolerance is not None:
             space, found = self._sensitive(space, found, self.config.tolerance)

@@ -25,6 +25,7 @@ from omnisparse.pipeline.stages import (
     begun,
     dev_rate,
     part_between,
+    part_of,
     part_of_steps,
     place_of,
 )
@@ -85,11 +86,13 @@ def rank_stages(
         share, is_last = rounds.next()
         parameters = total if is_last else budget.fixed + int(share * factorable)
         tell(f"round {rounds.begun}: {parameters:,} parameters, from {current}")
-        found = _find(config, current, parameters, method.evaluations // planned, policy, tell)
+        part = _part_of(method, rounds.begun, is_last)
+        evaluations = max(1, part_of(method.evaluations, *part))
+        found = _find(config, current, parameters, evaluations, policy, tell)
         policy, spent = found.policy, spent + found.evaluations
         suffix = "" if is_last else f"round{rounds.begun}"
         run = yield Stage(
-            config=_retrained(config, current, found.ranks, rounds.begun, planned, whole, suffix),
+            config=_retrained(config, current, found.ranks, part, whole, suffix),
             out=place_of(out, suffix) if suffix else out,
             row=(row or _row_of(method)) if is_last else PART,
             size=(size or str(total)) if is_last else None,
@@ -122,6 +125,15 @@ def _target(whole: Path, size: str, scheme: RankScheme) -> tuple[RankBudget, int
     return dense.budget, total
 
 
+def _part_of(
+    method: RankSearchMethodConfig | IterativeConfig, number: int, is_last: bool
+) -> tuple[float, float]:
+    """Shares of the steps and evaluations at which a round begins and ends."""
+    if isinstance(method, RankSearchMethodConfig):
+        return 0.0, 1.0
+    return part_of_steps(number, is_last, count=method.rounds, last_share=method.last_share)
+
+
 def _row_of(method: RankSearchMethodConfig | IterativeConfig) -> str:
     if isinstance(method, IterativeConfig):
         return method.kind
@@ -146,7 +158,7 @@ def _find(
         return _Found(ranks=ranks, policy=None, evaluations=0)
     chosen = RankSearchConfig(
         method=method.controller,
-        evaluations=max(1, evaluations),
+        evaluations=evaluations,
         objective=method.objective,
         utterances=method.utterances,
         scheme=method.scheme,
@@ -160,16 +172,14 @@ def _find(
 
 
 def _retrained(
-    config: RunConfig, start: Path, ranks: Mapping[str, int], number: int, planned: int,
+    config: RunConfig, start: Path, ranks: Mapping[str, int], part: tuple[float, float],
     whole: Path, suffix: str,
 ) -> RunConfig:  # fmt: skip
     """The factored net and its part of the steps."""
     method = config.method
     assert isinstance(method, RankSearchMethodConfig | IterativeConfig)
-    begin, end = 0.0, 1.0
-    if isinstance(method, IterativeConfig):
-        begin, end = part_of_steps(number, not suffix, count=planned, last_share=method.last_share)
-    training = part_between(config.training, begin, end)
+    one_decay = isinstance(method, IterativeConfig) and method.one_decay
+    training = part_between(config.training, *part, one_decay=one_decay)
     if isinstance(method, RankSearchMethodConfig) and not method.retrain:
         training = replace(training, max_steps=0)
     stage = begun(config, start, training, method.learning_rate)

@@ -97,12 +97,30 @@ def part_of_steps(
     return begin, begin + part
 
 
-def part_between(training: TrainingConfig, begin: float, end: float) -> TrainingConfig:
-    """The part of a training between two shares of its length; adjoining parts add up."""
+def part_between(
+    training: TrainingConfig, begin: float, end: float, *, one_decay: bool = False
+) -> TrainingConfig:
+    """The part of a training between two shares of its length; adjoining parts add up.
+
+    Args:
+        training: The whole.
+        begin: Share at which the part begins.
+        end: Share at which it ends.
+        one_decay: Whether it goes through its part of one decay of the learning rate; otherwise
+            through a whole one.
+    """
+    part = end - begin
+    training = replace(training, warmup_steps=round(training.warmup_steps * part))
+    if one_decay:
+        training = replace(training, schedule_part=(begin, end))
     if training.max_steps is None:
-        return replace(training, epochs=training.epochs * (end - begin))
-    first, last = (round(training.max_steps * share) for share in (begin, end))
-    return replace(training, max_steps=last - first)
+        return replace(training, epochs=training.epochs * part)
+    return replace(training, max_steps=part_of(training.max_steps, begin, end))
+
+
+def part_of(count: int, begin: float, end: float) -> int:
+    """The part of a count between two shares of it; adjoining parts add up."""
+    return round(count * end) - round(count * begin)
 
 
 def dev_rate(run: Path, config: RunConfig, tell: Tell) -> float:

@@ -102,8 +102,14 @@ class Policy(nn.Module):
         self.left = nn.Linear(1, hidden_dim)
         self.output = nn.Linear(hidden_dim, self.num_places)
         nn.init.zeros_(self.output.weight)
-        distance = torch.arange(self.num_places)[None] - torch.tensor(list(start))[:, None]
-        self.start = nn.Parameter(-sharpness * distance.abs().float())
+        self.start = nn.Parameter(torch.zeros(len(space.names), self.num_places))
+        self.prefer(start)
+
+    def prefer(self, places: Sequence[int]) -> None:
+        """Prefer other places than those it began with; what it learned of order is kept."""
+        distance = torch.arange(self.num_places)[None] - torch.tensor(list(places))[:, None]
+        with torch.no_grad():
+            self.start.copy_(-self.sharpness * distance.abs())
 
     def walk(
         self, rows: int, choose: Callable[[int, Tensor], Tensor]
@@ -151,7 +157,7 @@ class Policy(nn.Module):
         _, log_probability, entropy = self.walk(len(places), lambda step, _: places[:, step])
         return log_probability, entropy
 
-    def move_to(self, space: RankSpace) -> list[int]:
+    def move_to(self, space: RankSpace, tested: Sequence[int] | None = None) -> list[int]:
         """Go on with another budget of the same grid: every preference falls as the budget does.
 
         Without this the matrices decided first would take what they had before, and the wall
@@ -159,9 +165,11 @@ class Policy(nn.Module):
 
         Args:
             space: Of the new budget.
+            tested: Places that a sensitivity test of the net at hand suggests; they replace the
+                preferences that the policy began with.
 
         Returns:
-            The most probable walk there.
+            The places to begin with: those tested, or the most probable walk.
 
         Raises:
             ValueError: If the grid is another.
@@ -180,6 +188,9 @@ class Policy(nn.Module):
         with torch.no_grad():
             self.start.copy_(self.start[:, inside] - self.sharpness * beyond)
         self.space = space  # its wall is that of this budget
+        if tested is not None:
+            self.prefer(tested)
+            return list(tested)
         return self.best()
 
     def best(self) -> list[int]:

@@ -37,6 +37,9 @@ class TrainingConfig:
     Pang et al. 2018 holds the peak for ``hold_fraction`` of the run, then decays exponentially."""
     hold_fraction: Probability = 0.5
     """With ``hold_exponential``: where the decay begins, as a share of the run, in [0, 1)."""
+    schedule_part: tuple[float, float] = (0.0, 1.0)
+    """Begin and end of the part of the decay that this run goes through, as shares in [0, 1]: for
+    one stage of several that share a decay. Its own warm-up to the rate at its place comes first."""
     precision: Literal["fp32", "bf16"] | None = None
     """``bf16`` multiplies in bfloat16; weights, cells, sums and losses stay float32. A CPU without
     such instructions trains in fp32 and says so. None takes what the launcher says, else fp32."""
@@ -92,6 +95,11 @@ class TrainingConfig:
         if 0 < self.rollback_factor <= 1:
             raise ValueError(
                 f"rollback_factor is {self.rollback_factor:g}; it must be 0 (never) or above 1"
+            )
+        begin, end = self.schedule_part
+        if not 0 <= begin < end <= 1:
+            raise ValueError(
+                f"schedule_part is {begin:g}, {end:g}; it must rise, inside 0 to 1, such as 0, 0.5"
             )
         compile_patterns("learning_rate_factors:", self.learning_rate_factors)
         for pattern, factor in self.learning_rate_factors.items():

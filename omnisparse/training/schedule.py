@@ -26,13 +26,23 @@ def learning_rate(step: int, config: TrainingConfig, max_steps: int) -> float:
         max_steps: Steps of the run.
 
     Returns:
-        Linear warm-up, then the configured decay to 1 % of the peak.
+        Linear warm-up, then the configured decay to 1 % of the peak. A run that goes through a
+        later part of the decay warms up to the rate at its place.
 
     Source: Pang et al. 2018, section 4, for ``hold_exponential``.
     """
-    peak, warmup = config.learning_rate, warmup_steps(config, max_steps)
+    warmup = warmup_steps(config, max_steps)
+    begin, end = config.schedule_part
+    whole = max_steps / (end - begin)
+    rate = _decayed(begin * whole + step, config, warmup, whole)
+    return rate * (step + 1) / warmup if step < warmup else rate
+
+
+def _decayed(step: float, config: TrainingConfig, warmup: int, max_steps: float) -> float:
+    """Rate at a step of a whole decay; its peak before that begins."""
+    peak = config.learning_rate
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak
     if config.schedule == "constant":
         return peak
     if config.schedule == "hold_exponential":

@@ -121,14 +121,16 @@ def test_rounds_share_steps_and_evaluations_and_ranks_only_fall(
 ) -> None:
     config = ranked(
         IterativeConfig, size="4x", rounds=2, tolerance=9.0, controller="rl", evaluations=8,
-        distillation_weight=1.0, scheme=scheme,
+        distillation_weight=1.0, scheme=scheme, last_share=0.75,
     )  # fmt: skip
     lines: list[str] = []
     result = train(config, out=tmp_path / "end", on_stage=lines.append)
     first, last = tmp_path / "end-round1", tmp_path / "end"
     assert result.run == last
     records = [read_record(run) for run in (first, last)]
-    assert [record.training.optimizer_steps for record in records] == [2, 2]
+    assert [record.training.optimizer_steps for record in records] == [1, 3]
+    asked = [line for line in lines if "candidates by rl" in line]
+    assert [line.split(": ")[1] for line in asked] == ["2 candidates by rl", "6 candidates by rl"]
     assert [record.row for record in records] == ["part", "iterative"]
     assert records[1].training.search_evaluations == 8
     assert {one.run for one in records[1].sources} == {dense.name, "end-round1"}
@@ -136,9 +138,9 @@ def test_rounds_share_steps_and_evaluations_and_ranks_only_fall(
     assert all(after[name] <= rank for name, rank in before.items())
     sizes = [runs.inspect(run)["parameters"] for run in (dense, first, last)]
     assert sizes == sorted(sizes, reverse=True)
-    asked = records[1].size
-    assert asked is not None
-    assert 0.8 * int(asked) < sizes[-1] <= int(asked)
+    wanted = records[1].size
+    assert wanted is not None
+    assert 0.8 * int(wanted) < sizes[-1] <= int(wanted)
     assert any("accepted" in line for line in lines)
     assert train(config, out=tmp_path / "end").run == last
 

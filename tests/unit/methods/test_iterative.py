@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from omnisparse.methods import IterativeConfig, RankSearchMethodConfig
 from omnisparse.methods.iterative import Rounds
-from omnisparse.pipeline.stages import part_of_steps
+from omnisparse.pipeline.stages import part_between, part_of_steps
+from omnisparse.training.config import TrainingConfig
+from omnisparse.training.schedule import learning_rate
 
 
 def test_accepted_rounds_fall_in_equal_ratios() -> None:
@@ -65,6 +67,30 @@ def test_the_steps_of_the_planned_rounds_add_up() -> None:
     assert part_of_steps(1, True, count=1, last_share=0.4) == (0.0, 1.0)
     # A round after one that was thrown away is as long as any before the last.
     assert part_of_steps(4, False, count=4, last_share=0.4) == pytest.approx((0.0, 0.2))
+
+
+@pytest.mark.parametrize("one_decay", [True, False])
+def test_the_rates_of_the_rounds(one_decay: bool) -> None:
+    whole = TrainingConfig(max_steps=400, warmup_steps=100, learning_rate=1.0)
+    parts = [part_of_steps(number, number == 3, count=3, last_share=0.7) for number in (1, 2, 3)]
+    trainings = [part_between(whole, *part, one_decay=one_decay) for part in parts]
+    assert [training.max_steps for training in trainings] == [60, 60, 280]
+    # A short round warms up for its share, else it would never have its peak rate.
+    assert [training.warmup_steps for training in trainings] == [15, 15, 70]
+    rates = [
+        [learning_rate(step, training, training.max_steps or 0) for step in range(400)]
+        for training in trainings
+    ]
+    if not one_decay:
+        assert [max(rate) for rate in rates] == [1.0, 1.0, 1.0]
+        assert [rates[0][59], rates[1][59], rates[2][279]] == pytest.approx([0.01] * 3, abs=2e-3)
+        return
+    assert max(rates[0]) == 1.0
+    # After its warm-up each round goes on with the decay where the one before ended.
+    assert rates[0][59] > 0.9
+    assert rates[1][15] == pytest.approx(rates[0][59], abs=0.05)
+    assert rates[2][70] < rates[1][59]
+    assert rates[2][279] == pytest.approx(0.01, abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", [IterativeConfig, RankSearchMethodConfig])

@@ -109,6 +109,17 @@ def test_a_policy_that_moves_to_a_smaller_budget_takes_from_all_matrices() -> No
     assert policy.move_to(narrow) == moved
 
 
+def test_what_a_test_says_of_a_net_replaces_what_an_earlier_round_preferred() -> None:
+    wide, narrow = space(0.9), space(0.5)
+    start = wide.places(BUDGET.uniform(wide.total))
+    _, policy = reinforce(wide, planted, episodes=1, start=start)
+    tested = narrow.walled([7, 0, 5, 2, 9][: len(narrow.names)])
+    assert policy.best() != tested
+    assert policy.move_to(narrow, tested) == tested
+    assert policy.best() == tested
+    assert policy.move_to(narrow) == tested
+
+
 def test_a_search_is_a_function_of_its_seed() -> None:
     within = space(0.6)
     start = within.places(BUDGET.uniform(within.total))
