@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from omnisparse.cli.main import verbs
 from omnisparse.pipeline import rank_search
+from omnisparse.pipeline.rank_search import RankSearch, RankSearchConfig
 
 TRAINED = Path(__file__).parents[1] / "fixtures" / "f1feb7c" / "run"
 
@@ -65,6 +66,25 @@ def test_a_search_that_was_killed_has_the_same_episodes(
     assert again["front"] == whole["front"]
     assert 0 < again["evaluated_now"] < whole["evaluated_now"]
     assert search(trained, speech, tmp_path, "--sizes", "2x")["evaluated_now"] == 0
+
+
+def test_a_search_with_too_few_candidates_for_a_test_begins_at_equal_energy(
+    trained: Path, speech: Path, tmp_path: Path
+) -> None:
+    config = RankSearchConfig(evaluations=2, utterances=8)
+    search = RankSearch(trained, ["3x"], config, manifest=speech / "dev.jsonl", out=tmp_path)
+    space = search.spaces["3x"]
+    energy, uniform = (
+        space.ranks(space.places(ranks))
+        for ranks in (
+            space.budget.by_energy(space.total, search.scores.found),
+            space.budget.uniform(space.total),
+        )
+    )
+    assert energy != uniform
+    entry, _ = search.find("3x")
+    assert entry["sensitivity_evaluations"] == 0
+    assert entry["rewards"][0] == -search.scores.rate(energy, search.items)
 
 
 def extracted(run: Path, out: Path, *request: object) -> dict[str, Any]:
