@@ -8,11 +8,11 @@ steps.
 In the style of Mehrotra et al. 2020 (arXiv:2008.02897), "Iterative Compression of End-to-End ASR
 using AutoML". Only the abstract was readable; ours, by choice:
 
-Deviation: sizes in equal ratios, on the weights that may be factored; equal evaluations in every
-round, and half of the steps in the last; a rank never rises again; a round whose word error rate on
-the dev split is above the tolerance is thrown away, and the next aims at half its step (in the
-logarithm of the size). The last round always aims at the target, so the result has the size that
-was asked for.
+Deviation: sizes in equal ratios, on the weights that may be factored; most of the steps and
+evaluations in the last round, which alone trains the net that is left; one decay of the learning
+rate over all rounds; a rank never rises again; a round whose word error rate on the dev split is
+above the tolerance is thrown away, and the next aims at half its step (in the logarithm of the
+size). The last round always aims at the target, so the result has the size that was asked for.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class IterativeConfig(RankFields):
     parts of the rest."""
     one_decay: bool = True
     """Whether the learning rate falls once over all rounds; otherwise in each from its peak."""
-    tolerance: NonNegativeFloat = 0.1
+    tolerance: NonNegativeFloat = 1.0
     """A round is accepted up to a word error rate on the dev split that is above the dense net's by
-    this share of it."""
+    this share of it. Not too small: a tenth of a low rate is one word of a small split, and the net
+    of a round is not trained to the end."""
     halvings: NonNegativeInt = 2
     """Rounds more than planned, at most, after rounds that were not accepted."""
 
