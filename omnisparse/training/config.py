@@ -39,7 +39,7 @@ class TrainingConfig:
     """With ``hold_exponential``: where the decay begins, as a share of the run, in [0, 1)."""
     schedule_part: tuple[float, float] = (0.0, 1.0)
     """Begin and end of the part of the decay that this run goes through, as shares in [0, 1]: for
-    one stage of several that share a decay. Its own warm-up to the rate at its place comes first."""
+    one stage of several that share a decay. It first warms up to the rate at its place."""
     precision: Literal["fp32", "bf16"] | None = None
     """``bf16`` multiplies in bfloat16; weights, cells, sums and losses stay float32. A CPU without
     such instructions trains in fp32 and says so. None takes what the launcher says, else fp32."""
