@@ -51,6 +51,9 @@ def gradients(encoder: LstmEncoder, precision: str) -> list[Tensor]:
 def test_no_bit_changes(
     options: dict[str, object], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    has_products = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if precision == "bf16" and "projection" in options and not has_products:
+        pytest.skip("this CPU has no bf16 products")
     encoder = make_encoder(**options)
     expected = gradients(encoder, precision)
     monkeypatch.setattr(made_again_module, "LARGE", 0)
