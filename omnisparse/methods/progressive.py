@@ -9,23 +9,32 @@ In the style of Rathod et al. 2022 (arXiv:2210.00169), multi-stage progressive c
 Conformer transducer: the teacher is replaced by the student of the stage before. Only the abstract
 was readable, so everything beyond it is our choice:
 
-Deviation: equal ratios between sizes, and half of the steps in the last stage; layers are dropped
-as in arXiv:2312.09842 of the same group, and what a layer is too much is taken from the
-feed-forward parts; the loss on the lattice is that of Panchapagesan et al. 2020 (arXiv:2011.06110)
-with weight 1 and temperature 1; of all stages so far the teacher is the one with the lowest word
-error rate on the dev split (``promote: last`` takes the newest student in any case, as the abstract
-says).
+Deviation: equal ratios between sizes, and half of the steps in the last stage. Layers are dropped
+as in arXiv:2312.09842 of the same group, but only where the feed-forward parts would otherwise be
+narrower than a share of the dense net's: on a Conformer they can be missed, and a layer cannot
+(``benchmarks/compression_in_stages_cpu_2026-11.md``). The loss on the lattice is that of
+Panchapagesan et al. 2020 (arXiv:2011.06110) with weight 1 and temperature 1. Of all stages so far
+the teacher is the one with the lowest word error rate on the dev split (``promote: last`` takes the
+newest student in any case, as the abstract says).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from omnisparse.errors import NonNegativeFloat, PositiveFloat, PositiveInt, Share, check_ranges
+from omnisparse.errors import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Share,
+    check_ranges,
+)
 from omnisparse.methods.widths import count_parameters, has_feed_forward, solve_model
 from omnisparse.models import LasConfig, ModelConfig, TransducerConfig, build_model
 from omnisparse.sparsity.budget import Budget
@@ -56,6 +65,9 @@ class ProgressiveConfig:
     by: Literal["layers", "width", "rank", "sparsity"] = "layers"
     """What falls from stage to stage: layers (and the width of feed-forward parts), all widths,
     the ranks of matrices that are products, or non-zero weights."""
+    feed_forward_share: Share = 0.125
+    """With ``by: layers``: width of the feed-forward parts, as a share of the dense net's, below
+    which a layer is dropped rather than the parts made narrower; 1 drops layers first."""
     plan: Literal["progressive", "fixed", "direct", "scratch"] = "progressive"
     """``progressive``, or one of its rivals with as many steps: ``fixed``: every stage learns from
     the first teacher; ``direct``: one stage only; ``scratch``: one stage that neither starts from
@@ -70,6 +82,8 @@ class ProgressiveConfig:
     """Weight of the divergence from the teacher."""
     label_weight: NonNegativeFloat | None = None
     """Weight of the loss on the transcript; null takes 0 for LAS and 1 for a transducer."""
+    dropout: Probability | None = None
+    """Dropout of all nets behind the dense one, which need less; null takes that of ``model``."""
     learning_rate: PositiveFloat | None = None
     """Peak learning rate of stages that start from trained weights; null takes that of
     ``training``."""
@@ -134,6 +148,8 @@ def plan_models(
         ValueError: If a size cannot be reached; names the legal range.
     """
     dims = {"input_dim": input_dim, "vocab_size": vocab_size}
+    if config.dropout is not None:
+        dense = replace(dense, dropout=config.dropout)
     if config.by == "rank" and dense.ranks:
         raise ValueError("model.ranks is given, but by=rank chooses the ranks; legal: no ranks")
     whole = count_parameters(dense, **dims)
@@ -142,8 +158,11 @@ def plan_models(
     sizes = stage_sizes(whole, target, config.num_stages)
     if config.by == "sparsity":
         return _pruned(dense, sizes, config.prunable, dims)
-    make = {"layers": _with_fewer_layers, "width": _narrower, "rank": _with_ranks}[config.by]
-    models = _falling([make(dense, size, config.prunable, dims) for size in sizes])
+    if config.by == "layers":
+        models = _with_fewer_layers(config, dense, sizes, dims)
+    else:
+        make = {"width": _narrower, "rank": _with_ranks}[config.by]
+        models = [make(dense, size, config.prunable, dims) for size in sizes]
     return [StageModel(model=model, size=count_parameters(model, **dims)) for model in models]
 
 
@@ -185,63 +204,104 @@ def _with_ranks(
 
 
 def _with_fewer_layers(
-    dense: ModelConfig, size: int, prunable: Sequence[str], dims: Mapping[str, int]
+    config: ProgressiveConfig, dense: ModelConfig, sizes: Sequence[int], dims: Mapping[str, int]
+) -> list[ModelConfig]:
+    """Nets of ever fewer layers and narrower feed-forward parts, which can hand over.
+
+    Stages between give way to the last, which is the net that one stage would make: their parts
+    are never narrower than its own, so they may be larger than was asked for. A stage for which
+    there is no net of its own is left out.
+    """
+    family = _layer_family(dense)
+    last = _fewer_layers(config, family, sizes[-1], dims)
+    least = _width(last) if has_feed_forward(dense) else None
+    found: list[ModelConfig] = []
+    before = dense
+    for size in sizes[:-1]:
+        between = [
+            _with_width(model, _width(before))
+            for model in family
+            if last.encoder_layers <= model.encoder_layers <= before.encoder_layers
+        ]
+        model = _fewer_layers(config, between, size, dims, least=least)
+        if model not in (before, last):
+            found.append(model)
+            before = model
+    return [*found, last]
+
+
+def _fewer_layers(
+    config: ProgressiveConfig,
+    family: Sequence[ModelConfig],
+    size: int,
+    dims: Mapping[str, int],
+    *,
+    least: int | None = None,
 ) -> ModelConfig:
-    """The most layers that fit; with feed-forward parts one more, these made narrower to fit."""
+    """The most layers whose feed-forward parts need not be narrower than the configured share.
+
+    If whole parts leave room, one layer more with narrower parts is taken where it is nearer.
+
+    Args:
+        config: Has this share.
+        family: Nets with ever fewer layers, the most first.
+        size: Parameters.
+        dims: Of features and word pieces.
+        least: Narrowest legal feed-forward parts; with these a net may be larger than ``size``.
+            None: never.
+
+    Raises:
+        ValueError: If no net is so small; names the legal range.
+    """
+    found: list[tuple[ModelConfig, int]] = []
     counts: list[int] = []
-    wide: ModelConfig | None = None
-    for model in _layer_family(dense):
+    for model in family:
         try:
             counts.append(count_parameters(model, **dims))
         except ValueError:
             break  # ranks name a matrix of a layer that is gone
-        if counts[-1] > size:
-            wide = model
-            continue
-        narrow = None if wide is None else _with_narrow_parts(wide, counts[-2], size, dims)
-        return model if narrow is None else narrow
-    narrow = None if wide is None else _with_narrow_parts(wide, counts[-1], size, dims)
-    if narrow is None:
+        found.append((model, _fitting_width(model, counts[-1], size, dims)))
+    legal = [index for index, (_, width) in enumerate(found) if width >= (least or 1)]
+    if not legal:
+        smallest = count_parameters(_with_width(found[-1][0], 1), **dims)
         raise ValueError(
-            f"{size:,} parameters cannot be reached with fewer layers; legal: {counts[-1]:,} to "
+            f"{size:,} parameters cannot be reached with fewer layers; legal: {smallest:,} to "
             f"{counts[0]:,}, or by=width, rank or sparsity"
         )
-    return narrow
+    enough = config.feed_forward_share * _width(family[0])
+    index = next((index for index in legal if found[index][1] >= enough), legal[-1])
+    model, width = found[index]
+    chosen = _with_width(model, width)
+    if index and width == _width(model):
+        more, narrow = found[index - 1]
+        if (narrow := max(narrow, least or 0)) > 0:
+            nets = (chosen, _with_width(more, narrow))
+            return min(nets, key=lambda net: abs(math.log(count_parameters(net, **dims) / size)))
+    return chosen
 
 
-def _with_narrow_parts(
-    wide: ModelConfig, parameters: int, size: int, dims: Mapping[str, int]
-) -> ModelConfig | None:
-    """``wide``, of so many parameters, with feed-forward parts that fit; None if none do."""
-    if not isinstance(wide, TransducerConfig) or not has_feed_forward(wide):
-        return None
-    width = wide.encoder_feed_forward
-    if width == 1:
-        return None
+def _width(model: ModelConfig) -> int:
+    """Width of the feed-forward parts; 1 where there are none."""
+    if isinstance(model, TransducerConfig) and has_feed_forward(model):
+        return model.encoder_feed_forward
+    return 1
+
+
+def _with_width(model: ModelConfig, width: int) -> ModelConfig:
+    """``model`` with feed-forward parts of this width, if it has such parts."""
+    if isinstance(model, TransducerConfig) and has_feed_forward(model):
+        return replace(model, encoder_feed_forward=width)
+    return model
+
+
+def _fitting_width(model: ModelConfig, parameters: int, size: int, dims: Mapping[str, int]) -> int:
+    """Widest feed-forward parts with which ``model``, of so many parameters, fits; 0 for none."""
+    width = _width(model)
+    if parameters <= size or width == 1:
+        return width if parameters <= size else 0
     # Parameters grow by the same number with every unit.
-    less = count_parameters(replace(wide, encoder_feed_forward=width - 1), **dims)
-    left = width - -(-(parameters - size) // (parameters - less))
-    return replace(wide, encoder_feed_forward=left) if left > 0 else None
-
-
-def _falling(models: Sequence[ModelConfig]) -> list[ModelConfig]:
-    """The same with feed-forward parts that never grow from a stage to the next.
-
-    A net of one layer less may have room for wider parts, which the stage before could not hand
-    over. Stages between give way, so that the last net is the one that one stage would have made;
-    they may be larger than was asked for.
-    """
-    last = models[-1]
-    if not isinstance(last, TransducerConfig) or not has_feed_forward(last):
-        return list(models)
-    falling: list[ModelConfig] = []
-    width = None
-    for model in models:
-        assert isinstance(model, TransducerConfig)
-        own = model.encoder_feed_forward
-        width = max(last.encoder_feed_forward, own if width is None else min(own, width))
-        falling.append(replace(model, encoder_feed_forward=width))
-    return falling
+    less = count_parameters(_with_width(model, width - 1), **dims)
+    return max(0, width - -(-(parameters - size) // (parameters - less)))
 
 
 def _layer_family(dense: ModelConfig) -> list[ModelConfig]:
