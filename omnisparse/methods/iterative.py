@@ -38,10 +38,10 @@ class IterativeConfig(RankFields):
     parts of the rest."""
     one_decay: bool = True
     """Whether the learning rate falls once over all rounds; otherwise in each from its peak."""
-    tolerance: NonNegativeFloat = 1.0
+    tolerance: NonNegativeFloat = 9.0
     """A round is accepted up to a word error rate on the dev split that is above the dense net's by
-    this share of it. Not too small: a tenth of a low rate is one word of a small split, and the net
-    of a round is not trained to the end."""
+    this share of it. Not too small: a tenth of a low rate is one word of a small split, the net of
+    a round is not trained to the end, and its steps are lost if it is thrown away."""
     halvings: NonNegativeInt = 2
     """Rounds more than planned, at most, after rounds that were not accepted."""
 
