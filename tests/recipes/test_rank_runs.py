@@ -150,7 +150,10 @@ def test_a_round_that_is_not_accepted_counts_and_is_left_behind(
 ) -> None:
     rates = {dense.name: 10.0, "end-round1": 30.0, "end-round2": 10.5}
     monkeypatch.setattr(rank_stages, "dev_rate", lambda run, config, tell: rates[run.name])
-    config = ranked(IterativeConfig, size="4x", rounds=2, halvings=1, controller="uniform", steps=2)
+    config = ranked(
+        IterativeConfig, size="4x", rounds=2, halvings=1, controller="uniform", steps=2,
+        tolerance=0.1,
+    )  # fmt: skip
     train(config, out=tmp_path / "end")
     sizes = {path.name: runs.inspect(path)["parameters"] for path in tmp_path.iterdir()}
     assert sizes["end-round2"] > sizes["end-round1"] > sizes["end"]
