@@ -162,7 +162,7 @@ def plan_models(
         models = _with_fewer_layers(config, dense, sizes, dims)
     else:
         make = {"width": _narrower, "rank": _with_ranks}[config.by]
-        models = [make(dense, size, config.prunable, dims) for size in sizes]
+        models = _falling(dense, [make(dense, size, config.prunable, dims) for size in sizes])
     return [StageModel(model=model, size=count_parameters(model, **dims)) for model in models]
 
 
@@ -278,6 +278,20 @@ def _fewer_layers(
             nets = (chosen, _with_width(more, narrow))
             return min(nets, key=lambda net: abs(math.log(count_parameters(net, **dims) / size)))
     return chosen
+
+
+def _falling(dense: ModelConfig, models: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """The same with feed-forward parts that never grow from a net to the next.
+
+    A narrower net may have room for wider parts, which the net before could not hand over. Stages
+    between give way to the last, so they may be larger than was asked for.
+    """
+    least = min(_width(models[-1]), _width(dense))
+    falling, before = [], _width(dense)
+    for model in models:
+        before = max(least, min(_width(model), before))
+        falling.append(_with_width(model, before))
+    return falling
 
 
 def _width(model: ModelConfig) -> int:

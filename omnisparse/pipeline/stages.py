@@ -83,18 +83,20 @@ def part_of_steps(
     """Begin and end of the steps of a stage, as shares of all that are planned.
 
     Args:
-        number: Of the stage, from 1; may be above ``count`` after stages that were thrown away.
+        number: Of the stage, from 1; may be ``count`` or more for one before the last, after
+            stages that were thrown away: it has the place of the last of those before.
         is_last: Whether it is the last.
         count: Planned stages.
         last_share: Share of the last one.
     """
     if count == 1:
         return 0.0, 1.0
+    before = 1.0 - last_share
     if is_last:
-        return 1.0 - last_share, 1.0
-    part = (1.0 - last_share) / (count - 1)
-    begin = part * ((number - 1) % (count - 1))
-    return begin, begin + part
+        return before, 1.0
+    number = min(number, count - 1)
+    # One formula for both, so that a part begins exactly where the one before it ends.
+    return before * ((number - 1) / (count - 1)), before * (number / (count - 1))
 
 
 def part_between(
@@ -106,11 +108,13 @@ def part_between(
         training: The whole.
         begin: Share at which the part begins.
         end: Share at which it ends.
-        one_decay: Whether it goes through its part of one decay of the learning rate; otherwise
-            through a whole one.
+        one_decay: Whether it goes through its part of one decay of the learning rate, and takes no
+            step if there is none; otherwise through a whole one.
     """
     part = end - begin
     training = replace(training, warmup_steps=round(training.warmup_steps * part))
+    if one_decay and begin == end:
+        return replace(training, max_steps=0)
     if one_decay:
         training = replace(training, schedule_part=(begin, end))
     if training.max_steps is None:

@@ -6,12 +6,12 @@ SVD rank of each layer of a trained net. Only the abstract was readable. Ours, b
 Deviation: an LSTM policy over the matrices in order; an action wall
 (:meth:`omnisparse.search.ranks.RankSpace.legal`) as in AMC (He et al. 2018, arXiv:1802.03494) keeps
 every episode inside the budget; the advantage is divided by its own running spread; the policy
-starts at an allocation that is given (of a sensitivity test, else uniform), and is also trained on
-the best episodes found so far (priority queue training, Abolafia et al. 2018, arXiv:1801.03526),
-because some hundred evaluations are too few for REINFORCE alone; some choices are drawn at random
-whatever the policy says. The defaults were chosen on planted problems of 5 and 20 matrices: without
-imitation 1.4 to 1.6 times the remaining loss, without random choices four times as far from the
-optimum of 5.
+starts at an allocation that is given (of a sensitivity test, else of equal energy), and is also
+trained on the best episodes so far (priority queue training, Abolafia et al. 2018,
+arXiv:1801.03526), because some hundred evaluations are too few for REINFORCE alone; some choices
+are drawn at random whatever the policy says. The defaults were chosen on planted problems of 5 and
+20 matrices: without imitation 1.4 to 1.6 times the remaining loss, without random choices four
+times as far from the optimum of 5.
 
 Legend: M matrices, P places of the grid.
 """

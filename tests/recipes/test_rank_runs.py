@@ -145,6 +145,18 @@ def test_rounds_share_steps_and_evaluations_and_ranks_only_fall(
     assert train(config, out=tmp_path / "end").run == last
 
 
+@pytest.mark.parametrize(("last_share", "steps"), [(1.0, [0, 4]), (0.0, [4, 0])])
+def test_a_round_may_have_no_share_of_the_steps(
+    ranked: Callable[..., RunConfig], tmp_path: Path, last_share: float, steps: list[int]
+) -> None:
+    config = ranked(
+        IterativeConfig, size="4x", rounds=2, controller="uniform", last_share=last_share
+    )
+    train(config, out=tmp_path / "end")
+    records = [read_record(tmp_path / name) for name in ("end-round1", "end")]
+    assert [record.training.optimizer_steps for record in records] == steps
+
+
 def test_a_round_that_is_not_accepted_counts_and_is_left_behind(
     ranked: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dense: Path
 ) -> None:

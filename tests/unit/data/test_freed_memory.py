@@ -14,6 +14,7 @@ def test_a_process_of_features_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None
     kept: list[str] = []
     monkeypatch.setattr(frame_blocks, "keep_freed_memory", lambda: kept.append("features"))
     monkeypatch.setattr(frame_blocks.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     frame_blocks._start_worker()
     assert kept == ["features"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from omnisparse.methods import IterativeConfig, RankSearchMethodConfig
@@ -65,8 +65,33 @@ def test_the_steps_of_the_planned_rounds_add_up() -> None:
     assert [after[0] for after in parts[1:]] == pytest.approx([before[1] for before in parts[:-1]])
     assert parts[-1] == pytest.approx((0.6, 1.0))
     assert part_of_steps(1, True, count=1, last_share=0.4) == (0.0, 1.0)
-    # A round after one that was thrown away is as long as any before the last.
-    assert part_of_steps(4, False, count=4, last_share=0.4) == pytest.approx((0.0, 0.2))
+    # A round after one that was thrown away is as long as any before the last, and as far in the
+    # decay of the learning rate: it does not rise again.
+    assert part_of_steps(4, False, count=4, last_share=0.4) == pytest.approx((0.4, 0.6))
+    assert part_of_steps(3, False, count=2, last_share=0.4) == pytest.approx((0.0, 0.6))
+
+
+@given(
+    count=st.integers(1, 12), percent=st.integers(0, 100), steps=st.integers(0, 300),
+    one_decay=st.booleans(),
+)  # fmt: skip
+@example(count=9, percent=5, steps=120, one_decay=True)  # were 121 steps in all
+@example(count=3, percent=0, steps=90, one_decay=True)  # a part of nothing is no part of a decay
+@example(count=3, percent=100, steps=90, one_decay=True)
+def test_no_step_is_lost_or_added(count: int, percent: int, steps: int, one_decay: bool) -> None:
+    whole = TrainingConfig(max_steps=steps)
+    found = []
+    for number in range(1, count + 1):
+        part = part_of_steps(number, number == count, count=count, last_share=percent / 100)
+        found.append(part_between(whole, *part, one_decay=one_decay).max_steps or 0)
+    assert min(found) >= 0
+    assert sum(found) == steps
+
+
+def test_a_round_without_a_share_of_the_steps_takes_none() -> None:
+    whole = TrainingConfig(epochs=14.0)
+    part = part_of_steps(1, False, count=3, last_share=1.0)
+    assert part_between(whole, *part, one_decay=True).max_steps == 0
 
 
 @pytest.mark.parametrize("one_decay", [True, False])

@@ -101,6 +101,18 @@ def test_every_stage_is_a_smaller_net_that_the_one_before_can_hand_over(
         after.load_state_dict(hand_over(before, after))
 
 
+def test_feed_forward_parts_of_narrower_nets_do_not_grow_either() -> None:
+    """Heads make an encoder's width fall in leaps, which leave room for wider parts."""
+    model = replace(CONFORMER, encoder_dim=96, encoder_feed_forward=384)
+    stages = planned(model, size="80%", by="width")
+    nets: list[Any] = [model, *(stage.model for stage in stages)]
+    widths = [net.encoder_feed_forward for net in nets]  # were 384, 391, 363, 357
+    assert widths == sorted(widths, reverse=True)
+    assert stages[-1] == planned(model, size="80%", by="width", plan="direct")[0]
+    before, after = (build_model(net, **DIMS) for net in nets[:2])
+    after.load_state_dict(hand_over(before, after))
+
+
 def test_the_range_that_a_refusal_names_can_be_reached() -> None:
     with pytest.raises(ValueError, match="cannot be reached with fewer layers") as caught:
         planned(CONFORMER, size="1%")
