@@ -102,7 +102,8 @@ def test_truth_is_the_cross_entropy_with_the_teacher_less_its_entropy(config: Co
 @pytest.mark.parametrize("config", [LAS, TRANSDUCER], ids=["las", "transducer"])
 def test_a_teacher_computes_no_label_loss(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     net, batch = other_model(dataclasses.replace(config, ctc_weight=0.3)).eval(), make_batch()
-    expected = forward_batch(net, batch)
+    with torch.no_grad():  # with gradients some CPUs compute an LSTM by another kernel
+        expected = forward_batch(net, batch)
     assert torch.isfinite(expected.label_loss_sum)
     for room, name in (
         ("las", "label_smoothed_cross_entropy"), ("las", "ctc_loss"), ("transducer", "ctc_loss"),
