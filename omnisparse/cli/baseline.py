@@ -321,12 +321,25 @@ def configure(base: RunConfig, request: Request) -> RunConfig:
 
 
 def _of_budget(base: RunConfig, budget: float) -> RunConfig:
-    """``base`` with a multiple of its length, which is in its name."""
+    """``base`` with a multiple of its length, which is in its name.
+
+    A part of the length has the same part of the steps in which a transducer learns without its
+    predictor, or a short row from scratch would never train it. A longer row needs no more of them.
+    """
     from omnisparse.comparison.baselines import scale_length
+    from omnisparse.models import TransducerConfig
 
     if budget == 1:
         return base
-    return replace(scale_length(base, budget), name=f"{base.name}-{budget:g}x")
+    model = base.model
+    if budget < 1 and isinstance(model, TransducerConfig):
+        model = replace(
+            model,
+            predictor_warmup=round(budget * model.predictor_warmup),
+            joiner_warmup=round(budget * model.joiner_warmup),
+        )
+    name = f"{base.name}-{budget:g}x"
+    return replace(scale_length(base, budget), model=model, name=name)
 
 
 def _dense_part(base: RunConfig) -> RunConfig:

@@ -22,7 +22,7 @@ from omnisparse.data.live_features import FrameSource
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.durable import replacing
 from omnisparse.errors import OmnisparseError
-from omnisparse.methods.base import described_by, notes_of
+from omnisparse.methods.base import described_by, first_step, notes_of
 from omnisparse.models import SpeechModel, build_model
 from omnisparse.pipeline.dev_evaluation import check_evaluate_sizes, dev_evaluator, longest
 from omnisparse.pipeline.frames import frame_source
@@ -158,10 +158,21 @@ def make_trainer(
         watch=watch,
     )
     check_evaluate_sizes(config.training.evaluate_sizes, method)
-    for line in notes_of(method):
+    for line in (*notes_of(method), *_never_trained(model, max_steps)):
         stage(line)
     trainer.record |= described_by(method)
     return trainer
+
+
+def _never_trained(model: SpeechModel, max_steps: int) -> tuple[str, ...]:
+    """A line for the user, if a run ends before every part of its net has begun to learn."""
+    begins = first_step(model, [name for name, _ in model.named_parameters()])
+    if not 0 < max_steps <= begins:
+        return ()
+    return (
+        f"a part of the net keeps its random weights: it learns from step {begins:,} on "
+        f"(model.predictor_warmup, model.joiner_warmup), and this run ends after {max_steps:,}",
+    )
 
 
 def _tokenizer(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from omnisparse.cli.baseline import plan_baseline
+from omnisparse.cli.baseline import plan_baseline, read_row
 from omnisparse.cli.main import verbs
 from omnisparse.cli.train import run_recipe
 from omnisparse.config import RunConfig, config_to_yaml
@@ -132,6 +132,32 @@ def test_rivals_take_the_same_steps(
     text = (result.run / "config.yaml").read_text()
     assert ("end-dense" in text) == (method is not None)
     assert {one.run for one in record.sources} == set(names) - {"end"}
+
+
+def test_a_run_that_never_trains_a_part_of_its_net_says_so(
+    conformer: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = conformer(plan="scratch", max_steps=3)
+    for joiner, says in ((1, True), (0, False)):
+        model = replace(config.model, ctc_weight=0.3, predictor_warmup=2, joiner_warmup=joiner)
+        lines: list[str] = []
+        train(replace(config, model=model), out=tmp_path / f"{joiner}", on_stage=lines.append)
+        assert any("keeps its random weights" in line for line in lines) == says
+
+
+def test_a_part_of_the_budget_has_that_part_of_the_phases(
+    conformer: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = conformer(max_steps=400)
+    model = replace(config.model, ctc_weight=0.3, predictor_warmup=100, joiner_warmup=20)
+    file = tmp_path / "config.yaml"
+    file.write_text(config_to_yaml(replace(config, model=model)))
+    for budget, steps, phases in (("0.25", 100, (25, 5)), ("1", 400, (100, 20)), ("2x", 800, None)):
+        request = ["method=progressive_scratch", "size=60%", f"budget={budget}"]
+        row = read_row(file, request)[-1]
+        assert isinstance(row.model, TransducerConfig)
+        assert row.training.max_steps == steps
+        assert (row.model.predictor_warmup, row.model.joiner_warmup) == (phases or (100, 20))
 
 
 def test_the_best_stage_so_far_teaches(
