@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from omnisparse.data.piece_scores import scores_for_sums
 from omnisparse.durable import replacing
 from omnisparse.errors import DataError
 
@@ -151,11 +152,12 @@ class Tokenizer:
 
     def scores_txt(self) -> str:
         """`symbol<tab>score` per line: the `bpe.vocab` that sherpa-onnx spells hotwords with."""
-        processor = self._processor
-        return "".join(
-            f"{processor.id_to_piece(index)}\t{processor.get_score(index):g}\n"
-            for index in range(self.vocab_size)
-        )
+        processor, special = self._processor, len(_SPECIAL)
+        pieces = [processor.id_to_piece(index) for index in range(self.vocab_size)]
+        scores = [processor.get_score(index) for index in range(special, self.vocab_size)]
+        scores = [0.0] * special + scores_for_sums(pieces[special:], scores)
+        rows = zip(pieces, scores, strict=True)
+        return "".join(f"{piece}\t{score:.9g}\n" for piece, score in rows)
 
     def save(self, out: Path) -> None:
         """Write `tokenizer.model` and `tokens.txt` into a folder, each complete or not at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from small_exports import NUM_BINS, make_source
 
 from omnisparse.data.features import FeatureExtractor
 from omnisparse.data.nemo_mel import ZERO_GUARD
+from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.deploy.onnx_export import Exported, Source, export_onnx
 from omnisparse.deploy.sherpa import check_contract, check_nemo_contract, export_sherpa
 from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.models.transducer import TransducerModel
 from omnisparse.models.transducer_decoding import transducer_greedy_search
+from omnisparse.synthetic.text import ASSISTANT_EASY, vocabulary
 
 onnx = pytest.importorskip("onnx")
 sherpa_onnx = pytest.importorskip("sherpa_onnx")
@@ -186,6 +189,29 @@ def test_int8_and_a_beam_and_hotwords(
     )  # fmt: skip
     plain = load(tmp_path / "net", decoding_method="modified_beam_search")
     assert texts(client, recordings, tail=0.5) != texts(plain, recordings, tail=0.5)
+
+
+def test_hotwords_are_spelled_as_the_net_spells_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """sherpa-onnx shows how it spells a word when one of its letters is in no piece."""
+    words = sorted(vocabulary(ASSISTANT_EASY))
+    tokenizer = Tokenizer.train(words, 128, tmp_path / "tokenizer")
+    source = make_source("stateless", tmp_path / "small")
+    exported = export_sherpa(source)
+    exported.write(tmp_path / "net")
+    (tmp_path / "net" / "bpe.vocab").write_text(tokenizer.scores_txt())
+    (tmp_path / "net" / "tokens.txt").write_text(tokenizer.tokens_txt().replace("<unk>", "<none>"))
+    (tmp_path / "hotwords.txt").write_text("".join(f"{word}\u2603\n" for word in words))
+    load(
+        tmp_path / "net", decoding_method="modified_beam_search", modeling_unit="bpe",
+        bpe_vocab=str(tmp_path / "net" / "bpe.vocab"),
+        hotwords_file=str(tmp_path / "hotwords.txt"),
+    )  # fmt: skip
+    found = re.findall(r"at line: (.*?) <unk>", capfd.readouterr().err)
+    symbols = [line.split(" ")[0] for line in tokenizer.tokens_txt().splitlines()]
+    ours = [" ".join(symbols[token] for token in tokenizer.encode(word)) for word in words]
+    assert list(dict.fromkeys(found)) == ours
 
 
 def test_a_complete_last_chunk_needs_the_tail(folder: Path, tmp_path: Path) -> None:
