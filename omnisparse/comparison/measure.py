@@ -26,6 +26,7 @@ from omnisparse.data.pauses import cut_length
 from omnisparse.data.tokenizer import Tokenizer
 from omnisparse.errors import OmnisparseError
 from omnisparse.evaluation.evaluate import said_in
+from omnisparse.evaluation.heard import Heard
 from omnisparse.evaluation.notes import corpus_notes, length_note
 from omnisparse.evaluation.wer import character_errors, word_errors
 from omnisparse.evaluation.workers import Workers
@@ -121,6 +122,7 @@ def measure(
         for line in filter(None, dict.fromkeys(notes)):
             tell(f"{name}: {line}")
     measurements = []
+    heard = {name: Heard() for name in tests}
     for model in models:
         with tempfile.TemporaryDirectory(prefix="omnisparse-") as folder:
             artifact: dict[str, Any] = {}
@@ -130,7 +132,9 @@ def measure(
                 if kept is None:
                     artifact = artifact or _make(model, Path(folder))
                     with progress(f"{model.candidate.path.name} {model.size}, {name}") as callback:
-                        kept = _recognise(artifact, cuts, key, beam, callback, workers)
+                        kept = _recognise(
+                            artifact, cuts, key, beam, callback, workers, heard[name]
+                        )
                     _keep(place, kept)
                 measurements.append(_measurement(model, name, kept, _speakers(cuts)))
     return measurements
@@ -207,10 +211,13 @@ def _recognise(
     beam: int,
     progress: Callable[[int, int], None],
     workers: Workers | None,
+    heard: Heard,
 ) -> dict[str, Any]:
     path = Path(artifact["path"])
     recognizer = recognizer_of(runs.load_model(path))
-    result = recognise(path, recognizer, cuts, beam=beam, workers=workers, progress=progress)
+    result = recognise(
+        path, recognizer, cuts, beam=beam, workers=workers, progress=progress, heard=heard
+    )
     return {
         "key": key,
         **{name: artifact[name] for name in ("parameters", "nonzero", "bytes")},

@@ -18,6 +18,7 @@ from omnisparse.data.audio import FloatArray, read_samples
 from omnisparse.data.batch import text_of
 from omnisparse.data.pauses import cut_at_pauses
 from omnisparse.errors import DataError
+from omnisparse.evaluation.heard import Heard
 from omnisparse.evaluation.result import EvaluationResult, Said, score
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Decoder:
             :mod:`omnisparse.data.pauses`; None for never.
         transcribe_long: Recognises an utterance of more than :data:`LONG_SECONDS` in place of the
             model's batched decoding, whose memory may grow with the square of the length.
+        heard: Keeps the features of short utterances for other models; None keeps nothing.
 
     Raises:
         ValueError: If ``beam`` or ``batch_seconds`` is out of range.
@@ -115,6 +117,7 @@ class Decoder:
         transcribe: Transcribe | None = None,
         cut_above: float | None = None,
         transcribe_long: Transcribe | None = None,
+        heard: Heard | None = None,
     ) -> None:
         if beam < 1:
             raise ValueError(f"beam: expected at least 1, got {beam}")
@@ -124,6 +127,7 @@ class Decoder:
         self.beam, self.batch_seconds = beam, batch_seconds
         self.transcribe, self.transcribe_long = transcribe, transcribe_long
         self.cut_above = cut_above
+        self._heard = heard
 
     def tasks(self, cuts: Sequence[Any]) -> list[Task]:
         """What is recognised together: utterances of similar length, short ones first."""
@@ -161,19 +165,29 @@ class Decoder:
             self.model.train(was_training)
 
     def _run(self, cuts: Sequence[Any], task: Task) -> Found:
-        samples = [read_samples(cuts[index], self.extractor.sampling_rate) for index in task]
+        first = cuts[task[0]]
         if self.transcribe is not None:
             try:
-                return [(task[0], self.transcribe(samples[0]))]
+                return [(task[0], self.transcribe(self._samples(first)))]
             except DataError as error:
-                raise DataError(f"{cuts[task[0]].id}: {error}") from error
-        if self._is_long(cuts[task[0]]):
-            return [(task[0], self._long(samples[0], cuts[task[0]]))]
-        features = [
-            features_of(self.extractor, one, cuts[index])
-            for one, index in zip(samples, task, strict=True)
-        ]
+                raise DataError(f"{first.id}: {error}") from error
+        if self._is_long(first):
+            return [(task[0], self._long(self._samples(first), first))]
+        features = [self._features(cuts[index], index) for index in task]
         return list(zip(task, self._decode(features), strict=True))
+
+    def _samples(self, cut: Any) -> FloatArray:
+        return read_samples(cut, self.extractor.sampling_rate)
+
+    def _features(self, cut: Any, place: int) -> FloatArray:
+        """Features of one utterance that is not long."""
+
+        def compute() -> FloatArray:
+            return features_of(self.extractor, self._samples(cut), cut)
+
+        if self._heard is None:
+            return compute()
+        return self._heard.features(self.extractor, place, compute)
 
     def _long(self, samples: FloatArray, cut: Any) -> str:
         """The text of an utterance that is too long to batch."""

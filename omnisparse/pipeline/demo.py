@@ -18,6 +18,7 @@ from omnisparse.data.corpora import load_manifest
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.durable import replacing
 from omnisparse.errors import UsageError
+from omnisparse.evaluation.heard import Heard
 from omnisparse.evaluation.pareto import ResultRow, format_count, plot_pareto, write_csv
 from omnisparse.evaluation.result import EvaluationResult
 from omnisparse.methods import DenseConfig, SandwichConfig
@@ -91,9 +92,9 @@ def run_demo(
     console.heading("3  Extraction: no retraining, and the word error rate of each size")
     test = load_manifest(corpus / "test.jsonl")
     rows = []
-    sizes = _sizes(config)
+    sizes, heard = _sizes(config), Heard()
     for curve, training in trained.items():
-        rows += _measure_sizes(curve, training["run"], sizes, out / "models", test, console)
+        rows += _measure_sizes(curve, training["run"], sizes, out / "models", test, heard, console)
     example = _transcribe_one(rows, out / "models", test)
     report = {
         "rows": [row.to_dict() for row in rows],
@@ -190,7 +191,13 @@ def _sizes(config: RunConfig) -> list[str]:
 
 
 def _measure_sizes(
-    curve: str, run: Path, sizes: Sequence[str], models: Path, test: CutSet, console: Console
+    curve: str,
+    run: Path,
+    sizes: Sequence[str],
+    models: Path,
+    test: CutSet,
+    heard: Heard,
+    console: Console,
 ) -> list[ResultRow]:
     """Extracts every size from a run, and measures each as a user would load it."""
     rows = []
@@ -198,7 +205,7 @@ def _measure_sizes(
     for size in sizes:
         path = _model_path(models, curve, size)
         extract(run, size=size, out=path)
-        result = _evaluate(path, test, console, f"{curve} {size}")
+        result = _evaluate(path, test, heard, console, f"{curve} {size}")
         # Extract again, so that the model card has the word error rate.
         extracted = extract(run, size=size, out=path, wer={"test": round(result.wer, 2)})
         row = ResultRow(
@@ -221,11 +228,13 @@ def _measure_sizes(
     return rows
 
 
-def _evaluate(path: Path, test: CutSet, console: Console, name: str) -> EvaluationResult:
+def _evaluate(
+    path: Path, test: CutSet, heard: Heard, console: Console, name: str
+) -> EvaluationResult:
     """Measures a model from its files."""
     recognizer = recognizer_of(runs.load_model(path))
     with console.progress(f"recognising ({name})") as progress:
-        return recognise(path, recognizer, test, progress=progress)
+        return recognise(path, recognizer, test, progress=progress, heard=heard)
 
 
 def _transcribe_one(rows: Sequence[ResultRow], models: Path, test: CutSet) -> dict[str, Any]:

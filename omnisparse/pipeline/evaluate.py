@@ -20,6 +20,7 @@ from omnisparse.evaluation.alignment import count_confusions
 from omnisparse.evaluation.breakdown import by_length, by_speaker
 from omnisparse.evaluation.confidence import paired_difference
 from omnisparse.evaluation.evaluate import Decoder, Found, Task, evaluate
+from omnisparse.evaluation.heard import Heard
 from omnisparse.evaluation.notes import length_note
 from omnisparse.evaluation.result import EvaluationResult
 from omnisparse.evaluation.transcripts import check_transcripts_path, write_transcripts
@@ -55,13 +56,16 @@ def recognizer_of(loaded: runs.LoadedModel, *, cut_above: float | None = None) -
     )
 
 
-def decoder_of(recognizer: Recognizer, *, beam: int, streaming: bool) -> Decoder:
+def decoder_of(
+    recognizer: Recognizer, *, beam: int, streaming: bool, heard: Heard | None = None
+) -> Decoder:
     """What recognises a test set as a user of the model would, long recordings too.
 
     Args:
         recognizer: The model.
         beam: Hypotheses kept while decoding; 1 is greedy.
         streaming: Recognise chunk by chunk.
+        heard: Keeps features for other models; None keeps nothing.
 
     Raises:
         ValueError: If ``beam`` is below 1.
@@ -79,6 +83,7 @@ def decoder_of(recognizer: Recognizer, *, beam: int, streaming: bool) -> Decoder
         transcribe=transcribe if streaming else None,
         cut_above=recognizer.cut_above,
         transcribe_long=transcribe if hears_any_length else None,
+        heard=heard,
     )
 
 
@@ -119,6 +124,7 @@ def recognise(
     cut_above: float | None = None,
     workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
+    heard: Heard | None = None,
 ) -> EvaluationResult:
     """Recognises a test set as a user of the model would, long recordings too.
 
@@ -131,13 +137,14 @@ def recognise(
         cut_above: As of :func:`recognizer_of`, as the recogniser was made with.
         workers: Processes that recognise, and their device; None for this one and its CPU.
         progress: Called with (utterances done, utterances in all).
+        heard: Keeps features in this process for other models of the same cuts; None keeps nothing.
 
     Raises:
         ValueError: If the model cannot stream, or ``beam`` is below 1.
         DataError: As :func:`omnisparse.evaluation.evaluate.evaluate`.
     """
     ordered = list(cuts)
-    decoder = decoder_of(recognizer, beam=beam, streaming=streaming)
+    decoder = decoder_of(recognizer, beam=beam, streaming=streaming, heard=heard)
 
     def spread(tasks: Sequence[Task], run: Callable[[Task], Found]) -> Iterable[Found]:
         if workers is None or workers.is_plain:
@@ -208,11 +215,12 @@ def evaluate_model(
         for recognizer in recognizers.values():
             recognizer.stream(beam=beam)  # one that cannot is told before any time is spent
     results = {}
+    heard = None if against is None else Heard()
     for path, recognizer in recognizers.items():
         with progress("recognising") as callback:
             results[path] = recognise(
                 path, recognizer, cuts, beam=beam, streaming=streaming, cut_above=cut_above,
-                workers=workers, progress=callback,
+                workers=workers, progress=callback, heard=heard,
             )  # fmt: skip
     result = results[model]
     row: dict[str, Any] = {**result.to_dict(), **_details(result)}
