@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from omnisparse.models.base import BLANK
 from omnisparse.models.dropout import Dropout
+from omnisparse.models.embedding import make_embedding
 from omnisparse.models.predictor import PredictorState
 from omnisparse.models.products_bf16 import Linear
 
@@ -70,7 +71,7 @@ class CellNormPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.output_dim = dim
-        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.embedding = make_embedding(vocab_size, embedding_dim)
         self.input_norm = nn.LayerNorm(embedding_dim)
         widths = [embedding_dim] + [dim] * (num_layers - 1)
         self.layers = nn.ModuleList(CellNormLstm(width, dim) for width in widths)

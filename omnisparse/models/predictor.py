@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from omnisparse.models.base import BLANK
 from omnisparse.models.dropout import Dropout
+from omnisparse.models.embedding import make_embedding
 from omnisparse.models.lstm import lstm_step, make_lstm, run_lstm, zero_state
 from omnisparse.models.products_bf16 import Linear
 
@@ -47,7 +48,7 @@ class LstmPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.output_dim = projection or dim
-        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.embedding = make_embedding(vocab_size, embedding_dim)
         widths = [embedding_dim] + [self.output_dim] * (num_layers - 1)
         self.layers = nn.ModuleList(make_lstm(width, dim, projection) for width in widths)
         self.norms = nn.ModuleList(
@@ -101,7 +102,7 @@ class StatelessPredictor(nn.Module):
     def __init__(self, *, vocab_size: int, embedding_dim: int, dim: int, dropout: float) -> None:
         super().__init__()
         self.output_dim = dim
-        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.embedding = make_embedding(vocab_size, embedding_dim)
         self.context = Linear(CONTEXT_SIZE * embedding_dim, dim)
         self.dropout = Dropout(dropout)
 

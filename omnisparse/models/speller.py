@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnisparse.models.attention import AttentionMemory, MultiHeadAttention
 from omnisparse.models.dropout import Dropout
+from omnisparse.models.embedding import make_embedding
 from omnisparse.models.lstm import LstmState, lstm_step, make_lstm, run_lstm, zero_state
 
 
@@ -71,7 +72,7 @@ class LasDecoder(nn.Module):
         self.output_dim = projection or dim
         self.context_dim = context_dim
         self.feeds_context = feeds_context
-        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.embedding = make_embedding(vocab_size, embedding_dim)
         widths = [embedding_dim, *[self.output_dim] * (num_layers - 1)]
         reads_context = 0 if feeds_context else 1
         if reads_context < num_layers:
