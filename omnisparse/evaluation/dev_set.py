@@ -161,6 +161,13 @@ class DevSet:
         """Utterances of some items."""
         return sum(len(self._items[item].references) for item in items)
 
+    def cutting(self) -> dict[str, float]:
+        """``cut_above`` where an utterance is longer: what is recognised depends on it."""
+        limit = self._cut_above
+        if limit is None or all(seconds <= limit for seconds in self._seconds):
+            return {}
+        return {"cut_above": limit}
+
     def notes(self, trained_seconds: float | None, *, streams: bool) -> list[str]:
         """What may spoil rates on these utterances, a line each.
 

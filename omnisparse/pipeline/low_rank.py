@@ -29,7 +29,7 @@ from omnisparse.models.validation import RankScheme, check_ranks
 from omnisparse.pipeline.extract import contents_of
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import RunRecord, read_record
-from omnisparse.sparsity.budget import Budget, num_parameters
+from omnisparse.sparsity.budget import num_parameters
 from omnisparse.sparsity.decomposition import (
     Decomposition,
     RankBudget,
@@ -92,17 +92,12 @@ class DenseRun:
             record=read_record(checkpoint),
             stored=mapped,
             weights=weights,
-            budget=RankBudget(shapes, total - factorable, gates=gates),
+            budget=RankBudget(
+                shapes, total - factorable, gates=gates, limits=_limits(description.model, scheme)
+            ),
             scheme=scheme,
             matrices=tuple(matrices),
         )
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """Ranks that the net has already, in the same scheme: they do not rise."""
-        model = self.description.model
-        same = model.get("rank_scheme", "stacked") == self.scheme
-        return dict(model.get("ranks") or {}) if same else {}
 
     def unit(self, name: str) -> RankUnit:
         """What the rank of a matrix decides."""
@@ -189,6 +184,12 @@ class DenseRun:
         }
 
 
+def _limits(model: Mapping[str, Any], scheme: RankScheme) -> dict[str, int]:
+    """Ranks that a net has already, in the same scheme."""
+    same = model.get("rank_scheme", "stacked") == scheme
+    return dict(model.get("ranks") or {}) if same else {}
+
+
 def _unit(weights: Mapping[str, Tensor], name: str, scheme: RankScheme) -> RankUnit:
     return rank_unit(name, {known: tuple(weights[known].shape) for known in weights}, scheme)
 
@@ -229,10 +230,14 @@ def rank_total(dense: DenseRun, size: str, *, precision: str = "fp32") -> int:
     parsed = parse_size(size)
     if parsed.kind == "bytes":
         return _total_of_bytes(dense, int(parsed.value), precision)
-    # The accountant knows what 16M and 25% are of this net.
-    shapes = {name: tuple(dense.weights[name].shape) for name in dense.description.parameters}
-    accountant = Budget(shapes, list(dense.matrices))
-    return accountant.unprunable + accountant.solve(parsed)
+    budget = dense.budget
+    total = round(parsed.value * (budget.dense if parsed.kind == "fraction" else 1))
+    if not budget.least <= total <= budget.dense:
+        raise ValueError(
+            f"size {size!r} cannot be reached by low rank; legal: {budget.least:,} (rank 1 in "
+            f"every matrix) to {budget.dense:,} parameters"
+        )
+    return total
 
 
 def parse_times(size: str) -> float:
@@ -371,7 +376,7 @@ def _contents(
     contents = replace(
         contents_of(
             dense.run,
-            dense.description,
+            runs.read_description(dense.run),  # of the tensors as they are stored
             dense.stored,
             dense.record,
             block=(1, 1),

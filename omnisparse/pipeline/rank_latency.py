@@ -37,7 +37,7 @@ def timed_budget(budget: RankBudget, journal: Journal) -> TimedBudget:
         found: Mapping[str, int] = journal.ask(question, partial(_times, rows, columns, ranks))
         whole[name] = found["whole"]
         times[name] = tuple((rank, found[str(rank)]) for rank in ranks)
-    return TimedBudget(budget.shapes, 0, times, whole)
+    return TimedBudget(budget.shapes, 0, times, whole, limits=budget.limits)
 
 
 def _times(rows: int, columns: int, ranks: list[int]) -> dict[str, int]:

@@ -97,6 +97,7 @@ class RankScores:
                 "objective": objective,
                 "utterances_per_item": utterances_per_item,
                 "utterances": dev.digest(),
+                **dev.cutting(),
                 **({} if kind == "cpu" else {"device": kind}),  # it rounds in another way
             },
         )

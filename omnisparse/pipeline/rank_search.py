@@ -14,15 +14,15 @@ import numpy as np
 
 from omnisparse.durable import replacing
 from omnisparse.errors import NonNegativeFloat, PositiveInt, Range, UsageError, check_ranges
-from omnisparse.evaluation.dev_set import DevSet
 from omnisparse.evaluation.reward_plot import Curve, plot_rewards
 from omnisparse.evaluation.workers import Workers
 from omnisparse.models.validation import RankScheme
 from omnisparse.pipeline.low_rank import DenseRun, parse_times, rank_total
 from omnisparse.pipeline.rank_latency import timed_budget
 from omnisparse.pipeline.rank_scores import Objective, RankScores
-from omnisparse.pipeline.search import dev_cuts
+from omnisparse.pipeline.search_set import search_set
 from omnisparse.runs import directory as runs
+from omnisparse.runs.weights import run_name
 from omnisparse.search.controller import ControllerConfig, Episode, Policy, reinforce
 from omnisparse.search.evaluation_subset import Subset, choose_subset
 from omnisparse.search.rank_controls import optuna_search, random_search
@@ -119,32 +119,22 @@ class RankSearch:
         on_stage: Callable[[str], None] = lambda line: None,
         workers: Workers | None = None,
     ) -> None:
-        from omnisparse.data.corpora import load_manifest
-
         self.config, self.on_progress, self.on_stage = config, on_progress, on_stage
         if not sizes:
             raise UsageError("sizes names no size; one or more, such as 50%,3x")
         self.dense = dense = DenseRun.open(run, config.scheme)
-        self.limits: Mapping[str, int] = dense.limits
+        self.limits = dense.budget.limits
         sizes = list(dict.fromkeys(sizes))
         if config.budget == "parameters":
             totals = {size: rank_total(dense, size) for size in sizes}
             self._make_spaces(dense.budget, totals)
         else:
             speedups = {size: parse_times(size) for size in sizes}
-        on_stage("features of the dev set")
         loaded = runs.load_model(run)
-        rate = loaded.extractor.sampling_rate
-        if manifest is not None:
-            cuts = load_manifest(manifest, sampling_rate=rate, tell=on_stage)
-        else:
-            cuts = dev_cuts(run, rate, on_stage)
-        self.dev = DevSet(
-            cuts,
-            extractor=loaded.extractor,
-            tokenizer=loaded.tokenizer,
-            utterances_per_item=config.utterances_per_item,
-        )
+        self.dev = search_set(
+            run, loaded, manifest=manifest, utterances_per_item=config.utterances_per_item,
+            on_stage=on_stage,
+        )  # fmt: skip
         self.out = out or run / FOLDER
         self.scores = RankScores(
             dense, self.dev, self.out, workers or Workers(), objective=config.objective,
@@ -330,7 +320,7 @@ def search_ranks(
     subset = search.subset
     path = search.out / f"{_FRONT}-{_suffix(config)}.json"
     facts = {
-        "run": run.name,
+        "run": run_name(run),
         "method": config.method,
         "reward": config.reward.kind,
         "objective": config.objective,
@@ -339,6 +329,7 @@ def search_ranks(
         "evaluations": config.evaluations * len(search.spaces),
         "evaluated_now": search.scores.num_measured,
         "seed": config.seed,
+        "journal": search.scores.journal.name,
         "subset": {
             "utterances": search.dev.utterances_of(subset.items),
             "of": search.dev.num_utterances,
@@ -361,11 +352,14 @@ def search_ranks(
 
 
 def _plot(search: RankSearch, front: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Draw the searches of each size that this folder has, over methods and seeds."""
+    """Draw the searches of each size that this folder has, over methods and seeds.
+
+    Only those of the same weights, utterances and objective: their rewards are on one scale.
+    """
     config = search.config
     alike = {
-        "run": search.dense.run.name, "reward": config.reward.kind, "budget": config.budget,
-        "scheme": config.scheme,
+        "run": run_name(search.dense.run), "reward": config.reward.kind, "budget": config.budget,
+        "scheme": config.scheme, "journal": search.scores.journal.name,
     }  # fmt: skip
     absent = {"budget": "parameters", "scheme": "stacked"}  # in files of older versions
     plots = []
@@ -381,7 +375,7 @@ def _plot(search: RankSearch, front: Sequence[Mapping[str, Any]]) -> list[str]:
                         tried = entry.get("sensitivity_evaluations", 0)
                         curves.setdefault(method, []).append((tried, entry["rewards"]))
         place = search.out / f"rewards-{_plain(size)}.png"
-        plot_rewards(curves, place, title=f"{search.dense.run.name}: {size}")
+        plot_rewards(curves, place, title=f"{run_name(search.dense.run)}: {size}")
         plots.append(str(place))
     return plots
 

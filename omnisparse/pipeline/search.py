@@ -9,13 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from omnisparse.artifact import planned_bytes
-from omnisparse.config import CorpusConfig, config_from_dict
-from omnisparse.config.yaml_core import read_yaml
 from omnisparse.console import show_faults
-from omnisparse.data.corpora import load_manifest
 from omnisparse.durable import replacing
 from omnisparse.errors import FormatError, OmnisparseError
 from omnisparse.evaluation.account import TrainingAccount
@@ -30,8 +25,10 @@ from omnisparse.evaluation.wer import (
 from omnisparse.evaluation.workers import Workers
 from omnisparse.pipeline.extract import contents_of, searched
 from omnisparse.pipeline.search_latency import Latency, keeping
+from omnisparse.pipeline.search_set import search_set
 from omnisparse.pipeline.search_task import Measured, SearchConfig, SearchTask
 from omnisparse.runs import directory as runs
+from omnisparse.runs.weights import run_name
 from omnisparse.search.evaluation_subset import Subset, choose_subset, spearman
 from omnisparse.search.front import Front, FrontEntry, read_front
 from omnisparse.search.journal import Journal, key_of
@@ -86,19 +83,10 @@ def search_run(
     run = runs.latest_run() if run is None else run
     task = SearchTask(run, sizes, config)
     probes = {} if task.timed else task.probes()
-    rate = task.loaded.extractor.sampling_rate
-    if manifest is not None:
-        cuts = load_manifest(manifest, sampling_rate=rate, tell=on_stage)
-    else:
-        cuts = dev_cuts(run, rate, on_stage)
-    on_stage("features of the dev set")
-    loaded = task.loaded
-    dev = DevSet(
-        cuts, extractor=loaded.extractor, tokenizer=loaded.tokenizer,
-        utterances_per_item=config.utterances_per_item, cut_above=loaded.cut_above,
+    dev = search_set(
+        run, task.loaded, manifest=manifest, utterances_per_item=config.utterances_per_item,
+        on_stage=on_stage,
     )  # fmt: skip
-    for line in dev.notes(loaded.trained_seconds, streams=loaded.model.streams):
-        on_stage(line)
     out = out or run / FOLDER
     measured = Measured(task, dev, workers)
     journal = Journal(out, {**measured.circumstances(), "utterances": dev.digest()})
@@ -124,7 +112,7 @@ def search_run(
         for size, total in task.totals.items()
     ]
     facts = {
-        "run": run.name,
+        "run": run_name(run),
         "step": task.record.training.optimizer_steps,
         "objective": config.objective,
         "evaluations": sum(len(candidates) for candidates in found.values()),
@@ -282,24 +270,6 @@ def _take_earlier(path: Path, journal: Journal, on_stage: Callable[[str], None])
     return None
 
 
-def dev_cuts(run: Path, sampling_rate: int, on_stage: Callable[[str], None]) -> Any:
-    """The dev split that the run was configured with."""
-    from omnisparse.pipeline.splits import load_dev
-
-    path = run / "config.yaml"
-    try:
-        document = read_yaml(path.read_text(encoding="utf-8"))
-        corpus: CorpusConfig = config_from_dict(document, source=str(path)).corpus
-        dev = load_dev(corpus, on_stage, sampling_rate=sampling_rate)
-    except (OSError, yaml.YAMLError, AttributeError, OmnisparseError) as error:
-        reason = " ".join(str(error).split())
-        message = f"{run}: its dev split cannot be read ({reason}); name one with --manifest FILE"
-        raise OmnisparseError(message) from error
-    if len(dev) == 0:
-        raise OmnisparseError(f"{run}: it has no dev split; name utterances with --manifest FILE")
-    return dev
-
-
 def _write(
     task: SearchTask,
     out: Path,
@@ -349,6 +319,8 @@ def _write(
                 )
             )
     write_csv(rows, out / "front.csv")
-    plot_pareto(rows, out / "front.png", title=f"{task.run.name}: dev set, searched and uniform")
+    plot_pareto(
+        rows, out / "front.png", title=f"{run_name(task.run)}: dev set, searched and uniform"
+    )
     with replacing(out / FRONT) as partial:  # last: if it exists, the others exist, too
         partial.write_text(front.to_json(facts), encoding="utf-8")

@@ -29,6 +29,12 @@ def weights_of(path: Path, weights: str) -> Path:
     return folder
 
 
+def run_name(run: Path) -> str:
+    """Name of a run in results: ``las``, or ``las/ema`` of other weights of it; no link's name."""
+    run = run.resolve()
+    return f"{run.parents[1].name}/{run.name}" if run.parent.name == "weights" else run.name
+
+
 _SIZE = "size-"
 """What the names of models begin with that one pruning kept on its way, as 50% in size-50pct."""
 

@@ -195,17 +195,24 @@ class RankBudget:
         shapes: ``(m, n)`` of every matrix that may be factored.
         fixed: Parameters of everything else.
         gates: Gates of each that is a product for each gate.
+        limits: Ranks of matrices that are products already: more would be spent for nothing.
     """
 
     shapes: Mapping[str, tuple[int, int]]
     fixed: int
     gates: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    limits: Mapping[str, int] = field(default_factory=dict, kw_only=True)
     unit: ClassVar[str] = "parameters"
 
     @property
     def dense(self) -> int:
         """Parameters of the net without factors."""
         return self.fixed + sum(rows * columns for rows, columns in self.shapes.values())
+
+    @property
+    def least(self) -> int:
+        """Parameters of the net with rank 1 in every matrix that it makes smaller."""
+        return self.parameters(dict.fromkeys(self._factorable(), 1))
 
     def parameters(self, ranks: Mapping[str, int]) -> int:
         """Parameters of the net with these ranks; a matrix that is not named stays whole."""
@@ -242,11 +249,10 @@ class RankBudget:
         """
         if total >= self.dense:
             return {}
-        least = self.parameters({name: 1 for name in self._factorable()})
-        if total < least:
+        if total < self.least:
             raise ValueError(
-                f"{total:,} {self.unit} cannot be reached by low rank; legal: {least:,} (rank 1 "
-                f"in every matrix) to {self.dense:,}"
+                f"{total:,} {self.unit} cannot be reached by low rank; legal: {self.least:,} "
+                f"(rank 1 in every matrix) to {self.dense:,}"
             )
         low, high = 0.0, 1.0  # share of the break-even rank: the first fits, the second does not
         for _ in range(60):
@@ -261,7 +267,8 @@ class RankBudget:
         return [name for name in self.shapes if self.break_even(name) > 0]
 
     def _at(self, share: float) -> dict[str, int]:
-        return {name: max(1, int(share * self.break_even(name))) for name in self._factorable()}
+        ranks = {name: max(1, int(share * self.break_even(name))) for name in self._factorable()}
+        return {name: min(rank, self.limits.get(name, rank)) for name, rank in ranks.items()}
 
     def by_energy(self, total: int, decompositions: Mapping[str, Decomposition]) -> dict[str, int]:
         """Ranks that keep the same share of energy of every matrix, as large as fits.
@@ -283,7 +290,9 @@ class RankBudget:
         def at(share: float) -> dict[str, int]:
             ranks = {}
             for name, kept in shares.items():
-                rank = int(torch.searchsorted(kept, share)) + 1
+                rank = min(
+                    int(torch.searchsorted(kept, share)) + 1, self.limits.get(name, len(kept))
+                )
                 if rank <= self.break_even(name):
                     ranks[name] = rank
             return ranks

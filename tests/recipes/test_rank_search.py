@@ -137,6 +137,11 @@ def test_all_searches_of_a_folder_are_in_one_plot(
         "rl": 1, "random": 2,
     }  # fmt: skip
     assert all(len(rewards) == 8 for searches in drawn[-1].values() for _, rewards in searches)
+    search(
+        trained, speech, tmp_path, "--sizes", "2x", "--method", "random", "--seed", 2,
+        "--objective", "wer",
+    )  # fmt: skip
+    assert {method: len(searches) for method, searches in drawn[-1].items()} == {"random": 1}
 
 
 @pytest.mark.parametrize(
@@ -162,3 +167,21 @@ def test_what_cannot_be_searched_is_one_line(
     )
     assert result.exit_code in (1, 2)
     assert message in result.stderr
+
+
+def test_rates_are_those_of_the_models_that_are_extracted(
+    trained: Path, speech: Path, tmp_path: Path
+) -> None:
+    """Long utterances are recognised in pieces, as `evaluate` does it, and another length is told
+    from this one by what was measured."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    document = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**document, "trained_seconds": 1.2}))
+    search(trained, speech, tmp_path / "found", "--sizes", "2x")  # of the same weights, uncut
+    (entry,) = search(run, speech, tmp_path / "found", "--sizes", "2x")["front"]
+    spec = tmp_path / "found" / "ranks-2x-rl-0.json"
+    extracted(run, tmp_path / "model", "--rank-spec", spec)
+    result = invoke(
+        "evaluate", tmp_path / "model", "--manifest", speech / "dev.jsonl", "--json"
+    )  # fmt: skip
+    assert entry["wer"] == json.loads(result.stdout)["wer"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,3 +146,18 @@ def test_options_of_masks_are_refused(
     result = run("extract", "--run", small_run, *options)
     assert result.exit_code in (1, 2)
     assert message in result.stderr
+
+
+def test_the_range_that_is_named_is_that_of_low_rank(
+    trained: Path, tmp_path: Path, run: Callable[..., Any], run_json: RunJson
+) -> None:
+    for size in ("1%", "101%", "10"):
+        refused = run("extract", "--run", trained, "--low-rank", "--size", size)
+        assert refused.exit_code == 1
+        found = re.search(r"legal: ([\d,]+) .* to ([\d,]+) parameters", refused.stderr)
+        assert found, refused.stderr
+    least, most = (int(number.replace(",", "")) for number in found.groups())
+    for count in (least, most):
+        request = ("--low-rank", "--size", count, "--out", tmp_path / str(count))
+        assert run_json("extract", "--run", trained, *request)["parameters"] == count
+    assert run("extract", "--run", trained, "--low-rank", "--size", least - 1).exit_code == 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from omnisparse.sparsity.decomposition import (
@@ -120,6 +120,20 @@ def test_uniform_and_energy_ranks_stay_inside_the_budget(total: int) -> None:
         assert all(1 <= rank <= break_even_rank(*SHAPES[name]) for name, rank in ranks.items())
     if total >= budget.dense:
         assert budget.uniform(total) == {}
+
+
+@given(total=st.integers(400, 3000))
+def test_ranks_of_products_do_not_rise(total: int) -> None:
+    """What another rank of a product costs is worth more in another matrix."""
+    name = next(iter(SHAPES))
+    budget = RankBudget(SHAPES, fixed=100, limits={name: 2})
+    found = decompose(weights(), SHAPES)
+    assume(budget.least <= total < budget.dense)
+    for ranks in (budget.uniform(total), budget.by_energy(total, found)):
+        assert ranks.get(name, 2) <= 2
+        assert budget.parameters(ranks) <= total
+    free = RankBudget(SHAPES, fixed=100).uniform(total)
+    assert all(budget.uniform(total)[other] >= free[other] for other in SHAPES if other != name)
 
 
 def test_specs_come_back_and_what_is_none_is_named() -> None:
