@@ -66,6 +66,7 @@ def export(
         layout: Any = "sparse" if format_ == "onnx-sparse" else "packed" if packed else "dense"
         exported = export_onnx(source, layout=layout, precision=precision)
     words = [format_, *(["packed"] if packed else []), *([precision] if precision else [])]
+    words += [] if chunk is None else [f"{chunk}ms"]
     result = exported.write(out or model.resolve().with_name(f"{source.name}-{'-'.join(words)}"))
     report.table(["file", "bytes"], [[f["path"].name, f"{f['bytes']:,}"] for f in result["files"]])
     report.note(

@@ -19,6 +19,7 @@ from omnisparse.artifact import (
     write_extractions,
 )
 from omnisparse.errors import UsageError
+from omnisparse.pipeline.folder_names import folder_name
 from omnisparse.pipeline.kept import nearest_kept
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import RunRecord, read_record
@@ -90,25 +91,30 @@ def extract(
     started = time.perf_counter()
     request = _Request(size=size, sparsity=sparsity, spec=_path(spec), front=_path(front))
     request.check(block=block, norm=norm, scope=scope, floor=floor)
-    run, out = _path(run) or runs.latest_run(), _path(out)
-    run, out = nearest_kept(run, size, out)
+    asked = _path(run) or runs.latest_run()
+    run = nearest_kept(asked, size)
     description = runs.read_description(run)
+
+    def place(name: str) -> Path:
+        return _path(out) or asked / "extracted" / folder_name(
+            name, description, precision=precision, block=block, norm=norm, scope=scope,
+            floor=floor, format=format, times=times,
+        )  # fmt: skip
+
     if description.model.get("ranks") and not description.prunable:
-        if sparsity != 0 and (size is None or parse_size(size).value != 1):
+        wanted = parse_size(size or "0%")
+        if sparsity != 0 and not (wanted.kind == "fraction" and wanted.value == 1):
             raise UsageError(
                 f"all matrices of {run} are products of factors, none can be pruned; legal: "
                 "--size 100%, or --low-rank with a smaller size"
             )
-        return write_own_net(run, out or run / "extracted" / "100pct", precision=precision)
+        return write_own_net(run, place("100pct"), precision=precision, times=times, wer=wer)
     weights, checkpoint = runs.newest_weights(run, with_heads=times)
     description = description.with_heads() if times else description
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
     # Another block is asked of all matrices.
     single = description.single if block is None else []
-    trained = description.block + ("-in-part" if description.single else "")
-    named = trained if block is None else block
-    block = description.block if block is None else block
-    shape = parse_block(block)
+    shape = parse_block(description.block if block is None else block)
     budget = Budget(shapes, description.prunable, floor=floor, block=shape)
     record = read_record(checkpoint)
     contents = contents_of(
@@ -120,13 +126,8 @@ def extract(
     if entry is not None:
         contents = searched(contents, entry)
     kept = request.kept(budget, allocator, weights, contents, entry)
-    options = [
-        (precision, "fp32"), (named, trained), (scope, "layer"), (norm, "l1"),
-        (f"floor{float(floor)}", "floor0.0"), (format, "bitmask"),
-        ("times" if times else "", ""),
-    ]  # fmt: skip
     extraction = Extraction(
-        out=out or run / "extracted" / request.folder(options, kept),
+        out=place(request.name(kept)),
         num_kept=kept,
         contents=replace(contents, spec=SubnetSpec.from_counts(kept, budget.prunable)),
     )
@@ -139,13 +140,18 @@ def extract(
     return {**info.to_dict(), "warnings": warnings, "seconds": time.perf_counter() - started}
 
 
-def write_own_net(run: Path, out: Path, *, precision: str = "fp32") -> dict[str, Any]:
+def write_own_net(
+    run: Path, out: Path, *, precision: str = "fp32", times: bool = False,
+    wer: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the net of a run as it is, its factors as factors.
 
     Args:
         run: Run directory.
         out: Artifact directory.
-        precision: As of :func:`extract`.
+        precision: This and the following as of :func:`extract`.
+        times: Keep the CTC layer.
+        wer: For the card.
 
     Returns:
         As :func:`extract`.
@@ -154,15 +160,12 @@ def write_own_net(run: Path, out: Path, *, precision: str = "fp32") -> dict[str,
         OmnisparseError: If the run cannot be read.
     """
     started = time.perf_counter()
-    weights, checkpoint = runs.newest_weights(run)
+    weights, checkpoint = runs.newest_weights(run, with_heads=times)
+    description = runs.read_description(run)
     contents = contents_of(
-        run,
-        runs.read_description(run),
-        weights,
-        read_record(checkpoint),
-        block=(1, 1),
-        precision=precision,
-    )
+        run, description.with_heads() if times else description, weights, read_record(checkpoint),
+        block=(1, 1), precision=precision, wer=wer,
+    )  # fmt: skip
     info = write_artifact(out, state=weights, **vars(replace(contents, prunable=[])))
     return {**info.to_dict(), "warnings": [], "seconds": time.perf_counter() - started}
 
@@ -262,11 +265,10 @@ class _Request:
         if len(given) != 1:
             raise UsageError("exactly one of size, sparsity and spec must be given")
 
-    def folder(self, options: Sequence[tuple[str, str]], kept: Mapping[str, int]) -> str:
-        """A folder name for the result, different for every choice of ``options``.
+    def name(self, kept: Mapping[str, int]) -> str:
+        """What was asked for as a part of a folder's name.
 
         Args:
-            options: Chosen value and default of each option.
             kept: Weights that each matrix keeps; in the name if they come from a file.
         """
         if self.size is not None:
@@ -276,7 +278,7 @@ class _Request:
             name = f"sparsity-{self.sparsity}" if self.spec is None else self.spec.stem
         if self.front is not None or self.spec is not None:
             name += "-" + hashlib.sha256(repr(sorted(kept.items())).encode()).hexdigest()[:8]
-        return "-".join([name, *(own for own, default in options if own != default)])
+        return name
 
     def check(self, *, block: str | None, norm: str, scope: str, floor: float) -> None:
         """Refuse options that choose weights if a spec has already chosen them.

@@ -13,6 +13,7 @@ import numpy as np
 from omnisparse.deploy.recognizer import Recognizer
 from omnisparse.errors import OmnisparseError
 from omnisparse.pipeline.extract import extract
+from omnisparse.pipeline.folder_names import folder_name
 from omnisparse.runs import directory as runs
 from omnisparse.sparsity.budget import Budget
 from omnisparse.sparsity.keys import parse_block
@@ -116,7 +117,8 @@ def extract_in_time(
             low, best, time_of_best = middle, middle, taken
         else:
             high = middle
-    folder = out or run / "extracted" / f"latency-{1000 * seconds:g}ms"
+    name = folder_name(f"latency-{1000 * seconds:g}ms", description, **options)
+    folder = out or run / "extracted" / name
     result = extract(run, size=str(best), out=folder, warn=warn, **options)
     return {
         **result,

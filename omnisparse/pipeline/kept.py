@@ -11,14 +11,14 @@ from omnisparse.sparsity.arrays import count_nonzero
 from omnisparse.sparsity.budget import Budget
 
 
-def nearest_kept(run: Path, size: str | None, out: Path | None) -> tuple[Path, Path | None]:
-    """The smallest model that has ``size`` of those that one pruning kept, and where to write.
+def nearest_kept(run: Path, size: str | None) -> Path:
+    """The smallest model that has ``size`` of those that one pruning kept.
 
     That is the run itself, if it kept no others, or is large enough.
     """
     kept = kept_sizes(run)
     if size is None or not kept:
-        return run, out
+        return run
     description = runs.read_description(run)
     weights, _ = runs.newest_weights(run)
     shapes = {name: tuple(weights[name].shape) for name in description.parameters}
@@ -34,6 +34,5 @@ def nearest_kept(run: Path, size: str | None, out: Path | None) -> tuple[Path, P
     larger = {budget.solve(text): path for text, path in kept.items()}
     larger = {count: path for count, path in larger.items() if count >= wanted}
     if wanted <= own or not larger:
-        return run, out
-    place = out or run / "extracted" / size.strip().replace("%", "pct")
-    return larger[min(larger)], place
+        return run
+    return larger[min(larger)]

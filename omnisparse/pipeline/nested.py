@@ -27,6 +27,7 @@ from omnisparse.nested import (
     write_prefix,
 )
 from omnisparse.pipeline.extract import missing_warnings, solve_bytes
+from omnisparse.pipeline.folder_names import folder_name
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import read_record
 from omnisparse.runs.trained_sizes import source_of
@@ -49,7 +50,8 @@ def write_nested_run(
 
     Args:
         run: Run directory; None for ``runs/latest``.
-        out: The file; None for ``<run>/extracted/<run>.nested``.
+        out: The file; None for ``<run>/extracted/<run>.nested``, other options than the default
+            in its name.
         precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         floor: Least share of its weights that any matrix keeps in any size, in [0, 1].
         warn: Told in a line each what ``warnings`` of the result hold.
@@ -75,7 +77,8 @@ def write_nested_run(
     record = read_record(checkpoint)
     buffers = [name for name in weights if name not in set(description.parameters)]
     source = source_of(run, record, {n: tuple(weights[n].shape) for n in description.parameters})
-    path = out or run / "extracted" / f"{run.name}{SUFFIX}"
+    name = folder_name(run.name, description, precision=precision, floor=floor)
+    path = out or run / "extracted" / f"{name}{SUFFIX}"
     info = write_nested(
         path,
         state=weights,

@@ -7,6 +7,7 @@ runs are copied, so that the total cost stays complete if they are deleted later
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from omnisparse.errors import FormatError
 from omnisparse.evaluation.account import TrainingAccount, sum_known
 from omnisparse.runs import directory as runs
 from omnisparse.runs import foreign
+from omnisparse.runs.weights import run_name
 
 if TYPE_CHECKING:
     from omnisparse.config import RunConfig
@@ -61,12 +63,15 @@ class RunRecord:
     commit: str | None
     max_steps: int | None = None
     """Optimizer steps of the whole run; None where its checkpoint does not say it."""
+    weights: str = "last"
+    """Which of its weights these are: ``last``, ``ema``, ``average``, ``best``, or a kept size."""
 
     @property
     def source_block(self) -> dict[str, Any]:
         """The origin of this run as an artifact states it."""
         return {
             "run": self.training.run,
+            "weights": self.weights,
             "step": self.training.optimizer_steps,
             "identity": self.training.identity,
             **self.account.to_dict(),
@@ -102,11 +107,11 @@ def read_record(run: Path) -> RunRecord:
     from omnisparse.training.checkpoint import read_state
 
     if run.parent.name == "checkpoints":
-        return _record_of(run.parents[1].name, read_state(run), run)
-    return _record_of(run.name, runs.newest_checkpoint(run)[1], run)
+        return _record_of(run.parents[1], read_state(run), run)
+    return _record_of(run, runs.newest_checkpoint(run)[1], run)
 
 
-def _record_of(name: str, document: Mapping[str, Any], path: Path) -> RunRecord:
+def _record_of(run: Path, document: Mapping[str, Any], path: Path) -> RunRecord:
     state = document["state"]
     record, cost = state.get("record", {}), state.get("cost", {})
     decoding = record.get("decoding", {})
@@ -115,7 +120,7 @@ def _record_of(name: str, document: Mapping[str, Any], path: Path) -> RunRecord:
         weights = document["files"][runs.WEIGHTS]
         return RunRecord(
             training=Training(
-                run=name,
+                run=run_name(run),
                 identity=f"{document['step']}-{int(weights['crc32']):08x}",
                 utterance_passes=float(cost.get("utterance_passes", 0.0))
                 + float(decoding.get("utterances", 0.0)),
@@ -131,27 +136,34 @@ def _record_of(name: str, document: Mapping[str, Any], path: Path) -> RunRecord:
             seed=record.get("seed"),
             commit=record.get("commit"),
             max_steps=record.get("max_steps"),
+            weights=str(state.get("weights", "last")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: its checkpoint's record cannot be read ({error})") from error
 
 
 def read_account(model: Path) -> TrainingAccount:
-    """The cost of MODEL: of a run, or of the run from which an artifact was extracted.
+    """The cost of MODEL: of a run, or of the run from which an artifact or nested file was made.
 
     Raises:
-        OmnisparseError: If MODEL is neither, or damaged.
+        OmnisparseError: If MODEL is none of these, or damaged.
     """
     from omnisparse.artifact import is_artifact
 
-    return _source_block(model)[1] if is_artifact(model) else read_record(model).account
+    is_made = model.is_file() or is_artifact(model)
+    return _source_block(model)[1] if is_made else read_record(model).account
 
 
 def _source_block(artifact: Path) -> tuple[dict[str, Any], TrainingAccount]:
-    """The origin that an artifact states, and its cost."""
+    """The origin that an artifact or nested file states, and its cost."""
     from omnisparse.artifact import read_config
+    from omnisparse.nested import NestedFile
 
-    source = read_config(artifact)[0].get("source")
+    if artifact.is_file():
+        with contextlib.closing(NestedFile(artifact)) as nested:
+            source = nested.header.config.get("source")
+    else:
+        source = read_config(artifact)[0].get("source")
     if not isinstance(source, dict):
         return {}, TrainingAccount()  # written by a program without accounts
     try:

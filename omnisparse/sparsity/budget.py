@@ -101,7 +101,10 @@ class Budget:
     ) -> None:
         check_names(prunable, shapes, "prunable")
         if not prunable:
-            raise ValueError(f"prunable is empty; legal names: {', '.join(shapes)}")
+            raise ValueError(
+                "the net has no matrix to prune (prunable is empty): all are products of factors, "
+                f"or none was named; its parameters are {', '.join(list(shapes)[:3])}, ..."
+            )
         self.shapes = {fqn: tuple(int(size) for size in shape) for fqn, shape in shapes.items()}
         self.numel = {fqn: math.prod(shape) for fqn, shape in self.shapes.items()}
         names = frozenset(prunable)
