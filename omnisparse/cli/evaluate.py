@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnisparse.cli.devices import takes_workers
-from omnisparse.cli.group import CUT_HELP, PATH, Report, reports
+from omnisparse.cli.group import CUT_HELP, PATH, FiniteRange, Report, reports
 from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_difference, format_interval
 
@@ -35,7 +35,7 @@ _SHOWN = 10
     "--transcripts", type=PATH, metavar="FILE",
     help="Write every utterance, worst first: FILE.txt for people, FILE.jsonl for programs.",
 )  # fmt: skip
-@click.option("--cut-above", type=click.FloatRange(min=0), metavar="SECONDS", help=CUT_HELP)
+@click.option("--cut-above", type=FiniteRange(min=0), metavar="SECONDS", help=CUT_HELP)
 @reports
 @takes_weights("model")
 @takes_workers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.cli.group import PATH, FiniteRange, Report, reports
 from omnisparse.cli.weights import takes_weights
 from omnisparse.console import format_bytes, format_seconds
 
@@ -37,7 +37,7 @@ PREFIX_SIZE_HELP = (
     help="The largest model that takes at most so long for 40 ms of audio here, such as 5ms.",
 )  # fmt: skip
 @click.option(
-    "--rtf", type=click.FloatRange(min=0, min_open=True),
+    "--rtf", type=FiniteRange(min=0, min_open=True),
     help="The same as a real-time factor: 0.05 is 2 ms for 40 ms.",
 )  # fmt: skip
 @click.option("--run", type=PATH, help="Run directory; runs/latest if unset.")

@@ -33,6 +33,21 @@ class PlaceType(click.Path):
 
 
 PLACE = PlaceType()
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without ``nan``, which no comparison refuses, and ``inf``."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 CUT_HELP = (
     "Cut longer audio at pauses; 0 for never. If unset: for a LAS the longest utterance that it "
     "was trained on, for a transducer never."

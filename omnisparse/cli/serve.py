@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from omnisparse.cli.group import PATH, Report, reports
+from omnisparse.cli.group import PATH, FiniteRange, Report, reports
 from omnisparse.console import format_bytes
 
 
@@ -19,11 +19,11 @@ from omnisparse.console import format_bytes
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free."
 )
 @click.option(
-    "--max-megabytes", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True,
+    "--max-megabytes", type=FiniteRange(min=0, min_open=True), default=20.0, show_default=True,
     help="Largest upload.",
 )  # fmt: skip
 @click.option(
-    "--max-seconds", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
+    "--max-seconds", type=FiniteRange(min=0, min_open=True), default=120.0, show_default=True,
     help="Longest recording.",
 )  # fmt: skip
 @reports

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from omnisparse.cli.extract import show_bands, show_model
-from omnisparse.cli.group import CUT_HELP, PATH, PLACE, Report, describe, reports
+from omnisparse.cli.group import CUT_HELP, PATH, PLACE, FiniteRange, Report, describe, reports
 from omnisparse.console import format_seconds, print_error
 from omnisparse.errors import OmnisparseError, UsageError
 
@@ -62,7 +62,7 @@ def inspect(report: Report, model: Path | str) -> Mapping[str, Any]:
 )
 @click.option("--beam", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--streaming", is_flag=True, help="Recognise chunk by chunk (transducers).")
-@click.option("--cut-above", type=click.FloatRange(min=0), metavar="SECONDS", help=CUT_HELP)
+@click.option("--cut-above", type=FiniteRange(min=0), metavar="SECONDS", help=CUT_HELP)
 @reports
 def transcribe(
     report: Report,

@@ -36,6 +36,7 @@ from omnisparse.pipeline.extract import extract, write_own_net
 from omnisparse.pipeline.splits import Corpus, describe_corpora, list_test_manifests
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import total_cost
+from omnisparse.runs.weights import run_name
 from omnisparse.sparsity.arrays import count_nonzero
 from omnisparse.sparsity.keys import parse_block, ranking_of
 from omnisparse.sparsity.space import SubnetSpec
@@ -128,15 +129,18 @@ def measure(
             artifact: dict[str, Any] = {}
             for name, (cuts, digest) in tests.items():
                 place, key = _kept(model, name, digest, beam)
-                kept = _read_kept(place, key)
+                kept, speakers = _read_kept(place, key), _speakers(cuts)
                 if kept is None:
                     artifact = artifact or _make(model, Path(folder))
-                    with progress(f"{model.candidate.path.name} {model.size}, {name}") as callback:
+                    task = f"{run_name(model.candidate.path)} {model.size}, {name}"
+                    with progress(task) as callback:
                         kept = _recognise(
                             artifact, cuts, key, beam, callback, workers, heard[name]
                         )
-                    _keep(place, kept)
-                measurements.append(_measurement(model, name, kept, _speakers(cuts)))
+                if kept.get("speakers") != list(speakers):  # new, or of an earlier version
+                    kept["speakers"] = list(speakers)
+                    _keep(place, kept, tell)
+                measurements.append(_measurement(model, name, kept, speakers))
     return measurements
 
 
@@ -182,9 +186,13 @@ def _read_kept(place: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     return document if sound else None
 
 
-def _keep(place: Path, document: dict[str, Any]) -> None:
-    with replaced_file(place) as partial:
-        partial.write_text(json.dumps(document), encoding="utf-8")
+def _keep(place: Path, document: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Store transcripts in their run; where that is read-only, they are made again next time."""
+    try:
+        with replaced_file(place) as partial:
+            partial.write_text(json.dumps(document), encoding="utf-8")
+    except (OmnisparseError, OSError) as error:
+        tell(f"what was recognised is not kept: {error}")
 
 
 def _make(model: Model, folder: Path) -> dict[str, Any]:
@@ -241,7 +249,7 @@ def _measurement(
         row=candidate.row,
         size=model.size,
         test=test,
-        run=candidate.path.name,
+        run=run_name(candidate.path),
         parameters=kept["parameters"],
         nonzero=kept["nonzero"],
         bytes=kept["bytes"],

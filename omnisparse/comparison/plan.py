@@ -85,7 +85,7 @@ def plan_models(
         warn(reason)
     planned = [model for number, model in enumerate(models) if number not in reasons]
     for model in planned:
-        for line in _untrained(model):
+        for line in _remarks(model, counts[model.size]):
             warn(f"{model.candidate.path}: {model.size}: {line}")
     return planned
 
@@ -151,15 +151,21 @@ def _refusal(model: Model) -> str | None:
     return None
 
 
-def _untrained(model: Model) -> list[str]:
-    """What speaks against a size that a supernet is asked for: it was never trained."""
+def _remarks(model: Model, column: int) -> list[str]:
+    """What speaks against a model of a supernet: nobody trained the size, or it is another's."""
     if model.request is None:
         return []
     run = model.candidate.path
     budget = _budget(run)
     smallest = smallest_trained(run, budget.shapes)
     asked = budget.unprunable + budget.solve(model.request)
-    return [] if smallest is None else untrained_warnings(asked, {SMALLEST: smallest})
+    lines = [] if smallest is None else untrained_warnings(asked, {SMALLEST: smallest})
+    if abs(asked - column) > TOLERANCE * column:
+        lines.append(
+            f"its {asked:,} non-zeros are {asked / column:.2f} times those of the column, "
+            f"{column:,}: its dense net is another"
+        )
+    return lines
 
 
 def _budget(run: Path) -> Any:

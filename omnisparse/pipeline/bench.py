@@ -77,24 +77,29 @@ def bench(
     others = [runtime for runtime in runtimes if runtime != "sparse"]
     if others:
         require_torch(f"runtime {others[0]}")
-    counts = {model: int(runs.inspect(model)["nonzero"]) for model in models}
+    counted = {model: runs.inspect(model) for model in models}
     rows = measure(
         models,
         runtimes,
         audio=audio,
         rounds=rounds,
         export=_export,
-        nonzero=counts.__getitem__,
+        nonzero=lambda model: int(counted[model]["nonzero"]),
         progress=progress,
     )
-    return [_of_a_run(row) if row.runtime in ("sparse", "torch") else row for row in rows]
+    return [
+        _with_bytes_read(row, int(counted[Path(row.model)]["bytes"]))
+        if row.runtime in ("sparse", "torch")
+        else row
+        for row in rows
+    ]
 
 
-def _of_a_run(row: BenchRow) -> BenchRow:
-    """A row of a run directory, without its other checkpoints and their optimizer states."""
+def _with_bytes_read(row: BenchRow, counted: int) -> BenchRow:
+    """A row with the bytes of an artifact without its card, or of the files of a run that count."""
     run = Path(row.model)
     if not (run / "checkpoints").is_dir():
-        return row
+        return replace(row, file_bytes=counted)
     weights = runs.newest_checkpoint(run)[0] / runs.WEIGHTS
     files = [weights, run / "model.json", run / "tokenizer.model"]
     return replace(row, file_bytes=sum(file.stat().st_size for file in files))

@@ -17,6 +17,7 @@ from omnisparse.errors import DataError, OmnisparseError
 from omnisparse.runs import directory as runs
 from omnisparse.runs.listing import summarize
 from omnisparse.runs.record import read_record
+from omnisparse.runs.weights import run_name
 
 _MOST_BYTES = 256 << 20
 _MOST_LINE = 1 << 20
@@ -91,15 +92,16 @@ def read_run(path: Path) -> RunReport:
     resolved = path.resolve()  # `runs/latest` stands for the run
     summary = summarize(resolved)
     cost: dict[str, Any] = {}
-    processes = 1
+    identity, processes = None, 1
     try:
-        cost = asdict(read_record(resolved).account)
+        record = read_record(resolved)
+        cost, identity = asdict(record.account), record.training.identity
         state = runs.newest_checkpoint(resolved)[1]["state"]
         processes = max(1, int(state.get("processes", 1)))
     except (OmnisparseError, OSError, TypeError, ValueError):
         pass  # before its first checkpoint, or damaged: the state says so
     return RunReport(
-        name=resolved.name,
+        name=run_name(resolved),
         path=resolved,
         state=summary.state,
         method=summary.method or "",
@@ -111,7 +113,7 @@ def read_run(path: Path) -> RunReport:
         processes=processes,
         config=_text(resolved / "config.yaml", _MOST_CONFIG),
         series=read_metrics(resolved / "metrics.jsonl"),
-        results=[*_compared(resolved), *_searched(resolved)],
+        results=[*_compared(resolved, identity), *_searched(resolved, identity)],
         densities=_densities(resolved),
     )
 
@@ -155,6 +157,10 @@ def _is_number(value: Any) -> bool:
     return is_plain and abs(value) < 1e300 and math.isfinite(value)
 
 
+def _number(value: Any) -> float | None:
+    return float(value) if _is_number(value) else None
+
+
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines; what is no object is left out."""
     try:
@@ -189,22 +195,31 @@ def _document(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _compared(run: Path) -> list[Result]:
+def _is_of(identity: str | None, stated: Any) -> bool:
+    """Whether something is of the run's present weights, not of those before it trained on."""
+    return identity is None or stated is None or bool(stated == identity)
+
+
+def _compared(run: Path, identity: str | None) -> list[Result]:
     """What ``compare`` has measured and kept in the run."""
     found = []
-    for path in sorted((run / "compare").glob("*.json"))[:_MOST_FILES]:
-        result = _result(_document(path), path.stem)
+    for path in sorted((run / "compare").glob("*.json")):
+        result = _result(_document(path), path.stem, identity)
         if result is not None:
             found.append(result)
+        if len(found) == _MOST_FILES:
+            break
     return sorted(found, key=lambda result: (result.test, result.nonzero))
 
 
-def _result(document: dict[str, Any], stem: str) -> Result | None:
+def _result(document: dict[str, Any], stem: str, identity: str | None) -> Result | None:
     from omnisparse.evaluation.confidence import confidence_interval
     from omnisparse.evaluation.wer import corpus_wer, word_errors
 
     lines, nonzero, key = (document.get(name) for name in ("utterances", "nonzero", "key"))
     if not isinstance(lines, list) or not isinstance(nonzero, int) or not isinstance(key, dict):
+        return None
+    if not _is_of(identity, key.get("identity")):
         return None
     if not all(
         isinstance(line, list) and len(line) == 3 and all(isinstance(word, str) for word in line)
@@ -215,27 +230,38 @@ def _result(document: dict[str, Any], stem: str) -> Result | None:
     try:
         counts = word_errors([line[1] for line in utterances], [line[2] for line in utterances])
         rate = corpus_wer(counts)
-        low, high, _ = confidence_interval(counts)
+        speakers = _speakers(document, len(lines))  # None of an earlier version: no interval
+        known = None if speakers is None else confidence_interval(counts, speakers=speakers)
     except ValueError:
         return None  # no reference has a word
     order = sorted(range(len(counts)), key=lambda n: (-counts[n].errors, counts[n].words))
     request = key.get("request") or "own"
     prefix, _, _ = stem.rpartition("-")
+    beam = key.get("beam", 1)
     return Result(
         size=str(request),
-        test=prefix.partition("-")[2],
+        test=prefix.partition("-")[2] + (f", beam {beam}" if beam != 1 else ""),
         nonzero=nonzero,
         wer=rate,
-        wer_low=low,
-        wer_high=high,
+        wer_low=None if known is None else known.low,
+        wer_high=None if known is None else known.high,
         bytes=document["bytes"] if isinstance(document.get("bytes"), int) else None,
         utterances=[utterances[n] for n in order[:_MOST_UTTERANCES]],
     )
 
 
-def _searched(run: Path) -> list[Result]:
+def _speakers(document: dict[str, Any], number: int) -> list[str | None] | None:
+    """The speaker of each utterance; None where that is not told."""
+    found = document.get("speakers")
+    if not isinstance(found, list) or len(found) != number:
+        return None
+    return [one if isinstance(one, str) else None for one in found]
+
+
+def _searched(run: Path, identity: str | None) -> list[Result]:
     """The front of the search for better subnets."""
-    entries = _document(run / "search" / "front.json").get("front")
+    document = _document(run / "search" / "front.json")
+    entries = document.get("front") if _is_of(identity, document.get("identity")) else None
     found = []
     for entry in entries[:_MOST_FILES] if isinstance(entries, list) else []:
         if not isinstance(entry, dict):
@@ -243,7 +269,10 @@ def _searched(run: Path) -> list[Result]:
         nonzero, rate = entry.get("nonzero"), entry.get("wer")
         if isinstance(nonzero, int) and _is_number(rate):
             size = str(entry.get("size"))
-            found.append(Result(size, "dev", nonzero, float(rate), source="search"))  # type: ignore[arg-type]
+            low, high = _number(entry.get("wer_low")), _number(entry.get("wer_high"))
+            found.append(
+                Result(size, "dev", nonzero, float(rate), low, high, source="search")  # type: ignore[arg-type]
+            )
     return found
 
 

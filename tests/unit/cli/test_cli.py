@@ -206,3 +206,19 @@ def test_json_is_one_object_whatever_libraries_print() -> None:
     }
     assert "noise" in result.stderr
     assert CliRunner().invoke(speak, []).stdout == "for people\n"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_range_holds_numbers_that_are_not_finite(value: str) -> None:
+    """No comparison refuses ``nan``: with it `extract --rtf` wrote the smallest model there is."""
+    found = 0
+    for name, verb in verbs.commands.items():
+        for option in verb.params:
+            if isinstance(option.type, click.FloatRange):
+                found += 1
+                needed = ["--manifest", "m.jsonl"] * (name == "evaluate")
+                named = ["a"] * sum(isinstance(one, click.Argument) for one in verb.params)
+                result = _run(name, *named, *needed, option.opts[0], value)
+                assert result.exit_code == 2, (name, option.name)
+                assert f"Invalid value for '{option.opts[0]}'" in result.stderr
+    assert found >= 5

@@ -90,6 +90,7 @@ def test_bench_of_our_runtime(speaking: Path, tmp_path: Path, run_json: Any) -> 
         models.append(path)
     result = run_json("bench", *models, speaking, "--rounds", "2", "--out", tmp_path / "bench")
     dense, small, of_run = result["rows"]
+    assert dense["file_bytes"] == run_json("inspect", models[0])["bytes"]  # the card is not read
     # Of a run neither the optimizer's state nor older checkpoints count.
     assert of_run["file_bytes"] == pytest.approx(dense["file_bytes"], rel=0.1)
     assert small["nonzero"] < dense["nonzero"]

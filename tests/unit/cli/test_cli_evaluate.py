@@ -325,6 +325,10 @@ def test_the_trained_length_goes_wherever_the_model_goes(
     for place in (world.run, tmp_path / "m", tmp_path / "n.omni"):
         loaded = load_model(place)
         assert (loaded.trained_seconds, loaded.cut_above) == (3.0, 3.0)
+    options = ["--manifest", world.manifest(["piece"])]
+    rows = [run_json("evaluate", place, *options) for place in (world.run, tmp_path / "n.omni")]
+    assert [row["wer"] for row in rows] == [0.0, 0.0]
+    assert rows[0]["optimizer_steps"] == rows[1]["optimizer_steps"] == 7
     world.describe(trained_seconds=0.4)  # of single words: pieces are not as short
     assert load_model(world.run).cut_above == 1.0
     world.describe(trained_seconds=None)
@@ -347,3 +351,15 @@ def test_a_broken_library_names_the_line_in_every_verb_that_recognises(
     options = ["--run", world.run, "--sizes", "60%", "--manifest", manifest, "--evaluations", "6"]
     assert run("search", *options, "--out", tmp_path / "s").exit_code == 0
     assert len(enabled) == 3
+
+
+def test_a_run_where_nothing_can_be_kept_is_compared(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    world.learn(["abc"])
+    (world.run / "compare").write_text("no folder can be made here, as in a read-only run")
+    options = ["--manifest", world.manifest(["abc"]), "--out", tmp_path / "c", "--json"]
+    compared = run("compare", world.run, *options)
+    assert compared.exit_code == 0, compared.stderr
+    assert json.loads(compared.stdout)["rows"][0]["wer"] == 0.0
+    assert "what was recognised is not kept: " in compared.stderr

@@ -62,3 +62,20 @@ def test_a_size_that_a_supernet_never_trained_is_told(monkeypatch: pytest.Monkey
     (line,) = found
     assert line.startswith("net: 20%: 2,000 non-zero parameters are fewer than the smallest size")
     assert "3,000" in line
+
+
+def test_a_supernet_with_another_dense_net_than_the_columns_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of a smaller net is no rival of half of a larger one."""
+    small = Budget({"w": (100, 40), "bias": (1000,)}, ["w"])
+    large = Budget(SHAPES, ["w"])
+    monkeypatch.setattr(plan, "_budget", lambda run: large if run.name == "large" else small)
+    monkeypatch.setattr(plan, "smallest_trained", lambda run, shapes: None)
+    nets = [candidate(name, 10_000, is_supernet=True) for name in ("large", "small")]
+    lines: list[str] = []
+    assert len(plan_models(nets, ["50%"], lines.append)) == 2
+    assert lines == [
+        "small: 50%: its 2,500 non-zeros are 0.50 times those of the column, 5,000: its dense net "
+        "is another"
+    ]

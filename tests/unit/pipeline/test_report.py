@@ -22,10 +22,13 @@ from hypothesis import strategies as st
 from omnisparse.cli.main import verbs
 from omnisparse.config import RunConfig
 from omnisparse.errors import OmnisparseError
+from omnisparse.evaluation.confidence import confidence_interval
+from omnisparse.evaluation.wer import word_errors
 from omnisparse.pipeline.charts import COLOURS, Line, chart, thinned
 from omnisparse.pipeline.report import keep_writing, write_report
 from omnisparse.pipeline.report_data import read_metrics, read_run
 from omnisparse.pipeline.train import train
+from omnisparse.runs.record import read_record
 from omnisparse.training.checkpoint import load_newest
 
 OLD = Path(__file__).parents[2] / "fixtures" / "f1feb7c" / "run"
@@ -112,6 +115,41 @@ def test_what_is_known_of_a_run_is_on_the_page(tmp_path: Path) -> None:
     assert max(step for step, _ in report.series["loss/dense"]) == 699
     for words in ("Gradient norm", "mask changed", "25%", "encoder.layers.0.weight_ih_l0", "100 %"):
         assert words in page, words
+
+
+def test_results_are_those_of_the_present_weights_and_intervals_those_of_speakers(
+    tmp_path: Path,
+) -> None:
+    run = Path(shutil.copytree(OLD, tmp_path / "run"))
+    identity = read_record(run).training.identity
+    (run / "compare").mkdir()
+    (run / "search").mkdir()
+    names = [f"s{number // 4}" for number in range(24)]
+    said = [[f"u{n}", "one two", "one two" if n < 8 else "one"] for n in range(24)]
+    counts = word_errors([line[1] for line in said], [line[2] for line in said])
+
+    def keep(file: str, **changes: Any) -> None:
+        key = {"request": "25%", "identity": identity, "beam": 1, **changes.pop("key", {})}
+        document = {"nonzero": 5, "bytes": 7, "utterances": said, "speakers": names, **changes}
+        (run / "compare" / file).write_text(json.dumps({"key": key, **document}))
+
+    keep("25pct-test-aa.json")
+    keep("25pct-test-ab.json", key={"identity": "5-00000000"})  # before the run trained on
+    keep("25pct-test-ac.json", key={"beam": 4}, nonzero=6)
+    keep("25pct-other-ad.json", speakers=None)  # nobody knows who speaks
+    front = {"front": [{"size": "25%", "nonzero": 5, "wer": 9.0, "wer_low": 8.0, "wer_high": 10.0}]}
+    (run / "search" / "front.json").write_text(json.dumps({"identity": identity, **front}))
+    found = {(one.test, one.source): one for one in read_run(run).results}
+    assert set(found) == {
+        ("test", "compare"), ("test, beam 4", "compare"), ("other", "compare"), ("dev", "search"),
+    }  # fmt: skip
+    shown = found["test", "compare"]
+    assert (shown.wer_low, shown.wer_high) == confidence_interval(counts, speakers=names)[:2]
+    assert (shown.wer_low, shown.wer_high) != confidence_interval(counts)[:2]
+    assert found["other", "compare"].wer_low is None
+    assert (found["dev", "search"].wer_low, found["dev", "search"].wer_high) == (8.0, 10.0)
+    (run / "search" / "front.json").write_text(json.dumps({"identity": "5-0", **front}))
+    assert "dev" not in {one.test for one in read_run(run).results}
 
 
 def test_the_verb_takes_the_latest_run_and_old_ones(
