@@ -134,9 +134,7 @@ def measure(
                     artifact = artifact or _make(model, Path(folder))
                     task = f"{run_name(model.candidate.path)} {model.size}, {name}"
                     with progress(task) as callback:
-                        kept = _recognise(
-                            artifact, cuts, key, beam, callback, workers, heard[name]
-                        )
+                        kept = _recognise(artifact, cuts, key, beam, callback, workers, heard[name])
                 if kept.get("speakers") != list(speakers):  # new, or of an earlier version
                     kept["speakers"] = list(speakers)
                     _keep(place, kept, tell)

@@ -2,14 +2,15 @@
 
 sherpa-onnx spells hotwords with the pieces whose scores have the largest sum. A unigram model's
 scores, log-probabilities, are made for that. A BPE model's are minus the number of the merge that
-made a piece, for which sums mean nothing: with 500 pieces a third of the embedded corpus's words came
-out in other pieces than the net writes, and such a hotword has no effect
+made a piece, for which sums mean nothing: with 500 pieces a third of the words of the embedded
+corpus came out in other pieces than the net writes, and such a hotword has no effect
 (`findings/sherpa_onnx_bpe_hotwords.sh`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 _STEEPNESS = 3
 _FLAT = 10
@@ -47,7 +48,7 @@ def _merges(piece: str, numbers: dict[str, float]) -> list[str]:
     """The pieces that BPE makes on the way to one, itself included; none for a character."""
     parts, made = list(piece), []
     while len(parts) > 1:
-        pairs = [left + right for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [left + right for left, right in pairwise(parts)]
         known = [place for place, pair in enumerate(pairs) if pair in numbers]
         if not known:
             return [piece]  # named by whoever trained the model, and made of no others

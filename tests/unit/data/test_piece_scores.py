@@ -55,6 +55,7 @@ def test_scores_of_a_unigram_model_are_its_own() -> None:
 def test_merges_of_a_piece_are_counted_from_the_first() -> None:
     """`bc` comes before `ab`: `abc` is `a bc`, although `ab` and `c` are pieces, too."""
     pieces = ["bc", "ab", "a", "b", "c", "named"]
-    found = dict(zip(pieces, scores_for_sums(pieces, [-0.0, -1.0, -2.0, -3.0, -4.0, -5.0])))
+    scores = scores_for_sums(pieces, [-0.0, -1.0, -2.0, -3.0, -4.0, -5.0])
+    found = dict(zip(pieces, scores, strict=True))
     assert found["a"] == found["b"] == found["c"] == 0
     assert found["bc"] > found["ab"] > found["named"] > 0
