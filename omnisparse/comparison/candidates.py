@@ -23,7 +23,7 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.methods import has_every_size, passes_of
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import PART, SOURCE_KEYS, RunRecord, read_record
-from omnisparse.runs.weights import kept_sizes
+from omnisparse.runs.weights import kept_sizes, run_name
 from omnisparse.sparsity.budget import num_nonzero, num_parameters
 from omnisparse.training.tracking import flatten
 
@@ -80,7 +80,7 @@ def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], 
         kept = [other for candidate in candidates for other in _kept_on_the_way(candidate)]
         return candidates + kept, METHODS
     configs = [read_config(path) for path in found]
-    names, rows = configuration_rows(configs, name=found[0].name)
+    names, rows = configuration_rows(configs, name=run_name(found[0]))
     return [_read(path, row=row) for path, row in zip(found, names, strict=True)], rows
 
 
