@@ -47,7 +47,6 @@ class GraphBuilder:
         self.outer = outer
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
-        self._sparse: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._known: list[Any] = []
@@ -162,12 +161,17 @@ class GraphBuilder:
         self._initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
-    def sparse_initializer(self, name: str, value: Array) -> str:
-        """A stored array of which only what is not zero takes room; 8 bytes of index each."""
+    def sparse_constant(self, name: str, value: Array) -> str:
+        """A stored array of which only what is not zero takes room; 8 bytes of index each.
+
+        A node rather than the graph's own list of sparse tensors, which onnx's inference of shapes
+        takes for numbers, and OpenVINO does not read (`findings/onnx_sparse_initializer_shape.sh`).
+        """
         places = np.flatnonzero(value)
-        values = numpy_helper.from_array(value.reshape(-1)[places], name)
+        values = numpy_helper.from_array(value.reshape(-1)[places], f"{name}/values")
         indices = numpy_helper.from_array(places.astype(np.int64), f"{name}/places")
-        self._sparse.append(helper.make_sparse_tensor(values, indices, list(value.shape)))
+        sparse = helper.make_sparse_tensor(values, indices, list(value.shape))
+        self._nodes.append(helper.make_node("Constant", [], [name], name=name, sparse_value=sparse))
         return name
 
     def input(self, name: str, dtype: type[np.generic], shape: Shape) -> str:
@@ -189,7 +193,7 @@ class GraphBuilder:
         waits = self._write_stages()
         return helper.make_graph(
             waits + self._nodes, self.name, self._inputs, self._outputs, self._initializers,
-            sparse_initializer=self._sparse, value_info=self._known,
+            value_info=self._known,
         )  # fmt: skip
 
     def model(self, metadata: Mapping[str, str]) -> bytes:

@@ -158,7 +158,7 @@ class WeightStore:
         # int8 is restored here: onnxruntime's sparse tensors are wanted in floats.
         if scales is not None:
             values = values.astype(np.float32) * scales
-        stored = graph.sparse_initializer(label, values)
+        stored = graph.sparse_constant(label, values)
         return stored if values.dtype == np.float32 else graph.op("Cast", stored, to=FLOAT)
 
     def _narrowed(self, values: FloatArray) -> Array:

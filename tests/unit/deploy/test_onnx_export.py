@@ -267,14 +267,34 @@ def test_sparse_tensors_are_valid_where_onnxruntimes_own_are_not(
 
     source = make_source("stateless", folder, sparsity=0.95)
     data = export_onnx(source, layout="sparse").files["encoder.onnx"]
-    model = onnx.load_from_string(data)
-    assert model.graph.sparse_initializer
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(onnx.load_from_string(data))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     with pytest.raises(onnx.checker.ValidationError, match="must have INT64 type"):
         onnx.checker.check_model(str(tmp_path / "optimised.onnx"))
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_shapes_of_sparse_weights_are_known(kind: str, precision: Any, folder: Path) -> None:
+    """In the graph's own list of sparse tensors onnx would take them for numbers without shape."""
+    source = make_source(kind, folder, sparsity=0.95)
+    exported = export_onnx(source, layout="sparse", precision=precision)
+    for part, data in exported.files.items():
+        if not part.endswith(".onnx"):
+            continue
+        model = onnx.load_from_string(data)
+        assert not model.graph.sparse_initializer
+        onnx.checker.check_model(model, full_check=True)
+        known = {info.name: info.type for info in onnx.shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True
+        ).graph.value_info}  # fmt: skip
+        sparse = [node for node in model.graph.node if node.op_type == "Constant"]
+        assert sparse
+        for node in sparse:
+            shape = [dim.dim_value for dim in known[node.output[0]].tensor_type.shape.dim]
+            assert shape == list(node.attribute[0].sparse_tensor.dims)
 
 
 def _las_text(exported: Exported, source: Source, samples: np.ndarray) -> str:
