@@ -2,7 +2,7 @@
 # lhotse's mix(snr=10) gives 10 dB only if both sides are single cuts; else noise is off by up to tens of dB.
 #
 # `mix` says that the SNR is "of the right_cut w.r.t. the left_cut". But where the left one is several
-# cuts, as CutConcatenate makes them (its documentation: be the first transform, so that noise fills
+# cuts, as CutConcatenate makes them (recipes of icefall put it before CutMix, so that noise fills
 # the gaps), only the FIRST of them counts: after a quiet utterance a loud one gets next to no noise,
 # and the other way round a quiet one drowns. Where the right one is several cuts (noise of two sources,
 # or one put behind the other), EACH is brought to that SNR by itself: together they are louder, and a
