@@ -40,7 +40,10 @@ def test_the_tuning_has_as_many_trials_for_the_rivals_as_the_supernet_had() -> N
     rows = [request.method for _, request in points]
     assert rows.count("pruned") >= 20
     assert sum(rows.count(row) for row in ("factored", "distilled")) >= 20
-    arms = {(request, base.training.learning_rate, repr(base.model)) for base, request in points}
+    arms = {
+        (request, base.training.learning_rate, repr(base.model), base.data.max_batch_size)
+        for base, request in points
+    }
     assert len(arms) == len(points)
     for part in ("begin", "end", "scope", "regrowth"):
         assert any(f"method.{part}=" in choice for _, request in points for choice in request.own)
