@@ -15,4 +15,4 @@ def make_embedding(vocab_size: int, dim: int) -> nn.Embedding:
     weight = torch.empty(vocab_size, dim)
     if not weight.is_meta:
         nn.init.normal_(weight)
-    return nn.Embedding.from_pretrained(weight, freeze=False)
+    return nn.Embedding(vocab_size, dim, _weight=weight)
