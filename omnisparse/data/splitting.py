@@ -53,9 +53,7 @@ def require_one_split(names: Sequence[str], what: str) -> None:
         DataError: If it has several splits; names them.
     """
     if len(names) > 1:
-        raise DataError(
-            f"{what}: already has the splits {', '.join(names)}; --split is for a corpus without"
-        )
+        raise DataError(f"{what}: already has the splits {', '.join(names)}; leave --split out")
 
 
 def split_cuts(cuts: Sequence[Cut], shares: Mapping[str, float], *, seed: int = 0) -> Split:

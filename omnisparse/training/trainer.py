@@ -136,7 +136,7 @@ class Trainer:
             InterruptedTrainingError: If a signal requested a stop; a checkpoint is written first.
             OmnisparseError: If the gradient stays non-finite.
         """
-        metrics: Metrics = self.cost.own()
+        metrics: Metrics = {}  # until the first line of the log there is nothing to show
         with self._stop.caught(), self._stop.after_step(), self.running():
             self._catch_up()
             if self.step >= self.max_steps:
@@ -157,7 +157,7 @@ class Trainer:
                     path = self.save()
                 if signal is not None:
                     raise InterruptedTrainingError(signal, self.step, self.max_steps, path)
-        return metrics
+        return metrics or self.cost.own()
 
     def _batches(self) -> Iterator[Batch]:
         """Batches until all steps are taken."""

@@ -113,6 +113,6 @@ def test_import_divides_a_corpus_without_splits(manifest: Path, tmp_path: Path) 
                 for item in map(json.loads, manifest.read_text().splitlines())
             )
         )
-    with pytest.raises(DataError, match=r"already has the splits .*dev.*; --split is for a corpus"):
+    with pytest.raises(DataError, match=r"already has the splits .*dev.*; leave --split out"):
         import_corpus(tmp_path, tmp_path / "other", split="90/5/5")
     assert not (tmp_path / "other").exists()

@@ -57,3 +57,18 @@ def test_pruning_says_how_far_it_is(tiny_config: Callable[..., RunConfig], tmp_p
     assert sparsity == sorted(sparsity)
     assert sparsity[0] == 0
     assert 0.4 < sparsity[-1] < 0.8  # of the prunable weights, which are not all
+
+
+def test_progress_shows_nothing_before_the_first_line_of_the_log(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    seen: list[set[str]] = []
+    result = train(
+        tiny_config(log_every=4, max_steps=6),
+        out=tmp_path / "run",
+        on_progress=lambda done, total, metrics: seen.append(set(metrics)),
+    )
+    assert seen[:3] == [set()] * 3  # and not the cost of a run that has no step yet
+    assert all("loss/dense" in names for names in seen[3:])
+    again = train(tiny_config(log_every=4, max_steps=6), out=tmp_path / "run")
+    assert again.metrics["utterance_passes"] == result.metrics["utterance_passes"] > 0
