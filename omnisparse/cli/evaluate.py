@@ -152,7 +152,8 @@ def compare(
 
     A supernet gives all sizes by extraction, any other run only its own. Runs of one row with
     different seeds are averaged. With --by configuration, runs of one configuration are a row (for
-    example in an ablation); its label is the difference from the reference. Which of utterance
+    example in an ablation); its label is the difference from the reference, and other weights of a
+    run, as RUN/weights/ema, are a row of their own. Which of utterance
     passes, updates and operations are equal between rows is always said. Recognised text is
     stored in the runs, so a second comparison is fast. Writes compare.md, .csv, .json and .png into
     OUT.
@@ -172,6 +173,7 @@ def compare(
     models = plan.plan_models(candidates, columns, notes.append)
     for line in notes:
         report.warn(line)
+    plan.require_trainings(models)
     if by == "method":  # runs of one configuration may differ in the seeds of their teachers
         plan.require_seeds(models)
     found = runs_compare.measure(

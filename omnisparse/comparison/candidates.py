@@ -23,11 +23,14 @@ from omnisparse.errors import OmnisparseError
 from omnisparse.methods import has_every_size, passes_of
 from omnisparse.runs import directory as runs
 from omnisparse.runs.record import PART, SOURCE_KEYS, RunRecord, read_record
-from omnisparse.runs.weights import kept_sizes, run_name
+from omnisparse.runs.weights import is_kept_size, kept_sizes, run_name
 from omnisparse.sparsity.budget import num_nonzero, num_parameters
 from omnisparse.training.tracking import flatten
 
 By = Literal["method", "configuration"]
+
+LAST = "last"
+"""The weights that a training ends with."""
 
 REFERENCE = "reference"
 """The row of the first run, if rows are configurations."""
@@ -78,9 +81,11 @@ def read_candidates(paths: Sequence[Path], *, by: By) -> tuple[list[Candidate], 
     if by == "method":
         candidates = [_read(path, row=None) for path in found]
         kept = [other for candidate in candidates for other in _kept_on_the_way(candidate)]
-        return candidates + kept, METHODS
+        # One that is named beside its pruning is there twice, and is one model.
+        return list({one.path: one for one in candidates + kept}.values()), METHODS
     configs = [read_config(path) for path in found]
-    names, rows = configuration_rows(configs, name=run_name(found[0]))
+    weights = [_weights_of(read_record(path)) for path in found]
+    names, rows = configuration_rows(configs, name=run_name(found[0]), weights=weights)
     return [_read(path, row=row) for path, row in zip(found, names, strict=True)], rows
 
 
@@ -116,6 +121,11 @@ def _kept_on_the_way(candidate: Candidate) -> list[Candidate]:
     return found
 
 
+def _weights_of(record: RunRecord) -> str:
+    """Which weights of its training a run holds; what a pruning kept has a column of its own."""
+    return LAST if is_kept_size(record.weights) else record.weights
+
+
 def read_config(run: Path) -> RunConfig:
     """The configuration of a run.
 
@@ -146,29 +156,34 @@ def derive_row(config: RunConfig) -> str:
     return "_".join(words) or "base"
 
 
-def configuration_rows(configs: Sequence[RunConfig], *, name: str) -> tuple[list[str], TableRows]:
+def configuration_rows(
+    configs: Sequence[RunConfig], *, name: str, weights: Sequence[str] | None = None
+) -> tuple[list[str], TableRows]:
     """The row of each configuration, labelled by what differs from the first one.
 
     Args:
         configs: The configurations, at least one.
         name: Displayed name of the first configuration.
+        weights: Which weights of its training each is (``last``, ``ema``, ...): other weights are
+            rows of their own, as they are no other seed. None if all are the last.
 
     Returns:
         The row of each, and all rows: the reference, then the others by label.
     """
-    reference = configs[0]
+    nets = list(zip(configs, weights or [LAST] * len(configs), strict=True))
+    reference = nets[0]
     chosen = {REFERENCE: reference}
     names = []
-    for config in configs:
-        row = next((row for row, known in chosen.items() if not differences(config, known)), None)
+    for net in nets:
+        row = next((row for row, known in chosen.items() if not _between(net, known)), None)
         if row is None:
-            row = _label(differences(config, reference))
-            chosen[row] = config
+            row = _label(_between(net, reference))
+            chosen[row] = net
         names.append(row)
     others = sorted((row for row in chosen if row != REFERENCE), key=_natural)
     own: dict[str, Any] = {}
     for row in others:
-        own |= differences(reference, chosen[row])
+        own |= _between(reference, chosen[row])
     return names, TableRows(
         heading="configuration",
         labels={row: row for row in (REFERENCE, *others)},
@@ -177,6 +192,12 @@ def configuration_rows(configs: Sequence[RunConfig], *, name: str) -> tuple[list
         picture="differences",
         note=f"{REFERENCE}: {name}" + (f", with {_label(own)}" if own else ""),
     )
+
+
+def _between(net: tuple[RunConfig, str], base: tuple[RunConfig, str]) -> dict[str, Any]:
+    """The differences of two configurations, and of the weights of their trainings."""
+    found = differences(net[0], base[0])
+    return found if net[1] == base[1] else {**found, "weights": net[1]}
 
 
 def differences(config: RunConfig, reference: RunConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from omnisparse.comparison.candidates import Candidate
 from omnisparse.errors import OmnisparseError
 from omnisparse.runs import directory as runs
 from omnisparse.runs.trained_sizes import smallest_trained
+from omnisparse.runs.weights import training_folder
 from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.sizes import parse_count
 
@@ -88,6 +89,29 @@ def plan_models(
         for line in _remarks(model, counts[model.size]):
             warn(f"{model.candidate.path}: {model.size}: {line}")
     return planned
+
+
+def require_trainings(models: Sequence[Model]) -> None:
+    """Refuse one training twice where a row at a size averages over seeds.
+
+    A training is there twice by other weights of its run, or by a copy of the run.
+
+    Raises:
+        OmnisparseError: If one is; the message names both runs.
+    """
+    cells: dict[tuple[str, str, object], Path] = {}
+    for model in models:
+        candidate = model.candidate
+        for name in (training_folder(candidate.path), candidate.record.training.identity):
+            other = cells.setdefault((candidate.row, model.size, name), candidate.path)
+            if other != candidate.path:
+                hint = ", or compare --by configuration, where other weights are a row of their own"
+                raise OmnisparseError(
+                    f"{other} and {candidate.path} are both {candidate.row} at {model.size} and "
+                    "of one training, so they are not two seeds: leave one out"
+                    + hint
+                    * isinstance(name, Path)
+                )
 
 
 def require_seeds(models: Sequence[Model]) -> None:

@@ -31,12 +31,23 @@ def weights_of(path: Path, weights: str) -> Path:
 
 def run_name(run: Path) -> str:
     """Name of a run in results: ``las``, or ``las/ema`` of other weights of it; no link's name."""
-    run = run.resolve()
-    return f"{run.parents[1].name}/{run.name}" if run.parent.name == "weights" else run.name
+    run, training = run.resolve(), training_folder(run)
+    return run.name if run == training else f"{training.name}/{run.name}"
 
 
 _SIZE = "size-"
 """What the names of models begin with that one pruning kept on its way, as 50% in size-50pct."""
+
+
+def is_kept_size(weights: str) -> bool:
+    """Whether weights of this name are a model that a pruning kept at another size."""
+    return weights.startswith(_SIZE)
+
+
+def training_folder(run: Path) -> Path:
+    """The run of the training that made the weights in ``run``: itself, or the one they lie in."""
+    run = run.resolve()
+    return run.parents[1] if run.parent.name == "weights" else run
 
 
 def kept_sizes(run: Path) -> dict[str, Path]:

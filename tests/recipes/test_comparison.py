@@ -236,12 +236,14 @@ def test_one_pruning_gives_a_model_of_every_size(config: Path, speech: Path) -> 
     record = json.loads(next(run.glob("checkpoints/*/state.json")).read_text())["state"]["record"]
     (kept,) = record["pruning"]["kept"].items()
     base = train(config, "method=pruned", "size=80%", "training.max_steps=12")
-    arguments = ["compare", run, base, "--wandb", "off", "--json"]
+    named = run / "weights" / "size-80pct"  # beside its pruning, it is still one model
+    arguments = ["compare", named, run, base, "--wandb", "off", "--json"]
     found = json.loads(invoke(*arguments).stdout)
     cells = {(row["row"], row["size"]): row for row in found["rows"]}
     (dense,) = {model["parameters"] for model in found["models"]}
     for size in ("80%", "60%"):
         cell = cells["pruned_once", size]
+        assert len(cell["seeds"]) == 1
         assert cell["nonzero"] == round(float(size[:-1]) / 100 * dense)
         made = extract(run, size=size)
         assert (made["nonzero"], made["warnings"]) == (cell["nonzero"], [])
@@ -403,6 +405,20 @@ def test_configurations_are_rows_and_their_seeds_are_averaged(config: Path) -> N
     assert line.endswith("leave one out, or compare --by configuration")
     refused = invoke(*arguments, "--by", "configuration", "--reference", "pang2018", code=2)
     assert "--reference needs --by method" in refused.stderr
+
+
+def test_other_weights_of_a_training_are_no_other_seed(config: Path) -> None:
+    run = train(config, "method=base", "training.ema=0.5")
+    nets = [run, run / "weights" / "ema"]
+    options = ["--wandb", "off", "--json"]
+    found = json.loads(invoke("compare", *nets, "--by", "configuration", *options).stdout)
+    rows = [(row["label"], row["seeds"]) for row in found["rows"]]
+    assert rows == [("reference", [0]), ("weights=ema", [0])]
+    (line,) = invoke("compare", *nets, *options, code=1).stderr.splitlines()
+    assert "of one training, so they are not two seeds" in line
+    copy = Path(shutil.copytree(run, "copy"))
+    line = invoke("compare", run, copy, "--by", "configuration", *options, code=1).stderr
+    assert line.strip().endswith("so they are not two seeds: leave one out")
 
 
 def test_bad_comparisons_are_one_line(config: Path) -> None:

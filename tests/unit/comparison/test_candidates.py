@@ -159,3 +159,19 @@ def test_teachers_are_compared_by_what_they_are_and_not_by_their_path(tmp_path: 
     assert label(f"init={deep[2]}", base=begun) == f"init={deep[2]}"
     assert label(f"init={own}", base=begun) == f"init={own}"
     assert differences(begun, BASE) == {"init": deep[0]}
+
+
+def test_other_weights_are_rows_of_their_own() -> None:
+    """They are of the same training, and so no other seeds."""
+    few = other("method.num_random_subnets=2")
+    names, rows = configuration_rows(
+        [BASE, BASE, other("seed=1"), few, few],
+        name="first",
+        weights=["last", "ema", "last", "last", "ema"],
+    )
+    label = "method.num_random_subnets=2"
+    assert names == [REFERENCE, "weights=ema", REFERENCE, label, f"{label}, weights=ema"]
+    assert rows.compared == {"weights=ema", label, f"{label}, weights=ema"}
+    assert rows.note == "reference: first, with method.num_random_subnets=1, weights=last"
+    alike, _ = configuration_rows([BASE, other("seed=1")], name="ema", weights=["ema", "ema"])
+    assert alike == [REFERENCE] * 2

@@ -9,7 +9,7 @@ import pytest
 
 from omnisparse.comparison import plan
 from omnisparse.comparison.candidates import Candidate
-from omnisparse.comparison.plan import plan_models
+from omnisparse.comparison.plan import Model, plan_models, require_trainings
 from omnisparse.errors import OmnisparseError
 from omnisparse.runs.record import RunRecord, Training
 from omnisparse.sparsity.budget import Budget
@@ -79,3 +79,46 @@ def test_a_supernet_with_another_dense_net_than_the_columns_is_told(
         "small: 50%: its 2,500 non-zeros are 0.50 times those of the column, 5,000: its dense net "
         "is another"
     ]
+
+
+def models_of(*nets: tuple[str, str, str]) -> list[Model]:
+    """Models of one row, from a path, an identity and a column each; their seeds are unknown."""
+    found = []
+    for path, identity, size in nets:
+        record = RunRecord(training=Training(run=path, identity=identity), sources=(), row=None,
+                           size=None, seed=None, commit=None)  # fmt: skip
+        one = Candidate(path=Path(path), record=record, row="base", is_supernet=False,
+                        parameters=10, nonzero=10)  # fmt: skip
+        found.append(Model(candidate=one, size=size, request=None))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("nets", "line"),
+    [
+        ([("/r/a", "1", "100%"), ("/r/b", "2", "100%")], None),
+        ([("/r/a", "1", "100%"), ("/r/a/weights/size-50pct", "1", "50%")], None),
+        (
+            [("/r/a", "1", "100%"), ("/r/a/weights/ema", "2", "100%")],
+            "/r/a and /r/a/weights/ema are both base at 100% and of one training, so they are not "
+            "two seeds: leave one out, or compare --by configuration, where other weights are a "
+            "row of their own",
+        ),
+        (
+            [("/r/a/weights/ema", "1", "50%"), ("/r/a/weights/best", "2", "50%")],
+            "/r/a/weights/ema and /r/a/weights/best are both base at 50% and of one training",
+        ),
+        (
+            [("/r/a", "1", "100%"), ("/r/b", "2", "100%"), ("/r/copy", "1", "100%")],
+            "/r/a and /r/copy are both base at 100% and of one training, so they are not two "
+            "seeds: leave one out",
+        ),
+    ],
+)
+def test_one_training_is_never_two_seeds(nets: list[Any], line: str | None) -> None:
+    if line is None:
+        return require_trainings(models_of(*nets))
+    with pytest.raises(OmnisparseError) as failed:
+        require_trainings(models_of(*nets))
+    assert str(failed.value).startswith(line)
+    return None
