@@ -148,7 +148,9 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunC
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not YAML ({_one_line(error)})") from error
     if document is None:
-        document = {}
+        raise ConfigError(
+            f"{path}: the file is empty; legal: keys of docs/keys.md, {{}} for defaults"
+        )
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a mapping is expected, not {type(document).__name__}")
     _apply_all(document, overrides)

@@ -100,7 +100,8 @@ class EvaluationResult:
     """Duration of the audio."""
 
     seconds: float
-    """Wall time of reading, features and decoding."""
+    """Wall time of reading, features and decoding. With several processes from when all of them
+    have the model to the last text, so neither their start nor loading is part of it."""
 
     rtf: float
     """Real-time factor ``seconds / audio_seconds``; below 1 is faster than real time."""

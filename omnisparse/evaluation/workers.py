@@ -94,16 +94,37 @@ class Workers:
         if self._do is not None:
             yield from map(self._do, tasks)
             return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.num_jobs, thread_name_prefix="measuring")
         number, pickled = self._number, self._pickled
-        futures = [self._pool.submit(self._ask, number, pickled, task) for task in tasks]
+        futures = [self._threads().submit(self._ask, number, pickled, task) for task in tasks]
         try:
             for future in futures:
                 yield future.result()
         finally:
             for future in futures:
                 future.cancel()
+
+    def prepare(self, job: Job) -> None:
+        """Start all processes and build a job in each, so that its tasks are all that follows.
+
+        Raises:
+            OmnisparseError: If a process has died.
+            Exception: What building it raised.
+        """
+        self._take(job)
+        if self._do is not None:
+            return
+        number, pickled = self._number, self._pickled
+        everyone = threading.Barrier(self.num_jobs)  # so that no thread takes two of the calls
+
+        def prepare() -> None:
+            everyone.wait()
+            self._process().prepare(number, pickled)
+
+        try:
+            for future in [self._threads().submit(prepare) for _ in range(self.num_jobs)]:
+                future.result()
+        finally:
+            everyone.abort()  # an interrupt leaves no thread waiting
 
     def map_items(self, job: Job, question: Any, items: Sequence[int]) -> list[Any]:
         """What a job finds for a question on each of some items, which the processes share.
@@ -135,7 +156,17 @@ class Workers:
         self._number += 1
         self._pickled = pickle.dumps(job)
 
+    def _threads(self) -> ThreadPoolExecutor:
+        """A thread for each process."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.num_jobs, thread_name_prefix="measuring")
+        return self._pool
+
     def _ask(self, number: int, job: bytes, task: Any) -> Any:
+        return self._process().ask(number, job, task)
+
+    def _process(self) -> _Process:
+        """The process of this thread, started if it has none."""
         process: _Process | None = getattr(self._local, "process", None)
         if process is None:
             with self._lock:
@@ -143,7 +174,7 @@ class Workers:
                 process = _Process(device, max(1, torch.get_num_threads() // self.num_jobs))
                 self._processes.append(process)
             self._local.process = process
-        return process.ask(number, job, task)
+        return process
 
 
 class _Process:
@@ -163,13 +194,20 @@ class _Process:
         )
         self._send(device)
 
+    def prepare(self, number: int, job: bytes) -> None:
+        """Build a job, if it is another than before, and wait until it is built."""
+        self._answer(number, job, ("built", None))
+
     def ask(self, number: int, job: bytes, task: Any) -> Any:
         """Do a task of a job, which is sent if it is another than before."""
+        return self._answer(number, job, ("task", task))
+
+    def _answer(self, number: int, job: bytes, question: tuple[str, Any]) -> Any:
         try:
             if number != self._job:
                 self._send(("job", job))
                 self._job = number
-            self._send(("task", task))
+            self._send(question)
             kind, answer = pickle.load(cast("BinaryIO", self._process.stdout))
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
             code = self._process.wait()
@@ -223,7 +261,7 @@ def serve() -> None:
             if failed is not None:
                 raise failed
             assert do is not None
-            reply: tuple[str, Any] = ("ok", do(content))
+            reply: tuple[str, Any] = ("ok", do(content) if kind == "task" else None)
         except Exception as error:
             reply = ("error", _sendable(error))
         with contextlib.suppress(BrokenPipeError):

@@ -19,7 +19,14 @@ from omnisparse.errors import OmnisparseError, UsageError
 from omnisparse.evaluation.alignment import count_confusions
 from omnisparse.evaluation.breakdown import by_length, by_speaker
 from omnisparse.evaluation.confidence import paired_difference
-from omnisparse.evaluation.evaluate import Decoder, Found, Task, evaluate
+from omnisparse.evaluation.evaluate import (
+    Decoder,
+    Found,
+    Task,
+    check_scorable,
+    evaluate,
+    in_turn,
+)
 from omnisparse.evaluation.heard import Heard
 from omnisparse.evaluation.notes import length_note
 from omnisparse.evaluation.result import EvaluationResult
@@ -146,14 +153,18 @@ def recognise(
     ordered = list(cuts)
     decoder = decoder_of(recognizer, beam=beam, streaming=streaming, heard=heard)
 
-    def spread(tasks: Sequence[Task], run: Callable[[Task], Found]) -> Iterable[Found]:
-        if workers is None or workers.is_plain:
-            return map(run, tasks)
-        job = Recognition(
-            model=model, cuts=ordered, beam=beam, streaming=streaming, cut_above=cut_above
-        )
-        return workers.map(job, tasks)
+    if workers is None or workers.is_plain:
+        return evaluate(decoder, ordered, progress=progress, spread=in_turn)
+    elsewhere, job = (
+        workers,
+        Recognition(model=model, cuts=ordered, beam=beam, streaming=streaming, cut_above=cut_above),
+    )
 
+    def spread(tasks: Sequence[Task], run: Callable[[Task], Found]) -> Iterable[Found]:
+        return elsewhere.map(job, tasks)
+
+    check_scorable(ordered)
+    elsewhere.prepare(job)  # before the clock of `evaluate` starts
     return evaluate(decoder, ordered, progress=progress, spread=spread)
 
 

@@ -77,6 +77,23 @@ def test_evaluate(
     assert len({json.loads(line)["hypothesis"] for line in texts[0][1].splitlines()}) > 3
 
 
+def test_the_start_of_processes_is_no_recognition(
+    run: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New processes have the model before the clock starts."""
+    known: list[list[int | None]] = []
+
+    class Clock:
+        def perf_counter(self) -> float:
+            known.append([process._job for process in two._processes])
+            return time.perf_counter()
+
+    monkeypatch.setattr("omnisparse.evaluation.evaluate.time", Clock())
+    with Workers(2) as two:
+        evaluate_model(run, speech / "dev.jsonl", progress=silent, workers=two)
+    assert known == [[1, 1]] * 2
+
+
 def test_search_and_what_its_journal_keeps(run: Path, speech: Path, workers: Workers) -> None:
     config = SearchConfig(evaluations=16, utterances=8, utterances_per_item=2)
     fronts, journals = [], []

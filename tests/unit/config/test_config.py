@@ -245,6 +245,18 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["", "\n\n", "# all: comments\n", "---\n", "null\n"])
+def test_an_empty_file_is_no_request_for_defaults(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text(content)
+    for overrides in ([], ["seed=1"]):
+        with pytest.raises(ConfigError, match=r"empty\.yaml: the file is empty") as failed:
+            load_config(path, overrides)
+        assert failed.value.exit_code == 2
+    path.write_text("{}\n")
+    assert load_config(path) == RunConfig()
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
         load_config(tmp_path / "absent.yaml")
