@@ -18,7 +18,8 @@ trap 'rm -rf "$folder"' EXIT
 python=${PYTHON:-}
 if [ -z "$python" ]; then
   python3 -m venv "$folder/venv"
-  "$folder/venv/bin/pip" install -q lhotse==1.33.0 torch==2.11.0 soundfile==0.14.0 numpy==2.4.6
+  "$folder/venv/bin/pip" install -q lhotse==1.33.0 torch==2.11.0 soundfile==0.14.0 numpy==2.4.6 \
+    urllib3==2.8.0  # lhotse imports it and does not ask for it
   python="$folder/venv/bin/python"
 fi
 cd "$folder"
