@@ -109,8 +109,7 @@ def require_trainings(models: Sequence[Model]) -> None:
                 raise OmnisparseError(
                     f"{other} and {candidate.path} are both {candidate.row} at {model.size} and "
                     "of one training, so they are not two seeds: leave one out"
-                    + hint
-                    * isinstance(name, Path)
+                    + (hint if isinstance(name, Path) else "")
                 )
 
 

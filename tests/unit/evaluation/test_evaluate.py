@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from omnisparse.errors import DataError
 from omnisparse.evaluation.evaluate import Decoder, evaluate
+from omnisparse.evaluation.heard import Heard
 from omnisparse.evaluation.wer import corpus_wer, word_errors
 
 WORDS = ["<blk>", "<sos>", "<unk>", "play", "stop", "music", "now"]
@@ -173,3 +175,20 @@ def test_no_text_of_a_library_reaches_the_user() -> None:
 
     with pytest.raises(DataError, match=r"^a: its audio cannot be read \(lhotse cannot"):
         _evaluate(EchoModel(), [Broken("a", "play", 3)])
+
+
+def test_seconds_do_not_depend_on_whether_features_are_there() -> None:
+    class Slow(Extractor):
+        def to_dict(self) -> dict[str, Any]:
+            return {}
+
+        def __call__(self, samples: np.ndarray) -> np.ndarray:
+            time.sleep(0.1)
+            return super().__call__(samples)
+
+    heard, cuts = Heard(), [Cut("a", "play", 3), Cut("b", "stop", 4)]
+    for _ in range(2):
+        decoder = Decoder(EchoModel(), Slow(), Tokens(), heard=heard)  # type: ignore[arg-type]
+        result = evaluate(decoder, cuts)
+        assert result.seconds >= 0.2
+        assert result.wer == 0.0

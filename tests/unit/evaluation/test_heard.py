@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,16 @@ def test_no_more_is_kept_than_allowed() -> None:
         for place in range(3):
             ear.hear(FeatureExtractor(), place)
     assert ear.count == 4
+
+
+def test_what_is_spared_is_as_long_as_it_took() -> None:
+    heard = Heard()
+
+    def compute() -> np.ndarray:
+        time.sleep(0.05)
+        return np.zeros((3, 2), np.float32)
+
+    heard.features(FeatureExtractor(), 0, compute)
+    assert heard.spared_seconds == 0.0
+    heard.features(FeatureExtractor(), 0, compute)
+    assert 0.05 <= heard.spared_seconds < 5.0
