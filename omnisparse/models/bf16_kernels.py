@@ -44,13 +44,16 @@ def kernels() -> ctypes.CDLL | None:
 
 @cache
 def has_pairs() -> bool:
-    """Whether the library computes a whole LSTM layer on this processor.
-
-    Not where it has tiles (AMX), which oneDNN's products use: there it was not compared.
-    """
+    """Whether the library computes a whole LSTM layer on this processor."""
     library = _load()
+    return library is not None and bool(library.omni_has_pairs())
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether the processor multiplies tiles of bfloat16 (AMX), as oneDNN's products do."""
     tiles: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return library is not None and bool(library.omni_has_pairs()) and not tiles()
+    return tiles()
 
 
 @cache

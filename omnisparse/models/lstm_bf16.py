@@ -6,12 +6,13 @@ processor with AVX512_BF16 one call of a compiled kernel computes all frames, re
 included, each thread some of the utterances. It computes in the same way for any number of frames
 and utterances, while oneDNN generates code for each (`findings/torch_cpu_bf16_new_shapes.sh`).
 
-Elsewhere, and for an LSTMP or an odd number of cells: oneDNN's matrix products, with weights packed
-once per call, and between them a compiled kernel for the gates of a frame. Small layers are
-computed in another way there. For few utterances and cells oneDNN's float32 LSTM is quicker, with
-inputs and weights that were rounded to bfloat16; for short sequences it is oneDNN's bfloat16 LSTM,
-which keeps cells in float32 if the first cell is float32. Where no kernel was built, oneDNN's LSTM
-does all the work; it has no LSTMP, which is computed in float32 then.
+Elsewhere, for an LSTMP or an odd number of cells, and for many utterances where the processor has
+tiles (AMX): oneDNN's matrix products, with weights packed once per call, and between them a
+compiled kernel for the gates of a frame. Small layers are computed in another way there. For few
+utterances and cells oneDNN's float32 LSTM is quicker, with inputs and weights that were rounded to
+bfloat16; for short sequences it is oneDNN's bfloat16 LSTM, which keeps cells in float32 if the
+first cell is float32. Where no kernel was built, oneDNN's LSTM does all the work; it has no LSTMP,
+which is computed in float32 then.
 
 The backward pass stores inputs, outputs and gate sums in bfloat16 and cells in float32, and makes
 the weights' gradients of all frames in one product. Which way is taken depends only on shapes and
@@ -35,7 +36,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from omnisparse.models.bf16_kernels import MAX_THREADS, has_pairs, kernels
+from omnisparse.models.bf16_kernels import MAX_THREADS, has_pairs, has_tiles, kernels
 from omnisparse.models.products_bf16 import rounded_rows, with_rounded_rows
 
 _PLAIN = 4
@@ -43,6 +44,13 @@ _PLAIN = 4
 
 _TILE = 64
 """Cells come in multiples of this where a kernel computes all frames."""
+
+_FEW_FOR_TILES = 1 << 21
+"""Multiplications of a frame's recurrent product from which oneDNN's tiles (AMX) are quicker than
+that kernel (measured with 1 to 32 utterances and 128 to 512 cells), which also is quicker for..."""
+
+_FEW_UTTERANCES = 4
+"""...so many utterances: a tile has 16 rows."""
 
 _LSTM_MODE = 2
 """oneDNN's number for an LSTM."""
@@ -289,7 +297,9 @@ def lstm_bf16(
     plain, per_frame = len(weights) == _PLAIN, batch * weight_hh.numel()
     fused = plain and per_frame >= _SMALL and hasattr(torch.ops.aten, "mkldnn_rnn_layer")
     short = fused and per_frame < _MEDIUM and inputs.size(0) < _FEW_FRAMES
-    if library is not None and plain and cells % _TILE == 0 and has_pairs():
+    few = batch <= _FEW_UTTERANCES or per_frame < _FEW_FOR_TILES
+    whole = plain and cells % _TILE == 0 and has_pairs() and (few or not has_tiles())
+    if library is not None and whole:
         outputs, last = _WholeLayer.apply(  # type: ignore[no-untyped-call]
             library, inputs, weight_ih, weight_hh, bias_ih + bias_hh, hidden, cell
         )

@@ -189,6 +189,7 @@ def test_a_whole_layer_in_one_call_is_the_same_layer(
             *torch.autograd.grad(total, [*tensors, *layer.parameters()]),
         ]
 
+    monkeypatch.setattr(lstm_bf16_module, "has_tiles", lambda: False)
     found = results()
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -203,6 +204,26 @@ def test_a_whole_layer_in_one_call_is_the_same_layer(
     for one, two, other in zip(found, on_two, expected, strict=True):
         assert torch.equal(one, two)
         assert float((one.float() - other.float()).norm() / other.float().norm()) < 0.01
+
+
+@pytest.mark.skipif(not has_pairs(), reason="no AVX512_BF16, or no kernels")
+@pytest.mark.parametrize(
+    ("tiles", "batch", "cells", "whole"),
+    [(False, 32, 256, True), (True, 32, 256, False), (True, 7, 256, True), (True, 4, 512, True)],
+)
+def test_tiles_multiply_for_many_utterances_and_large_layers_only(
+    tiles: bool, batch: int, cells: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lstm_bf16_module, "has_tiles", lambda: tiles)
+    layer, inputs = make_lstm(4, cells), torch.randn(40, batch, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = run_lstm(layer, inputs)
+    found = []
+    reached = outputs.grad_fn
+    while reached is not None and len(found) < 10:
+        found.append(reached.name())
+        reached = reached.next_functions[0][0] if reached.next_functions else None
+    assert ("_WholeLayerBackward" in found) == whole
 
 
 def test_forget_gate_starts_open() -> None:
