@@ -27,12 +27,12 @@ class Teacher(NamedTuple):
     """``[B, T', U + 1]`` weights of lattice nodes; None for those of the student's output."""
 
     @classmethod
-    def of(cls, output: ModelOutput, distill: Distill, nodes: Nodes = "all") -> Teacher:
+    def of(cls, output: ModelOutput, distill: Distill | None, nodes: Nodes = "all") -> Teacher:
         """Keep the parts of the dense net's output that are needed.
 
         Args:
             output: Output of the dense net.
-            distill: What the student learns from it.
+            distill: What the student learns from it; None for nothing.
             nodes: Weights of the nodes of a transducer's lattice: all equal, or each by the
                 expected number of label alignments through it. An attention decoder has no lattice.
 
@@ -40,6 +40,8 @@ class Teacher(NamedTuple):
             ValueError: If the encoder is to be distilled and the model gives no encoder outputs.
         """
         encoded = None
+        if distill is None:
+            return cls(None, None)
         if distill != "posteriors":
             if output.encoder_outputs is None:
                 raise ValueError(f"distill is {distill!r}; this model gives no encoder outputs")

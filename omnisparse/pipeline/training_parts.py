@@ -229,7 +229,8 @@ def _record_left_out(run: Path, items: list[Any], stage: Callable[[str], None]) 
             partial.write_text("".join(lines), encoding="utf-8")
         reasons = Counter(item.reason for item in items)
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        stage(f"{len(items):,} utterances left out ({counted}), named in {path.name} of the run")
+        what = "1 utterance" if len(items) == 1 else f"{len(items):,} utterances"
+        stage(f"{what} left out ({counted}), named in {path.name} of the run")
     else:
         path.unlink(missing_ok=True)
 

@@ -120,6 +120,30 @@ def test_nodes_may_count_as_the_alignments_of_the_dense_net_pass_them() -> None:
     assert Teacher.of(output, "posteriors", "occupied").weights is None
 
 
+@pytest.mark.parametrize("distill", ["posteriors", "both"])
+def test_without_a_weight_nothing_is_distilled(
+    distill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control without a teacher does not pay for one, and its losses are those of labels."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a divergence was computed")
+
+    monkeypatch.setattr("omnisparse.methods.inplace.distillation_sum", refuse)
+    monkeypatch.setattr("omnisparse.methods.inplace.encoder_distance", refuse)
+    method = make_method(
+        LAS, distill=distill, distillation_weight=0.0, encoder_weight=0.0, label_weight=1.0,
+        member_share=0.5,
+    )  # fmt: skip
+    batch, step = make_batch(8), 2
+    method.supernet.eval()
+    values = [loss.value_sum.item() for loss in method.losses(method.supernet, batch, step)]
+    rows = method._member_rows(batch, step, 0)[0]
+    method.supernet.activate(method.schedule.min_spec)
+    own = forward_batch(method.supernet, batch.select(rows)).label_loss_sum.item()
+    assert values[1] == pytest.approx(own)
+
+
 def test_a_process_without_rows_of_a_member_weighs_nothing() -> None:
     method = make_method(LAS, member_share=0.34)
     batch = make_batch(8, [0])
