@@ -9,9 +9,10 @@ every episode inside the budget; the advantage is divided by its own running spr
 starts at an allocation that is given (of a sensitivity test, else of equal energy), and is also
 trained on the best episodes so far (priority queue training, Abolafia et al. 2018,
 arXiv:1801.03526), because some hundred evaluations are too few for REINFORCE alone; some choices
-are drawn at random whatever the policy says. The defaults were chosen on planted problems of 5 and
-20 matrices: without imitation 1.4 to 1.6 times the remaining loss, without random choices four
-times as far from the optimum of 5.
+are drawn beside those of the best episode, whatever the policy says. The defaults were chosen on
+planted problems of 5 and 20 matrices: without imitation 1.4 to 1.6 times the remaining loss,
+without such draws four times as far from the optimum of 5; and on a trained LAS, where draws from
+all places alike found less (`benchmarks/rank_search_cpu_2026-11.md`).
 
 Legend: M matrices, P places of the grid.
 """
@@ -70,8 +71,9 @@ class ControllerConfig:
     imitation_weight: NonNegativeFloat = 1.0
     """Weight of that."""
     exploration: Share = 0.15
-    """Share of the choices that are drawn from all legal places alike, whatever the policy says:
-    a policy that imitates its best episodes would soon repeat them."""
+    """Share of the choices that are the place of the best episode so far or one beside it, drawn
+    alike, whatever the policy says: a policy that imitates its best episodes would soon repeat
+    them, and places far from theirs mostly waste an evaluation."""
     start_sharpness: NonNegativeFloat = 0.5
     """How closely the untrained policy follows the allocation it starts from, in nats per place."""
 
@@ -243,9 +245,12 @@ def reinforce(
     spread = 0.0
 
     def draw(step: int, log_probs: Tensor) -> Tensor:
-        legal = (log_probs > _FORBIDDEN / 2).float()
+        legal = log_probs > _FORBIDDEN / 2
+        best = max(found, key=lambda episode: episode.reward).places[step]
+        beside = legal & ((torch.arange(policy.num_places) - best).abs() <= 1)
+        beside = torch.where(beside.any(dim=1, keepdim=True), beside, legal)
         free = torch.rand(len(log_probs), 1, generator=generator) < config.exploration
-        chances = torch.where(free, legal, log_probs.exp())
+        chances = torch.where(free, beside.float(), log_probs.exp())
         return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
     def record(places: Sequence[int]) -> Episode:
