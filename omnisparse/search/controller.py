@@ -70,7 +70,7 @@ class ControllerConfig:
     """Best episodes that are imitated."""
     imitation_weight: NonNegativeFloat = 1.0
     """Weight of that."""
-    exploration: Share = 0.15
+    exploration: Share = 0.3
     """Share of the choices that are the place of the best episode so far or one beside it, drawn
     alike, whatever the policy says: a policy that imitates its best episodes would soon repeat
     them, and places far from theirs mostly waste an evaluation."""
