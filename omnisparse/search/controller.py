@@ -10,9 +10,9 @@ starts at an allocation that is given (of a sensitivity test, else of equal ener
 trained on the best episodes so far (priority queue training, Abolafia et al. 2018,
 arXiv:1801.03526), because some hundred evaluations are too few for REINFORCE alone; some choices
 are drawn beside those of the best episode, whatever the policy says. The defaults were chosen on
-planted problems of 5 and 20 matrices: without imitation 1.4 to 1.6 times the remaining loss,
-without such draws four times as far from the optimum of 5; and on a trained LAS, where draws from
-all places alike found less (`benchmarks/rank_search_cpu_2026-11.md`).
+planted problems of 5 and 20 matrices (without imitation 1.4 to 1.6 times the remaining loss), the
+draws on two trained nets, where those from all places alike found less
+(`benchmarks/rank_search_cpu_2026-11.md`).
 
 Legend: M matrices, P places of the grid.
 """

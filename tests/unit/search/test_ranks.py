@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnisparse.search.controller import Episode, reinforce
+from omnisparse.search.controller import ControllerConfig, Episode, reinforce
 from omnisparse.search.rank_controls import optuna_search, random_search
 from omnisparse.search.ranks import NUM_SHARES, RankSpace
 from omnisparse.search.rewards import Reward
@@ -83,6 +83,23 @@ def test_the_controller_finds_a_planted_optimum_and_beats_random() -> None:
         drawn += best(random_search(within, planted, episodes=150, start=start, seed=seed))
     assert ours > drawn
     assert ours / 3 > -0.35
+
+
+def test_random_choices_stay_beside_the_best_episode_so_far() -> None:
+    within = space(0.6)
+    start = within.places(BUDGET.uniform(within.total))
+    config = ControllerConfig(exploration=1.0)
+    found, _ = reinforce(within, planted, episodes=40, start=start, config=config)
+    for number, episode in enumerate(found[1:], start=1):
+        best_so_far = max(found[:number], key=lambda one: one.reward).places
+        spent = 0
+        for step, (place, before) in enumerate(zip(episode.places, best_so_far, strict=True)):
+            legal = within.legal(step, spent)
+            near = [at for at in (before - 1, before, before + 1) if 0 <= at < len(legal)]
+            if any(legal[at] for at in near):
+                assert place in near
+            spent += within.costs[step][place]
+    assert len({episode.places for episode in found}) > 5
 
 
 def test_a_policy_of_an_earlier_round_stays_inside_the_next_budget() -> None:
