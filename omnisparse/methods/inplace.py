@@ -16,6 +16,15 @@ Distill = Literal["posteriors", "encoder", "both"]
 Nodes = Literal["all", "occupied"]
 
 
+def taught(distill: Distill, posterior_weight: float, encoder_weight: float) -> Distill | None:
+    """What of ``distill`` has a weight above 0; None if nothing has."""
+    posteriors = distill != "encoder" and posterior_weight > 0
+    encoder = distill != "posteriors" and encoder_weight > 0
+    if posteriors and encoder:
+        return "both"
+    return "posteriors" if posteriors else "encoder" if encoder else None
+
+
 class Teacher(NamedTuple):
     """Outputs kept from the dense pass: a few values per node, and the encoder's if needed."""
 

@@ -35,7 +35,7 @@ from omnisparse.errors import (
     check_ranges,
 )
 from omnisparse.methods.base import Forward, Loss, first_step, forward_batch, label_units
-from omnisparse.methods.inplace import Distill, Nodes, Teacher, scaled_dropout
+from omnisparse.methods.inplace import Distill, Nodes, Teacher, scaled_dropout, taught
 from omnisparse.models.base import ModelOutput
 from omnisparse.sparsity.keys import parse_block
 from omnisparse.sparsity.patterns import compile_patterns, matched_by_none
@@ -154,15 +154,6 @@ class SandwichConfig:
             return 1.0
         seen = (1 + self.num_random_subnets) * (1.0 if self.full_batch else 1 / self.member_period)
         return 1 + (1 - self.warmup_fraction - self.core_fraction) * seen
-
-    @property
-    def taught(self) -> Distill | None:
-        """What of ``distill`` has a weight; None if nothing has."""
-        posteriors = self.distill != "encoder" and self.distillation_weight > 0
-        encoder = self.distill != "posteriors" and self.encoder_weight > 0
-        if posteriors and encoder:
-            return "both"
-        return "posteriors" if posteriors else "encoder" if encoder else None
 
     def __post_init__(self) -> None:
         """Check ranges; sizes are checked against the model in ``prepare``."""
@@ -293,7 +284,9 @@ class Sandwich:
     def _sandwich(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
         scale = 1 / self._weight_sum if self.config.normalise_members else 1.0
         output = self._forward(forward, batch, step, None)
-        teacher = Teacher.of(output, self.config.taught, self.config.lattice_nodes)
+        config = self.config
+        parts = taught(config.distill, config.distillation_weight, config.encoder_weight)
+        teacher = Teacher.of(output, parts, config.lattice_nodes)
         loss = _label_loss("dense", output, batch, scale)
         del output  # what the teacher does not need is freed during the backward pass
         yield loss
