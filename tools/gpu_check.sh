@@ -3,7 +3,11 @@
 # Needs python with torch 2.11, torchaudio and accelerate. What else is missing is installed from the
 # folder of wheels $WHEELS (no network), into OUT/site.
 set -euo pipefail
-out=${1:?usage: tools/gpu_check.sh OUT [--tiny] [--device cpu] [--text FILE] [--minutes M]}
+out=${1:-}
+if [[ -z $out || $out == -* ]]; then
+  echo "usage: tools/gpu_check.sh OUT [--tiny] [--device cpu] [--text FILE] [--minutes M]; OUT is a folder" >&2
+  exit 2
+fi
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
