@@ -28,7 +28,7 @@ def prepare() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--preset",
-    type=click.Choice(["assistant", "assistant-easy", "assistant-voices"]),
+    type=click.Choice(["assistant", "assistant-easy", "assistant-voices", "assistant-strangers"]),
     default="assistant",
     show_default=True,
     help="How many voices and how much noise.",

@@ -4,6 +4,7 @@ A dense warm-up comes first. With ``core_fraction``, a phase follows in which th
 pruned and trained alone. After that, every step first trains the dense net on the labels of the
 whole batch. Then it trains the smallest subnet and some random ones, each on its own part of the
 same (equally augmented) batch, distilled from the dense net's detached outputs of the same step.
+With the rule ``single``, a step trains one of these nets instead, on the labels of the whole batch.
 
 Source: Yu & Huang 2019 (universally slimmable networks: sandwich rule, in-place distillation);
 Yang et al. 2022 (Omni-sparsity DNN, arXiv 2110.08352: masks on each layer of a shared net); for
@@ -56,8 +57,9 @@ class SandwichConfig:
     """Selects this method."""
     rule: Literal["sandwich", "single"] = "sandwich"
     """``single``: a step trains one net on the labels of the whole batch, of a size drawn at random
-    (dense and ``min_size`` as often as each level); without a dense net of the same step there is
-    nothing to distil. The control of the sandwich."""
+    (dense and ``min_size`` as often as each level). Nothing is distilled, and every net has updates
+    of its own, from many utterances. Better than ``sandwich`` for a LAS with small batches
+    (``convergence_las_voices.yaml``)."""
     min_size: str | int = "6%"
     """Smallest subnet trained, as ``--size`` takes it (non-zeros or share of the dense net)."""
     num_random_subnets: NonNegativeInt = 1
@@ -276,15 +278,18 @@ class Sandwich:
             yield _label_loss(name, self._forward(forward, batch, step, spec), batch)
         elif self._trains_one(step):
             spec = self.schedule.alone(step)
-            yield _label_loss("single", self._forward(forward, batch, step, spec), batch)
+            small = spec == self.schedule.smallest(step)
+            name = "dense" if spec is None else "smallest" if small else "random_0"
+            yield _label_loss(name, self._forward(forward, batch, step, spec), batch)
         else:
             yield from self._sandwich(forward, batch, step)
         self.supernet.activate(None)
 
     def _sandwich(self, forward: Forward, batch: Batch, step: int) -> Iterator[Loss]:
-        scale = 1 / self._weight_sum if self.config.normalise_members else 1.0
-        output = self._forward(forward, batch, step, None)
         config = self.config
+        weights = 1.0 + config.subnet_weight * self.num_subnets
+        scale = 1 / weights if config.normalise_members else 1.0
+        output = self._forward(forward, batch, step, None)
         parts = taught(config.distill, config.distillation_weight, config.encoder_weight)
         teacher = Teacher.of(output, parts, config.lattice_nodes)
         loss = _label_loss("dense", output, batch, scale)
@@ -307,10 +312,6 @@ class Sandwich:
         if self.config.core_gradient == 1.0 or not self.schedule.is_small(step):
             return nullcontext()
         return self.supernet.protected(self.schedule.min_spec, self.config.core_gradient)
-
-    @property
-    def _weight_sum(self) -> float:
-        return 1.0 + self.config.subnet_weight * self.num_subnets
 
     def _subnet_loss(
         self,

@@ -68,6 +68,7 @@ _ACOUSTICS = {
     ),
     "assistant-easy": _EASY,
     "assistant-voices": _EASY,
+    "assistant-strangers": _EASY,
 }
 
 
@@ -75,11 +76,14 @@ _ACOUSTICS = {
 class SyntheticConfig:
     """What to speak, how many hours, and how much noise to add."""
 
-    preset: Literal["assistant", "assistant-easy", "assistant-voices"] = "assistant"
+    preset: Literal["assistant", "assistant-easy", "assistant-voices", "assistant-strangers"] = (
+        "assistant"
+    )
     """Grammar, voices and conditions: ``assistant`` has every accent and variant;
     ``assistant-easy`` has 24 training voices of two accents, 8 sentence templates, little noise;
     ``assistant-voices`` the same templates and noise, 40 training voices, and 16 different people
-    in the test, so that intervals over speakers are sound."""
+    in the test, so that intervals over speakers are sound; ``assistant-strangers`` is the same with
+    another test, by 24 people who sound less like those of the training."""
     hours: Annotated[float, Range(above=0, maximum=1000)] = 2.0
     """Hours of the training split. The other splits are added to it: test has a tenth of it but
     at most 1 h, dev has half of test."""

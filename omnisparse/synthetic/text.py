@@ -246,6 +246,7 @@ GRAMMARS: Mapping[str, Grammar] = {
     "assistant": ASSISTANT,
     "assistant-easy": ASSISTANT_EASY,
     "assistant-voices": ASSISTANT_EASY,
+    "assistant-strangers": ASSISTANT_EASY,
 }
 
 _SLOT = re.compile(r"\{(\w+)\}")

@@ -78,6 +78,8 @@ FAMILIES = {
 }
 
 
+_PLAIN_ACCENTS = ("en-us", "en-gb-x-rp")
+
 _PLAIN: Mapping[str, tuple[Mapping[str, tuple[str, ...]], Sequence[Mapping[str, int]]]] = {
     "assistant-easy": (EASY_VARIANTS, [{"test": 2, "dev": 1}, {"test": 2, "dev": 1}]),
     "assistant-voices": (VOICES_VARIANTS, [{"test": 5, "dev": 2}, {"test": 11, "dev": 4}]),
@@ -100,11 +102,15 @@ def split_voices(preset: str, seed: int) -> dict[str, tuple[str, ...]]:
 
     All splits have the same accents. Female and male variants are held out in proportion. A voice
     is a pair of accent and variant such as ``en-us+f3``. The held-out voices of
-    ``assistant-voices`` have one accent each, so that they are as many different people.
+    ``assistant-voices`` have one accent each, so that they are as many different people. In the
+    test of ``assistant-strangers`` all people speak of whom ``assistant-voices`` has none.
     """
+    if preset == "assistant-strangers":
+        voices = split_voices("assistant-voices", seed)
+        return {**voices, "test": _one_accent_each(_strangers(), _PLAIN_ACCENTS)}
     rng = np.random.default_rng([seed, 4])
     plain = _PLAIN.get(preset)
-    accents = ACCENTS if plain is None else ("en-us", "en-gb-x-rp")
+    accents = ACCENTS if plain is None else _PLAIN_ACCENTS
     if plain is not None:
         variants_of, num_held_out = plain
         groups = [list(variants_of["female"]), list(variants_of["male"])]
@@ -127,8 +133,16 @@ def split_voices(preset: str, seed: int) -> dict[str, tuple[str, ...]]:
     voices = {split: list_voices(tuple(sorted(chosen[split])), accents) for split in SPLITS}
     if preset == "assistant-voices":
         for split in ("dev", "test"):
-            names = sorted(chosen[split])
-            voices[split] = tuple(
-                f"{accents[place % len(accents)]}+{name}" for place, name in enumerate(names)
-            )
+            voices[split] = _one_accent_each(sorted(chosen[split]), accents)
     return voices
+
+
+def _one_accent_each(names: Sequence[str], accents: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{accents[place % len(accents)]}+{name}" for place, name in enumerate(names))
+
+
+def _strangers() -> list[str]:
+    """A usable variant of every person whom ``assistant-voices`` does not have."""
+    known = {FAMILIES.get(name, name) for names in VOICES_VARIANTS.values() for name in names}
+    others = {FAMILIES.get(name, name): name for name in reversed(usable_variants())}
+    return sorted(name for person, name in others.items() if person not in known)

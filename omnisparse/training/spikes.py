@@ -8,15 +8,16 @@ Deviation: a spike is found by a rule instead of by eye.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 _REMEMBERED = 5
 _NEEDED = 3
+_DENSE = "loss/dense"
 
 
 class SpikeWatch:
-    """Judges the mean of the first loss over each line of metrics.
+    """Judges the mean of the dense net's loss over each line of metrics, or of the one that trains.
 
     All processes see the same means, so they decide alike.
 
@@ -28,7 +29,7 @@ class SpikeWatch:
     def __init__(self, factor: float, most: int) -> None:
         self.factor, self.most = factor, most
         self.rollbacks = 0
-        self._recent: list[float] = []
+        self._recent: dict[str, list[float]] = {}
 
     @property
     def is_on(self) -> bool:
@@ -37,13 +38,15 @@ class SpikeWatch:
 
     def is_spike(self, metrics: Mapping[str, float]) -> bool:
         """Judge one line of metrics; a mean that is none is remembered."""
-        loss = next((value for name, value in metrics.items() if name.startswith("loss/")), None)
-        if not self.is_on or loss is None:
+        names = [name for name in metrics if name.startswith("loss/")]
+        if not self.is_on or not names:
             return False
-        known = self._recent
+        # A method may train another net at each step: a net is compared with itself.
+        name = _DENSE if _DENSE in names else names[0]
+        known, loss = self._recent.get(name, []), metrics[name]
         if len(known) >= _NEEDED and loss > self.factor * statistics.median(known):
             return True
-        self._recent = [*known, loss][-_REMEMBERED:]
+        self._recent[name] = [*known, loss][-_REMEMBERED:]
         return False
 
     def go_back(self, step: int, to: int) -> str:
@@ -56,7 +59,7 @@ class SpikeWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; empty where it does not judge."""
-        return {"rollbacks": self.rollbacks, "recent": self._recent} if self.is_on else {}
+        return {"rollbacks": self.rollbacks, "recent": dict(self._recent)} if self.is_on else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what a checkpoint holds."""
@@ -65,5 +68,7 @@ class SpikeWatch:
 
     def forget_since(self, state: Mapping[str, Any]) -> None:
         """Put back the means that a checkpoint holds, but not its count."""
-        recent: Sequence[float] = state.get("recent", [])
-        self._recent = [float(value) for value in recent]
+        recent = state.get("recent", {})
+        if not isinstance(recent, Mapping):  # a checkpoint from before December 2026
+            recent = {_DENSE: recent}
+        self._recent = {name: [float(value) for value in values] for name, values in recent.items()}

@@ -278,16 +278,19 @@ def test_one_net_a_step_is_drawn_from_all_sizes() -> None:
     options = {"rule": "single", "min_size": "60%", "distribution": "levels", "levels": ("80%",)}
     method, batch = make_method(LAS, warmup_fraction=0.1, **options), make_batch(2)
     assert method.config.mean_passes == 1.0
-    sizes = []
+    sizes, names = [], []
     for step in (0, 9, *range(10, 40)):
         (loss,) = method.losses(method.supernet, batch, step)
         assert method.num_losses(step) == len(method.units(batch, step)) == 1
         assert (loss.weight, loss.utterances) == (1.0, len(batch))
-        assert loss.name == "single" if step >= 10 else method.schedule.alone(step) is None
+        assert step >= 10 or method.schedule.alone(step) is None
+        names.append(loss.name)
         sizes.append(method.supernet.nonzero(method.schedule.alone(step)))
     dense = method.supernet.budget.dense_parameters
     expected = {round(share * dense) for share in (0.6, 0.8, 1.0)}
     assert set(sizes[2:]) == expected
+    called = {min(expected): "smallest", max(expected): "dense"}
+    assert names == [called.get(size, "random_0") for size in sizes]
     assert min(sizes[2:].count(size) for size in expected) >= 4
     method.supernet.activate(method.schedule.alone(39))
     output = forward_batch(method.supernet, batch)

@@ -138,7 +138,8 @@ def test_progress_ends_complete(tmp_path: Path) -> None:
     [
         (
             {"preset": "hard"},
-            "preset must be one of assistant, assistant-easy, assistant-voices, got 'hard'",
+            "preset must be one of assistant, assistant-easy, assistant-voices, "
+            "assistant-strangers, got 'hard'",
         ),
         ({"hours": 0.0}, "hours is .*; it must be above 0 and at most 1000"),
         ({"hours": float("nan")}, "hours is .*; it must be above 0 and at most 1000"),

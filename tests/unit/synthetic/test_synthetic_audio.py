@@ -75,7 +75,7 @@ def test_at_least_sixty_variants_and_all_accents_in_training() -> None:
     assert {voice.partition("+")[0] for voice in voices} == set(ACCENTS)
 
 
-@pytest.mark.parametrize("preset", ["assistant", "assistant-easy", "assistant-voices"])
+@pytest.mark.parametrize("preset", GRAMMARS)
 @pytest.mark.parametrize("seed", range(5))
 def test_no_person_is_heard_in_two_splits(preset: str, seed: int) -> None:
     voices = split_voices(preset, seed)
@@ -107,6 +107,17 @@ def test_many_test_voices_are_as_many_people() -> None:
         assert {voice.partition("+")[0] for voice in voices["test"]} == {"en-us", "en-gb-x-rp"}
         assert variants <= set(usable_variants())
     assert GRAMMARS["assistant-voices"] is GRAMMARS["assistant-easy"]
+
+
+def test_strangers_are_heard_in_no_split_of_the_corpus_with_many_voices() -> None:
+    known, strangers = (split_voices(f"assistant-{name}", 0) for name in ("voices", "strangers"))
+    assert {**strangers, "test": ()} == {**known, "test": ()}
+    variants = [voice.partition("+")[2] for voice in strangers["test"]]
+    assert len(variants) == len({FAMILIES.get(name, name) for name in variants}) == 24
+    heard = {voice.partition("+")[2] for voices in known.values() for voice in voices}
+    assert not {FAMILIES.get(name, name) for name in variants} & {
+        FAMILIES.get(name, name) for name in heard
+    }
 
 
 @pytest.mark.parametrize("frequency", [100.0, 1000.0, 6500.0])
