@@ -56,10 +56,10 @@ class SandwichConfig:
     kind: Literal["sandwich"] = "sandwich"
     """Selects this method."""
     rule: Literal["sandwich", "single"] = "sandwich"
-    """``single``: a step trains one net on the labels of the whole batch, of a size drawn at random
-    (dense and ``min_size`` as often as each level). Nothing is distilled, and every net has updates
-    of its own, from many utterances. Better than ``sandwich`` for a LAS with small batches
-    (``convergence_las_voices.yaml``)."""
+    """``single``: a step trains one net on the labels of the whole batch: the dense net, that of
+    ``min_size`` or one of the levels, each as often; without levels a size between as often.
+    Nothing is distilled, and every net has updates of its own, from many utterances. Better than
+    ``sandwich`` for a LAS (``convergence_las_voices.yaml``)."""
     min_size: str | int = "6%"
     """Smallest subnet trained, as ``--size`` takes it (non-zeros or share of the dense net)."""
     num_random_subnets: NonNegativeInt = 1

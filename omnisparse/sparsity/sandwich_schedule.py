@@ -149,16 +149,15 @@ class SandwichSchedule:
     def alone(self, step: int) -> SubnetSpec | None:
         """The one net of a step that trains one; None is the dense net.
 
-        From the end of the warm-up on, any size; with levels, the dense net and the smallest subnet
-        as often as each of them.
+        From the end of the warm-up on, the dense net and the smallest subnet are drawn as often as
+        each level; without levels, as often as any size between.
         """
         if step < self.warmup_steps:
             return None
-        generator = subnet_generator(self.seed, step, 0)
-        if self.num_levels:
-            import torch
+        import torch
 
-            choice = int(torch.randint(self.num_levels + 2, (1,), generator=generator))
-            if choice < 2:
-                return None if choice == 0 else self.smallest(step)
+        generator = subnet_generator(self.seed, step, 0)
+        choice = int(torch.randint(2 + (self.num_levels or 1), (1,), generator=generator))
+        if choice < 2:
+            return None if choice == 0 else self.smallest(step)
         return self.space.sample(generator, self.least_density(step))
