@@ -86,7 +86,7 @@ def read_run(path: Path) -> RunReport:
     Raises:
         OmnisparseError: If it is none.
     """
-    runs.require_directory(path)
+    runs.require_directory(path, runs.RUN_ONLY)
     if not (path / "config.yaml").is_file():
         raise OmnisparseError(f"{path}: not a run directory (it has no config.yaml)")
     resolved = path.resolve()  # `runs/latest` stands for the run

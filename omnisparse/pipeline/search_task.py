@@ -84,7 +84,7 @@ class SearchTask:
     """The supernet of a run, and the sizes of the subnets to find."""
 
     def __init__(self, run: Path, sizes: Sequence[str], config: SearchConfig) -> None:
-        runs.require_directory(run)
+        runs.require_directory(run, runs.RUN_ONLY)
         self.run, self.config = run, config
         description = self.description = runs.read_description(run)
         self.weights, checkpoint = runs.newest_weights(run)

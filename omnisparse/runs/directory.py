@@ -258,15 +258,19 @@ def _extractor(owner: type[FeatureExtractor], document: Any, path: Path | str) -
         raise FormatError(f"{path}: its features cannot be used ({error})") from error
 
 
-def require_directory(path: Path) -> None:
-    """Refuse a MODEL that is not a directory.
+RUN_ONLY = "a RUN is the directory of a training"
+"""What :func:`require_directory` says where an artifact is not legal."""
+
+
+def require_directory(path: Path, legal: str = "a MODEL is an artifact or run directory") -> None:
+    """Refuse a MODEL that is not a directory; where only a run is legal, say so.
 
     Raises:
         OmnisparseError: If ``path`` is absent or a file.
     """
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
-        raise OmnisparseError(f"{path}: {what}; a MODEL is an artifact or run directory")
+        raise OmnisparseError(f"{path}: {what}; {legal}")
 
 
 def _build(

@@ -164,7 +164,7 @@ def test_the_verb_takes_the_latest_run_and_old_ones(
     assert_harmless((tmp_path / "report.html").read_text())
     before = (tmp_path / "report.html").read_bytes()
     for words, said in (
-        (["nothing"], "nothing: does not exist"),
+        (["nothing"], "nothing: does not exist; a RUN is the directory of a training"),
         ([str(tmp_path)], "not a run directory"),
         (["runs/latest", "--transcripts", "report.html"], "no transcripts"),
     ):
