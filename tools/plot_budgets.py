@@ -31,6 +31,9 @@ from omnisparse.evaluation.pareto import (
     style_axes,
 )
 
+_MARKS = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100)
+"""Rates in percent that a log axis names."""
+
 
 def read_cells(folders: list[Path], measure: str) -> list[dict[str, Any]]:
     """The cells of all comparisons, each with its ``budget`` and the ``folder`` that it is from.
@@ -75,7 +78,7 @@ def table(cells: list[dict[str, Any]], measure: str) -> str:
     return "\n".join(lines)
 
 
-def plot(cells: list[dict[str, Any]], measure: str, path: Path) -> None:
+def plot(cells: list[dict[str, Any]], measure: str, path: Path, *, log_rates: bool) -> None:
     """A panel per size: WER and its interval against the budget, a curve per row."""
     sizes = list(dict.fromkeys(cell["size"] for cell in cells))
     figure = new_figure(3.9 * len(sizes), 4.0)
@@ -97,8 +100,14 @@ def plot(cells: list[dict[str, Any]], measure: str, path: Path) -> None:
         axes.set_xscale("log")
         ticks = _ticks(cell["budget"] for cell in cells)
         axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
-        axes.minorticks_off()
         axes.set_ylim(0, min(105.0, 1.05 * highest))
+        if log_rates:
+            lowest = min(cell["wer_low"] or cell["wer"] for cell in cells)
+            axes.set_yscale("log")
+            marks = [mark for mark in _MARKS if lowest <= mark <= highest]
+            axes.set_yticks(marks, [f"{mark:g}" for mark in marks])
+            axes.set_ylim(lowest / 1.1, 1.1 * highest)
+        axes.minorticks_off()
         axes.set_title(size, loc="left", fontweight="bold", fontsize=10)
         axes.set_xlabel(f"{MEASURES[measure]} of one budget (log scale)", fontsize=8)
         style_axes(axes)
@@ -143,15 +152,19 @@ def _text(cell: dict[str, Any] | None) -> str:
 @click.command(help="Table and plot of WER against budget, from the folders of comparisons.")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The image.")
+@click.option("--log-rates", is_flag=True, help="A log scale for error rates, too.")
 @click.option("--measure", type=click.Choice(list(MEASURES)), default="passes", show_default=True)
-def main(folders: tuple[Path, ...], out: Path, measure: str) -> None:
+def main(folders: tuple[Path, ...], out: Path, log_rates: bool, measure: str) -> None:
     """The command."""
     try:
         cells = read_cells(list(folders), measure)
     except OmnisparseError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-    plot(cells, measure, out)
+    if log_rates and min(cell["wer_low"] or cell["wer"] for cell in cells) <= 0:
+        click.echo("error: --log-rates: a word error rate is 0; leave it out", err=True)
+        sys.exit(2)
+    plot(cells, measure, out, log_rates=log_rates)
     click.echo(table(cells, measure))
 
 

@@ -51,6 +51,18 @@ def test_a_line_for_each_row_and_budget(tmp_path: Path) -> None:
     ]
 
 
+def test_rates_on_a_log_scale_are_above_zero(tmp_path: Path) -> None:
+    cells = {("pruned", "50%"): 9.0, ("pruned", "25%"): 31.0}
+    once = comparison(tmp_path / "1x", {"pruned": 1000.0}, cells)
+    for name, options in (("plain", ()), ("log", ("--log-rates",))):
+        assert run(once, "--out", tmp_path / f"{name}.png", *options).returncode == 0
+    assert (tmp_path / "log.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
+    none = comparison(tmp_path / "0", {"pruned": 1000.0}, {("pruned", "50%"): 0.0})
+    done = run(none, "--out", tmp_path / "none.png", "--log-rates")
+    assert (done.returncode, (tmp_path / "none.png").exists()) == (2, False)
+    assert done.stderr == "error: --log-rates: a word error rate is 0; leave it out\n"
+
+
 @pytest.mark.parametrize("text", [None, "{"])
 def test_a_folder_without_a_comparison_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:
